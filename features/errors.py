@@ -1,0 +1,37 @@
+"""The one exception for everything a user can mend.
+
+Every stage raises :class:`UserError` for a wrong file, row, setting or version; the command line prints it as one
+line and leaves with exit code 2. Any other exception is a bug of ours and leaves with exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    Args:
+        where: the file, row or setting, as the user would look for it.
+        what: what is wrong there.
+        mend: what to do about it.
+    """
+
+    def __init__(self, where: str, what: str, mend: str) -> None:
+        self.where, self.what, self.mend = where, what, mend
+        super().__init__(f"{where}: {what}; {mend}" if mend else f"{where}: {what}")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        # Beam pickles exceptions between workers; the default would call __init__ with the one joined message.
+        return (UserError, (self.where, self.what, self.mend))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"did you mean 'x'?"`` for the closest known word, else the list of all of them."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(names)}" if names else "there is none"

@@ -1,0 +1,169 @@
+"""Blocks of rows as TFRecords: written and read without TensorFlow.
+
+A record is a ``tf.train.Example`` that holds a whole block of rows as little-endian buffers, so that writing and parsing
+cost a copy and not a Python loop::
+
+    rows        int64 [1]     number of rows n
+    ids         int32 [n, fixed_width]          features with exactly one id a row
+    <name>.lengths int32 [n]  and <name>.ids int32 [sum of lengths]   for each bag and sequence
+    values      float32 [n, n_numeric]
+    label       uint8 [n]
+    key, user   uint64 [n];  timestamp int64 [n];  intensity float32 [n]
+    passthrough an Arrow IPC stream of strings, only where the schema names such columns
+
+The message is built from a descriptor of our own, field for field that of tensorflow/core/example: a preprocessing worker
+needs protobuf and not TensorFlow.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from features.errors import UserError
+from features.rows import Rows
+from features.schema import Schema
+
+
+def _example_class() -> Any:
+    """The ``tf.train.Example`` message, in a descriptor pool of its own so that TensorFlow's may be loaded as well."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="clsd/example.proto", package="clsd", syntax="proto3")
+
+    def message(name: str, *members: tuple[str, int, int, int, str], oneof: bool = False) -> Any:
+        made = file.message_type.add(name=name)
+        if oneof:
+            made.oneof_decl.add(name="kind")
+        for member, number, label, kind, type_name in members:
+            added = made.field.add(name=member, number=number, label=label, type=kind, type_name=type_name or None)
+            if oneof:
+                added.oneof_index = 0
+        return made
+
+    one, many, sub = field.LABEL_OPTIONAL, field.LABEL_REPEATED, field.TYPE_MESSAGE
+    message("BytesList", ("value", 1, many, field.TYPE_BYTES, ""))
+    message("FloatList", ("value", 1, many, field.TYPE_FLOAT, ""))
+    message("Int64List", ("value", 1, many, field.TYPE_INT64, ""))
+    message(
+        "Feature",
+        ("bytes_list", 1, one, sub, ".clsd.BytesList"),
+        ("float_list", 2, one, sub, ".clsd.FloatList"),
+        ("int64_list", 3, one, sub, ".clsd.Int64List"),
+        oneof=True,
+    )
+    features = message("Features", ("feature", 1, many, sub, ".clsd.Features.FeatureEntry"))
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
+    entry.field.add(name="value", number=2, label=one, type=sub, type_name=".clsd.Feature")
+    message("Example", ("features", 1, one, sub, ".clsd.Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("clsd.Example"))
+
+
+Example = _example_class()
+
+_PLAIN = {"label": "u1", "key": "<u8", "user": "<u8", "timestamp": "<i8", "intensity": "<f4"}
+
+
+def serialize_block(schema: Schema, rows: Rows) -> bytes:
+    """One block as the bytes of a ``tf.train.Example``; equal rows give equal bytes."""
+    example = Example()
+    feature = example.features.feature
+    feature["rows"].int64_list.value.append(len(rows))
+    buffers = {"ids": rows.ids[:, : schema.fixed_width].astype("<i4").tobytes(), "values": rows.values.astype("<f4").tobytes()}
+    buffers |= {name: getattr(rows, name).astype(kind).tobytes() for name, kind in _PLAIN.items()}
+    for ragged in schema.ragged:
+        padded = rows.ids[:, schema.id_slices[ragged.name]]
+        buffers[f"{ragged.name}.lengths"] = (padded != 0).sum(axis=1).astype("<i4").tobytes()
+        buffers[f"{ragged.name}.ids"] = padded[padded != 0].astype("<i4").tobytes()
+    if schema.passthrough:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.passthrough.schema) as writer:
+            writer.write_batch(rows.passthrough)
+        buffers["passthrough"] = sink.getvalue().to_pybytes()
+    for name, buffer in buffers.items():
+        feature[name].bytes_list.value.append(buffer)
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def parse_block(schema: Schema, serialized: bytes) -> Rows:
+    """What :func:`serialize_block` wrote; the NumPy twin of :func:`features.parse.parse_blocks`."""
+    feature = Example.FromString(serialized).features.feature
+    n = feature["rows"].int64_list.value[0]
+
+    def buffer(name: str, kind: str) -> np.ndarray[Any, Any]:
+        return np.frombuffer(feature[name].bytes_list.value[0], dtype=kind)
+
+    ids = np.zeros((n, schema.width), dtype=np.int32)
+    ids[:, : schema.fixed_width] = buffer("ids", "<i4").reshape(n, schema.fixed_width)
+    for ragged in schema.ragged:
+        at = schema.id_slices[ragged.name]
+        filled = np.arange(ragged.max_length) < buffer(f"{ragged.name}.lengths", "<i4")[:, None]
+        ids[:, at][filled] = buffer(f"{ragged.name}.ids", "<i4")
+    if schema.passthrough:
+        with pa.ipc.open_stream(feature["passthrough"].bytes_list.value[0]) as reader:
+            passthrough = reader.read_next_batch()
+    else:
+        passthrough = pa.RecordBatch.from_arrays([], names=[])
+    return Rows(
+        ids=ids,
+        values=buffer("values", "<f4").reshape(n, len(schema.numeric)),
+        passthrough=passthrough,
+        **{name: buffer(name, kind) for name, kind in _PLAIN.items()},
+    )
+
+
+class Written(NamedTuple):
+    """What a shard holds: records, bytes of the file, and the CRC-32C of the whole file."""
+
+    records: int
+    bytes: int
+    crc32c: int
+
+
+def write_records(file: IO[bytes], records: Iterator[bytes]) -> Written:
+    """Write records in TFRecord framing: length, masked CRC-32C of it, data, masked CRC-32C of the data."""
+    count = size = crc = 0
+    for data in records:
+        length = struct.pack("<Q", len(data))
+        framed = b"".join((length, _masked(length), data, _masked(data)))
+        file.write(framed)
+        count, size, crc = count + 1, size + len(framed), google_crc32c.extend(crc, framed)
+    return Written(count, size, crc)
+
+
+def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The records of a TFRecord file, each checked.
+
+    Raises:
+        UserError: the file ends inside a record, or a checksum does not fit; the message names ``name`` and the record.
+    """
+    at = 0
+    while header := file.read(12):
+        if len(header) < 12 or header[8:] != _masked(header[:8]):
+            raise _damaged(name, at, "its header is truncated or altered")
+        (length,) = struct.unpack("<Q", header[:8])
+        data, footer = file.read(length), file.read(4)
+        if len(data) < length or len(footer) < 4:
+            raise _damaged(name, at, "the file ends inside it")
+        if footer != _masked(data):
+            raise _damaged(name, at, "its checksum does not fit")
+        yield data
+        at += 1
+
+
+def _damaged(name: str, record: int, what: str) -> UserError:
+    return UserError(name, f"record {record} is damaged: {what}", "restore the file, or run preprocess again with --overwrite")
+
+
+def _masked(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,0 +1,64 @@
+"""Encoded rows in memory: what the shuffle moves, what a record holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n encoded rows; every array's first axis is the row.
+
+    Args:
+        key: uint64 ``[n]``, the row's random key: its identity and its place in the shuffle.
+        ids: int32 ``[n, width]``, see :mod:`features.schema`.
+        values: float32 ``[n, n_numeric]``.
+        label: uint8 ``[n]``, 0 or 1.
+        user: uint64 ``[n]``, hash of the user; 0 where the schema names no user.
+        timestamp: int64 ``[n]``, microseconds since 1970 UTC; 0 where the schema names none.
+        intensity: float32 ``[n]``; NaN where unknown.
+        passthrough: strings, one column per passthrough name.
+    """
+
+    key: npt.NDArray[np.uint64]
+    ids: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+    label: npt.NDArray[np.uint8]
+    user: npt.NDArray[np.uint64]
+    timestamp: npt.NDArray[np.int64]
+    intensity: npt.NDArray[np.float32]
+    passthrough: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, order: npt.NDArray[Any] | slice) -> Rows:
+        """The rows at ``order`` (positions, a mask or a slice), in that order."""
+        arrays = {f.name: getattr(self, f.name)[order] for f in fields(self) if f.name != "passthrough"}
+        if self.passthrough.num_columns == 0:
+            return Rows(**arrays, passthrough=self.passthrough)
+        if isinstance(order, slice):
+            start, stop, _ = order.indices(len(self))
+            return Rows(**arrays, passthrough=self.passthrough.slice(start, stop - start))
+        positions = np.flatnonzero(order) if order.dtype == np.bool_ else order
+        return Rows(**arrays, passthrough=self.passthrough.take(pa.array(positions)))
+
+    @staticmethod
+    def concat(parts: list[Rows]) -> Rows:
+        """The rows of all parts, one after the other; there must be at least one part."""
+        names = [f.name for f in fields(Rows) if f.name != "passthrough"]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        passthrough = parts[0].passthrough
+        if passthrough.num_columns:
+            table = pa.Table.from_batches([part.passthrough for part in parts]).combine_chunks()
+            passthrough = table.to_batches()[0] if table.num_rows else passthrough
+        return Rows(**arrays, passthrough=passthrough)
+
+    def shuffled(self) -> Rows:
+        """The rows by their random key: the same order however the parts arrived."""
+        return self.take(np.argsort(self.key, kind="stable"))

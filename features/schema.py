@@ -1,0 +1,218 @@
+"""What a row means: the one list of feature names, kinds, widths and roles.
+
+Preprocessing, the record reader, the models and the serving signature all read this file's :class:`Schema` and no other
+list. A row of a click log is one impression; encoded, it is ``ids`` int32 ``[width]`` (every categorical, bucketed, bag and
+sequence feature has its own columns, bags and sequences padded with 0) and ``values`` float32 ``[n_numeric]``.
+
+Reserved ids, in every table and in this order: 0 padding, 1 missing, 2 ... 1 + ``oov_buckets`` out of vocabulary, then
+the values themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from features.errors import did_you_mean
+
+PADDING_ID = 0
+MISSING_ID = 1
+FIRST_OOV_ID = 2
+#: What a missing int64 value is called where null cannot be said (serving signatures, tf.train.Example).
+MISSING_INT = -(2**63)
+
+
+class Strict(BaseModel):
+    """A settings object in which an unknown key is an error and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Feature(Strict):
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the feature, and of the serving input")
+    column: str = Field(default="", description="column of the log; the feature's name if left out")
+    optional: bool = Field(default=False, description="whether a log may lack the column altogether (all missing then)")
+    input: bool = Field(default=True, description="whether the backbone sees it; false for a feature of AdGate alone")
+
+    @property
+    def source(self) -> str:
+        """The log column that this feature reads."""
+        return self.column or self.name
+
+
+class _Categorical(_Feature):
+    dtype: Literal["string", "int64"] = Field(default="string", description="type of the column in the log")
+    encoding: Literal["vocabulary", "hash", "identity"] = Field(
+        default="vocabulary",
+        description="vocabulary: learnt from the training split; hash: into `size` bins; identity: the integers 0 ... size - 1",
+    )
+    size: int = Field(default=0, ge=0, description="bins of a hash, or number of identities; unused for a vocabulary")
+    min_count: int = Field(default=1, ge=1, description="rows of the training split a value must occur in to get an id")
+    max_size: int = Field(default=10_000_000, ge=1, description="the largest number of values with an id of their own")
+    oov_buckets: int = Field(default=1, ge=1, description="ids shared out (by hash) among unknown values")
+    share: str = Field(default="", description="name of the feature whose vocabulary and embedding table are used here too")
+
+    @model_validator(mode="after")
+    def _size_fits_encoding(self) -> _Categorical:
+        if self.encoding in ("hash", "identity") and self.size < 1 and not self.share:
+            raise ValueError(f"'{self.name}': encoding '{self.encoding}' needs size: the number of bins")
+        if self.encoding == "identity" and self.dtype != "int64":
+            raise ValueError(f"'{self.name}': encoding 'identity' needs dtype: int64")
+        return self
+
+
+class CategoricalFeature(_Categorical):
+    """One value a row, as an id."""
+
+    kind: Literal["categorical"]
+    max_length: Literal[1] = 1
+
+
+class _MultiValued(_Categorical):
+    max_length: int = Field(ge=1, description="values kept a row")
+    separator: str = Field(
+        default="", description="what splits the column's text into values; empty where the log has real lists"
+    )
+
+
+class BagFeature(_MultiValued):
+    """Several values a row without order, such as genres; the first ``max_length`` are kept."""
+
+    kind: Literal["bag"]
+
+
+class SequenceFeature(_MultiValued):
+    """Several values a row in order, oldest first, such as a history; the **last** ``max_length`` are kept."""
+
+    kind: Literal["sequence"]
+
+
+class NumericFeature(_Feature):
+    """A number. ``standardise`` and ``log1p`` keep it one (missing becomes the mean); ``quantile`` makes it an id."""
+
+    kind: Literal["numeric"]
+    transform: Literal["standardise", "log1p", "quantile", "none"] = Field(
+        default="standardise",
+        description="standardise: (x - mean) / sd; log1p: log(1 + max(x, 0)), standardised; quantile: id of the bucket",
+    )
+    buckets: int = Field(default=16, ge=2, le=4096, description="buckets of the quantile transform")
+    min: float | None = Field(default=None, description="a smaller value is refused as a dead letter")
+    max: float | None = Field(default=None, description="a larger value is refused as a dead letter")
+
+
+Feature = Annotated[CategoricalFeature | BagFeature | SequenceFeature | NumericFeature, Field(discriminator="kind")]
+Categorical = CategoricalFeature | BagFeature | SequenceFeature
+
+
+class Schema(Strict):
+    """Features and roles. ``user`` gives GAUC its groups and per-user splits their key; ``intensity`` is for evaluation alone."""
+
+    features: list[Feature] = Field(min_length=1, description="what the model may see, in this order")
+    label: str = Field(default="click", description="column of 0 and 1 (or booleans)")
+    user: str = Field(default="", description="column that names the user; needed for GAUC and for per-user splits")
+    timestamp: str = Field(default="", description="column of the impression's time; needed for splits by time")
+    timestamp_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
+        default="s", description="unit of a numeric timestamp; iso: text such as 2026-11-22T10:00:00Z"
+    )
+    intensity: str = Field(
+        default="", description="column that says how much was meant by a click (rating, dwell time); never a model input"
+    )
+    groups: list[str] = Field(default=[], description="categorical features by which AdGate corrects and reports are split")
+    passthrough: list[str] = Field(default=[], description="columns carried along as text and used by nothing")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Schema:
+        names = [feature.name for feature in self.features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"feature '{twice[0]}' stands twice")
+        singles = [f.name for f in self.features if isinstance(f, CategoricalFeature)]
+        for group in self.groups:
+            if group not in singles:
+                raise ValueError(f"groups: '{group}' is no categorical feature; {did_you_mean(group, singles)}")
+        for feature in self.categorical:
+            owner = next((f for f in self.categorical if f.name == feature.share), None)
+            if feature.share and (owner is None or owner.share or owner is feature):
+                raise ValueError(f"'{feature.name}': share: '{feature.share}' is no feature with a vocabulary of its own")
+            if owner is not None and owner.dtype != feature.dtype:
+                raise ValueError(f"'{feature.name}': dtype must be that of '{feature.share}', {owner.dtype}")
+        reserved = {self.label, self.intensity} - {""}
+        for feature in self.features:
+            if feature.source in reserved:
+                raise ValueError(f"'{feature.name}' reads '{feature.source}', which is the label or the intensity: a leak")
+        if not any(feature.input for feature in self.features):
+            raise ValueError("no feature has input: true, so the backbone would see nothing")
+        return self
+
+    @cached_property
+    def categorical(self) -> list[Categorical]:
+        """Categorical, bag and sequence features, in order."""
+        return [f for f in self.features if not isinstance(f, NumericFeature)]
+
+    @cached_property
+    def bucketed(self) -> list[NumericFeature]:
+        """Numeric features that become ids."""
+        return [f for f in self.features if isinstance(f, NumericFeature) and f.transform == "quantile"]
+
+    @cached_property
+    def numeric(self) -> list[NumericFeature]:
+        """Numeric features that stay numbers, in the order of ``values``."""
+        return [f for f in self.features if isinstance(f, NumericFeature) and f.transform != "quantile"]
+
+    @cached_property
+    def id_slices(self) -> dict[str, slice]:
+        """Columns of ``ids`` that each categorical or bucketed feature takes; those with one column stand first."""
+        fixed = [f for f in self.categorical if isinstance(f, CategoricalFeature)]
+        ragged = [f for f in self.categorical if not isinstance(f, CategoricalFeature)]
+        slices, at = {}, 0
+        for name, width in [(f.name, 1) for f in [*fixed, *self.bucketed]] + [(f.name, f.max_length) for f in ragged]:
+            slices[name] = slice(at, at + width)
+            at += width
+        return slices
+
+    @property
+    def ragged(self) -> list[BagFeature | SequenceFeature]:
+        """Bags and sequences, which take the last columns of ``ids``."""
+        return [f for f in self.categorical if not isinstance(f, CategoricalFeature)]
+
+    @property
+    def fixed_width(self) -> int:
+        """Number of the leading columns of ``ids`` that hold exactly one id a row."""
+        return sum(s.stop - s.start == 1 for n, s in self.id_slices.items() if n not in {f.name for f in self.ragged})
+
+    @property
+    def width(self) -> int:
+        """Number of columns of ``ids``."""
+        return max((s.stop for s in self.id_slices.values()), default=0)
+
+    def feature(self, name: str) -> CategoricalFeature | BagFeature | SequenceFeature | NumericFeature:
+        """The feature of that name; KeyError with the closest name where there is none."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(f"no feature '{name}'; {did_you_mean(name, [f.name for f in self.features])}")
+
+    def owner(self, feature: Categorical) -> Categorical:
+        """The feature whose vocabulary and table ``feature`` uses: itself, unless it shares."""
+        return next(f for f in self.categorical if f.name == (feature.share or feature.name))
+
+    @property
+    def vocabularies(self) -> list[Categorical]:
+        """Features that learn a vocabulary from the training split."""
+        return [f for f in self.categorical if f.encoding == "vocabulary" and not f.share]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every log column that is read, each once, in a stable order."""
+        roles = [self.label, self.user, self.timestamp, self.intensity, *self.passthrough]
+        return list(dict.fromkeys(c for c in [*(f.source for f in self.features), *roles] if c))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, 16 hex digits: equal if and only if two schemas mean the same."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

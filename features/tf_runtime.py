@@ -1,0 +1,31 @@
+"""TensorFlow, imported the one way that works for every part of this project.
+
+``from features.tf_runtime import keras, tf`` instead of ``import tensorflow``:
+
+- ``TF_USE_LEGACY_KERAS=1`` must be set before the import: tensorflow-recommenders needs Keras 2, and Keras 3 turns
+  sparse embedding gradients dense.
+- AutoGraph of TF 2.16 would convert the source of tf_keras itself, which makes the first step take up to a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors and warnings; the banner about CPU instructions is neither
+
+if "keras" in sys.modules and "tf_keras" not in sys.modules:
+    raise ImportError("import features.tf_runtime before keras: Keras 2 must be chosen before TensorFlow is imported")
+
+import tensorflow as _tensorflow  # noqa: E402
+import tf_keras as _tf_keras  # noqa: E402
+from tensorflow.python.autograph.core import config as _autograph  # noqa: E402
+
+# Neither package ships types that fit; Any says so once, here.
+tf: Any = _tensorflow
+keras: Any = _tf_keras
+
+if not any(getattr(rule, "_prefix", "") == "tf_keras" for rule in _autograph.CONVERSION_RULES):
+    _autograph.CONVERSION_RULES = (_autograph.DoNotConvert("tf_keras"), *_autograph.CONVERSION_RULES)

@@ -1,0 +1,117 @@
+"""The schema with all that was learnt from the training split: vocabularies, means, deviations, bucket boundaries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.schema import FIRST_OOV_ID, Categorical, NumericFeature, Schema
+from features.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class NumericState:
+    """What a numeric feature learnt. ``mean`` and ``sd`` are those of log(1 + max(x, 0)) for ``log1p``.
+
+    Args:
+        mean: of the values that are there, 0.0 if none is.
+        sd: population standard deviation, 1.0 where it would be 0.
+        boundaries: float32 values, rising; bucket k holds boundaries[k-1] <= x < boundaries[k].
+    """
+
+    mean: float = 0.0
+    sd: float = 1.0
+    boundaries: tuple[float, ...] = ()
+
+    @classmethod
+    def from_moments(cls, rows: int, total: float, squares: float) -> NumericState:
+        """From the number of values, their sum and the sum of their squares."""
+        if rows == 0:
+            return cls()
+        mean = total / rows
+        variance = max(squares / rows - mean * mean, 0.0)
+        sd = math.sqrt(variance)
+        return cls(mean=mean, sd=sd if sd > 1e-9 * max(1.0, abs(mean)) else 1.0)
+
+    @classmethod
+    def from_sample(cls, sample: np.ndarray[Any, Any], buckets: int) -> NumericState:
+        """Boundaries at the quantiles 1/buckets ... of a sample, doubles merged."""
+        if sample.size == 0:
+            return cls()
+        at = np.arange(1, buckets) / buckets
+        cuts = np.unique(np.quantile(sample.astype(np.float32), at, method="lower").astype(np.float32))
+        return cls(boundaries=tuple(float(c) for c in cuts))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Everything that turns a raw row into ids and values.
+
+    Args:
+        schema: the description of a row.
+        vocabularies: by name of the feature that owns them.
+        numerics: by name of the numeric feature.
+    """
+
+    schema: Schema
+    vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+    numerics: dict[str, NumericState] = field(default_factory=dict)
+
+    def table_size(self, name: str) -> int:
+        """Number of ids of a categorical or bucketed feature, the reserved ones included."""
+        feature = self.schema.feature(name)
+        if isinstance(feature, NumericFeature):
+            return FIRST_OOV_ID + 1 + len(self.numerics[name].boundaries) + 1
+        owner = self.schema.owner(feature)
+        own = len(self.vocabularies[owner.name]) if owner.encoding == "vocabulary" else owner.size
+        return first_value_id(owner) + own
+
+    def id_names(self, name: str) -> list[str]:
+        """What each id of a vocabulary feature means, for reports: ``(missing)``, ``(unknown)``, then the values."""
+        owner = self.schema.owner(self.schema.feature(name))  # type: ignore[arg-type]
+        reserved = ["(padding)", "(missing)"] + ["(unknown)"] * owner.oov_buckets
+        if owner.encoding == "vocabulary":
+            return reserved + [str(token) for token in self.vocabularies[owner.name].tokens.to_pylist()]
+        return reserved + [str(value) for value in range(owner.size)]
+
+    def describe(self) -> dict[str, Any]:
+        """What ``dataset.json`` says of it; the values themselves are in the Parquet files of :meth:`save`."""
+        return {
+            "vocabularies": {
+                name: {"file": f"vocabularies/{name}.parquet", "size": len(vocabulary)}
+                for name, vocabulary in sorted(self.vocabularies.items())
+            },
+            "numerics": {
+                name: {"mean": n.mean, "sd": n.sd, "boundaries": list(n.boundaries)}
+                for name, n in sorted(self.numerics.items())
+            },
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write one Parquet file a vocabulary into ``directory/vocabularies``."""
+        (directory / "vocabularies").mkdir(parents=True, exist_ok=True)
+        for name, vocabulary in self.vocabularies.items():
+            vocabulary.save(directory / "vocabularies" / f"{name}.parquet")
+
+    @classmethod
+    def load(cls, schema: Schema, described: dict[str, Any], directory: Path) -> Transform:
+        """Put together again what :meth:`describe` and :meth:`save` wrote."""
+        return cls(
+            schema=schema,
+            vocabularies={
+                name: Vocabulary.load(directory / entry["file"]) for name, entry in described["vocabularies"].items()
+            },
+            numerics={
+                name: NumericState(entry["mean"], entry["sd"], tuple(entry["boundaries"]))
+                for name, entry in described["numerics"].items()
+            },
+        )
+
+
+def first_value_id(owner: Categorical) -> int:
+    """The id of the first value that is neither padding, missing nor out of vocabulary."""
+    return FIRST_OOV_ID + owner.oov_buckets

@@ -1,0 +1,93 @@
+"""Vocabularies: the values of a feature that got an id of their own, by falling frequency in the training split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+#: Partial counts of one feature's values, as the Beam job merges them.
+COUNTS = pa.schema([("token", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64())])
+
+
+def count(tokens: pa.Array, clicks: npt.NDArray[np.bool_]) -> pa.Table:
+    """Rows and clicks of each distinct token of a batch.
+
+    Args:
+        tokens: string array ``[n]``; null, empty text and text with a line break count as nothing (the text file of a
+            vocabulary inside a SavedModel has one value a line).
+        clicks: bool ``[n]``.
+
+    Returns:
+        a table of schema :data:`COUNTS`, one row a token.
+    """
+    usable = pc.and_(pc.greater(pc.binary_length(tokens), 0), pc.invert(pc.match_substring_regex(tokens, "[\r\n]")))
+    table = pa.table(
+        {"token": tokens, "rows": np.ones(len(tokens), np.int64), "clicks": clicks.astype(np.int64)}, schema=COUNTS
+    )
+    return merge([table.filter(pc.fill_null(usable, False))])
+
+
+def merge(tables: list[pa.Table]) -> pa.Table:
+    """The sum of partial counts; the order of the rows is free."""
+    whole = pa.concat_tables(tables) if tables else COUNTS.empty_table()
+    sums = whole.group_by("token").aggregate([("rows", "sum"), ("clicks", "sum")])
+    return sums.select(["token", "rows_sum", "clicks_sum"]).rename_columns(COUNTS.names)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Values with an id of their own.
+
+    Args:
+        tokens: string array ``[size]``, by falling ``rows``, then by bytes.
+        rows: int64 ``[size]``, rows of the training split that hold the value.
+        clicks: int64 ``[size]``, clicks among them.
+    """
+
+    tokens: pa.StringArray
+    rows: npt.NDArray[np.int64]
+    clicks: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_counts(cls, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
+        """The most frequent ``max_size`` values that occur at least ``min_count`` times, in a deterministic order."""
+        kept = counts.filter(pc.greater_equal(counts["rows"], min_count))
+        kept = kept.append_column("bytes", pc.cast(kept["token"], pa.binary()))  # by bytes: no collation in the order
+        order = pc.sort_indices(kept, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
+        return cls._of(kept.take(order[:max_size]))
+
+    @classmethod
+    def _of(cls, table: pa.Table) -> Vocabulary:
+        tokens = table["token"].combine_chunks()
+        return cls(
+            tokens=tokens if isinstance(tokens, pa.StringArray) else pa.array([], pa.string()),
+            rows=table["rows"].to_numpy().astype(np.int64),
+            clicks=table["clicks"].to_numpy().astype(np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def index(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
+        """Position of each token in the vocabulary, int32 ``[n]``; -1 where it is unknown or null."""
+        found = pc.index_in(tokens, value_set=self.tokens, skip_nulls=True)
+        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
+
+    def table(self) -> pa.Table:
+        """The vocabulary as a table of schema :data:`COUNTS`, in the order of the ids."""
+        return pa.table({"token": self.tokens, "rows": self.rows, "clicks": self.clicks}, schema=COUNTS)
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary as a Parquet file."""
+        pq.write_table(self.table(), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what :meth:`save` wrote."""
+        return cls._of(pq.read_table(path, schema=COUNTS))

@@ -1,0 +1,89 @@
+"""Settings of the method and of the optimizers, each with its default and its meaning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from features.schema import Strict
+
+#: What a preset changes of the defaults; a key that the user gives wins over its preset.
+PRESETS: dict[str, dict[str, Any]] = {
+    "stable": {},
+    "paper": {"teacher": "self", "normalise": "none", "blend": math.inf, "gate": "centre"},
+    "plain": {"teacher": "none", "gate": "off"},
+}
+
+
+class ConfidenceSettings(Strict):
+    """How much each click is believed: every switch of the method (see docs/method.md).
+
+    With q the teacher's score and g the gate's correction, a positive weighs
+    ``w = (1 + blend * a / c) / (1 + blend)`` where ``a = clip(q**alpha + g, eps * c, a_max * c)``.
+    """
+
+    preset: Literal["stable", "paper", "plain"] = Field(
+        default="stable", description="stable: the defaults; paper: a literal reading of the paper; plain: no weighting"
+    )
+    teacher: Literal["frozen", "ema", "previous", "self", "none"] = Field(
+        default="frozen",
+        description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass",
+    )
+    refresh_steps: int = Field(default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never")
+    ema_decay: float = Field(default=0.999, gt=0, lt=1, description="ema: share of the old teacher kept at each step")
+    normalise: Literal["mean", "gradient_mass", "none"] = Field(
+        default="mean", description="c: mean confidence of positives; or that which keeps the mean prediction; or 1"
+    )
+    mean_decay: float = Field(default=0.99, ge=0, lt=1, description="decay of the moving averages behind c")
+    blend: float = Field(default=1.0, ge=0, description="lambda: 0 weighs every click 1, .inf by confidence alone")
+    alpha: float = Field(default=1.0, gt=0, description="exponent of the teacher's score")
+    eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
+    a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
+    gate: Literal["centre", "calibration", "off"] = Field(
+        default="centre", description="AdGate's aim: equal mean confidence in every group; calibrated groups; no gate"
+    )
+    gate_units: list[int] = Field(default=[16], description="hidden units of AdGate, layer by layer")
+    gate_embedding_dim: int = Field(default=4, ge=1, description="length of AdGate's embedding of each group feature")
+    gate_learning_rate: float = Field(default=1e-3, gt=0, description="step size of AdGate's own optimizer, Adam")
+    warmup_epochs: float = Field(default=1.0, ge=0, description="epochs of plain loss before any weighting")
+    warmup_steps: int | None = Field(default=None, ge=0, description="the same in steps; wins over warmup_epochs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            preset = given.get("preset", "stable")
+            if preset in PRESETS:
+                return {**PRESETS[preset], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> ConfidenceSettings:
+        if self.eps >= self.a_max:
+            raise ValueError(f"eps ({self.eps}) must be below a_max ({self.a_max})")
+        return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether clicks are weighted at all."""
+        return self.teacher != "none"
+
+
+class OptimizerSettings(Strict):
+    """One optimizer. Tables want one whose update touches the batch's rows alone: adagrad or sgd, not adam."""
+
+    name: Literal["adam", "adagrad", "sgd"] = Field(default="adam", description="kind of optimizer")
+    learning_rate: float = Field(gt=0, description="step size")
+
+
+class ModelSettings(Strict):
+    """The backbone and its options."""
+
+    backbone: str = Field(
+        default="deepfm", description="deepfm, dcn_v2, or the dotted path of your own Keras model, package.module:Class"
+    )
+    embedding_dim: int = Field(default=16, ge=1, description="length of every embedding vector")
+    options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")
+

@@ -1,0 +1,255 @@
+"""One YAML file describes a whole run; this is what may stand in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from features.errors import UserError, did_you_mean
+from features.schema import Schema, Strict
+from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+
+
+class CsvSettings(Strict):
+    """How a CSV log is written."""
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1, description="what stands between two fields")
+    columns: list[str] = Field(default=[], description="names of the columns where the file has no header line")
+    null_values: list[str] = Field(default=["", "NULL", "null", "NaN", "nan"], description="texts that mean missing")
+
+
+class LogSettings(Strict):
+    """Where the click logs are."""
+
+    dataset: str = Field(default="", description="a public data set that `clsd run` fetches first, see `clsd dataset --help`")
+    dataset_options: dict[str, Any] = Field(default={}, description="options of the synthetic generator, such as rows")
+    files: list[str] = Field(default=[], description="paths or glob patterns; relative ones from the working directory")
+    format: Literal["auto", "jsonl", "csv", "parquet"] = Field(default="auto", description="auto: by the file's ending")
+    csv: CsvSettings = Field(default=CsvSettings(), description="the CSV dialect")
+    chunk_mebibytes: int = Field(default=32, ge=1, description="uncompressed text files are read in parallel pieces this large")
+
+
+class SplitSettings(Strict):
+    """How rows become train, validation and test."""
+
+    by: Literal["time", "user_time", "hash"] = Field(
+        default="time",
+        description="time: the newest rows are the test; user_time: each user's newest; hash: of a key column, at random",
+    )
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
+    test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
+    validation_from: str = Field(default="", description="time: first instant of the validation split, ISO 8601")
+    test_from: str = Field(default="", description="time: first instant of the test split, ISO 8601")
+    key: str = Field(default="", description="hash: column whose equal values stay together, such as the user")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SplitSettings:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must be below 1, or nothing is left to train on")
+        if bool(self.validation_from) != bool(self.test_from):
+            raise ValueError("validation_from and test_from go together")
+        if self.by == "hash" and not self.key:
+            raise ValueError("by: hash needs key, the column to hash")
+        return self
+
+
+class NegativeSettings(Strict):
+    """Non-clicks for logs that hold clicks alone: items drawn at random that the user never clicked in any split."""
+
+    per_click: int = Field(ge=1, le=100, description="non-clicks a click")
+    source: Literal["uniform", "popularity"] = Field(
+        default="uniform", alias="from", description="every item alike, or in proportion to its clicks in training"
+    )
+    item: str = Field(description="column that names the item")
+    item_columns: list[str] = Field(default=[], description="columns that belong to the item and change with it")
+
+
+class PreprocessSettings(Strict):
+    """The Beam job."""
+
+    split: SplitSettings = Field(default=SplitSettings(), description="train, validation, test")
+    negatives: NegativeSettings | None = Field(default=None, description="sampled non-clicks; none by default")
+    max_refused: float = Field(default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails")
+    rows_per_block: int = Field(default=512, ge=1, description="rows a record")
+    rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
+    golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
+
+
+class EarlyStopping(Strict):
+    """Stop when the validation metric no longer improves; the best checkpoint is kept."""
+
+    metric: str = Field(default="auc", description="auc, gauc or log_loss, of the validation split")
+    mode: Literal["max", "min"] = Field(default="max", description="whether more or less is better")
+    patience: int = Field(default=2, ge=1, description="epochs without improvement, counted after warm-up")
+
+    @model_validator(mode="after")
+    def _known(self) -> EarlyStopping:
+        directions = {"auc": "max", "gauc": "max", "log_loss": "min"}
+        if self.metric not in directions:
+            raise ValueError(f"metric: '{self.metric}' is not known; {did_you_mean(self.metric, directions)}")
+        if self.mode != directions[self.metric]:
+            raise ValueError(f"mode: '{self.metric}' is better the {directions[self.metric]} it is, not {self.mode}")
+        return self
+
+
+class TrainSettings(Strict):
+    """The training loop."""
+
+    batch_size: int = Field(default=4096, ge=1, description="rows a step, over all replicas")
+    epochs: int = Field(default=5, ge=1, description="passes over the training split, warm-up included")
+    embedding_optimizer: OptimizerSettings = Field(
+        default=OptimizerSettings(name="adagrad", learning_rate=0.05), description="for the tables"
+    )
+    dense_optimizer: OptimizerSettings = Field(
+        default=OptimizerSettings(name="adam", learning_rate=1e-3), description="for everything else"
+    )
+    l2: float = Field(default=0.0, ge=0, description="weight of the squared norm of the dense kernels")
+    early_stopping: EarlyStopping | None = Field(default=EarlyStopping(), description="null: train all epochs")
+    steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
+    replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
+    keep_checkpoints: int = Field(default=3, ge=1, description="newest checkpoints kept beside the best one")
+    tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+
+
+class EvaluateSettings(Strict):
+    """The report."""
+
+    split: Literal["validation", "test"] = Field(default="test", description="which rows to measure on")
+    calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
+
+
+class ExportSettings(Strict):
+    """The SavedModel."""
+
+    canary_tolerance: float = Field(default=1e-5, gt=0, description="largest difference of a score that the canary accepts")
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's directory, runs/<name>")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="of everything that is random")
+    logs: LogSettings = Field(description="where the click logs are")
+    rows: Schema = Field(description="what a row means")
+    preprocess: PreprocessSettings = Field(default=PreprocessSettings(), description="the Beam job")
+    model: ModelSettings = Field(default=ModelSettings(), description="the backbone")
+    confidence: ConfidenceSettings = Field(default=ConfidenceSettings(), description="the method")
+    train: TrainSettings = Field(default=TrainSettings(), description="the training loop")
+    evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="the report")
+    export: ExportSettings = Field(default=ExportSettings(), description="the SavedModel")
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Config:
+        split, negatives = self.preprocess.split, self.preprocess.negatives
+        if split.by in ("time", "user_time") and not self.rows.timestamp:
+            raise ValueError(f"preprocess.split.by: {split.by} needs rows.timestamp")
+        if (split.by == "user_time" or negatives) and not self.rows.user:
+            raise ValueError("a per-user split and sampled negatives need rows.user")
+        if negatives:
+            for column in [negatives.item, *negatives.item_columns]:
+                if column not in self.rows.columns:
+                    raise ValueError(f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.rows.columns)}")
+        if split.key and split.key not in self.rows.columns:
+            raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
+        if self.confidence.gate != "off" and self.confidence.weighted and not self.rows.groups:
+            raise ValueError("confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read and check a YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``"train.epochs=3"`` and the like; the value is read as YAML.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown or a wrong setting; each names the setting.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"cannot be read ({_reason(error)})", "give the path of a YAML file with --config") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(where, f"is no YAML ({getattr(error, 'problem', error)})", "correct that line") from None
+    if not isinstance(raw, dict):
+        raise UserError(str(path), "is not a mapping of settings", "see configs/ for examples")
+    for override in overrides or []:
+        _override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str) -> Config:
+    """Check settings that came from anywhere; ``where`` stands in the errors."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise as_user_error(error, where, Config) from None
+
+
+def as_user_error(error: ValidationError, where: str, model: type[BaseModel]) -> UserError:
+    """The first problem that pydantic found, as one line that names the setting and the mend."""
+    problem = error.errors()[0]
+    # Tags of the unions of features stand in the path as well; they are no key that the user wrote.
+    path = [p for p in problem["loc"] if p not in ("categorical", "bag", "sequence", "numeric")]
+    setting = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        hint = did_you_mean(str(path[-1]), known) if known else "remove it"
+        return UserError(f"{where}: {setting}", "unknown setting", hint)
+    if problem["type"] == "missing":
+        return UserError(f"{where}: {setting}", "is missing", "add it")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    what, _, mend = message.partition("; ")
+    return UserError(f"{where}: {setting}" if setting else where, what + shown, mend or "correct the setting")
+
+
+def _keys_at(model: Any, path: list[Any]) -> list[str]:
+    """Names that may stand at a place of the settings tree; empty where that cannot be told."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        nested = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        if not nested:
+            return []
+        model = nested[0]
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}", "has no '='", "write it as --set train.epochs=3")
+    *parents, last = path.split(".")
+    at = raw
+    for parent in parents:
+        at = at.setdefault(parent, {})
+        if not isinstance(at, dict):
+            raise UserError(f"--set {override}", f"'{parent}' is no group of settings", "see configs/ for their names")
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}", f"'{value}' is no YAML value", "quote it") from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole resolved config as YAML, every default filled in; reading it back gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="python", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__
+

@@ -1,0 +1,167 @@
+"""A data set on disk: TFRecord shards and ``dataset.json``, which is written last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from features.errors import UserError, did_you_mean
+from features.records import parse_block, read_records
+from features.rows import Rows
+from features.schema import Schema
+from features.transform import Transform
+from pipeline.config import as_user_error
+from pipeline.files import read_json
+
+FORMAT_VERSION = 1
+GOLDEN_FILE = "golden.parquet"
+_AGAIN = "run `clsd preprocess` again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was written whole.
+
+    Args:
+        directory: where it is.
+        manifest: the content of ``dataset.json``.
+        schema: the schema it was written with.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    schema: Schema
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Dataset:
+        """Open a data set and check that every shard is there with its full length.
+
+        Raises:
+            UserError: no ``dataset.json``, one of another format version, a shard missing or cut short.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(str(directory), "no such data set", "run `clsd preprocess` first")
+        mend = "preprocessing did not end; run `clsd preprocess` again"
+        manifest = read_json(directory / "dataset.json", "data set", mend)
+        if manifest.get("format_version") != FORMAT_VERSION:
+            found = manifest.get("format_version")
+            raise UserError(str(directory / "dataset.json"), f"has format version {found}, this is {FORMAT_VERSION}", _AGAIN)
+        try:
+            schema = Schema.model_validate(manifest["schema"])
+        except ValidationError as error:
+            raise as_user_error(error, str(directory / "dataset.json"), Schema) from None
+        dataset = cls(directory, manifest, schema)
+        for split in dataset.splits:
+            for shard in manifest["splits"][split]["shards"]:
+                dataset._check_length(directory / shard["file"], shard["bytes"])
+        return dataset
+
+    @staticmethod
+    def _check_length(path: Path, expected: int) -> None:
+        if not path.exists():
+            raise UserError(str(path), "is missing", f"restore it, or {_AGAIN}")
+        if (size := path.stat().st_size) != expected:
+            raise UserError(str(path), f"has {size} bytes instead of {expected}", f"restore it, or {_AGAIN}")
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have rows."""
+        return list(self.manifest["splits"])
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows a record."""
+        return int(self.manifest["rows_per_block"])
+
+    def rows(self, split: str) -> int:
+        """Number of rows of a split; 0 where it has none."""
+        return int(self.manifest["splits"].get(split, {}).get("rows", 0))
+
+    def ctr(self, split: str) -> float:
+        """Share of clicks among a split's rows."""
+        entry = self.manifest["splits"][split]
+        return float(entry["clicks"] / entry["rows"])
+
+    def files(self, split: str) -> list[str]:
+        """Paths of a split's shards.
+
+        Raises:
+            UserError: the data set has no rows in that split.
+        """
+        if split not in self.manifest["splits"]:
+            known = did_you_mean(split, self.splits)
+            raise UserError(str(self.directory), f"has no rows in split '{split}'", f"{known} See preprocess.split in the config")
+        return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
+
+    @cached_property
+    def transform(self) -> Transform:
+        """What was learnt from the training split."""
+        return Transform.load(self.schema, self.manifest, self.directory)
+
+    def golden(self) -> pa.Table:
+        """Raw test rows as the log has them, with their ``_key``, for the export's canary."""
+        return pq.read_table(self.directory / GOLDEN_FILE)
+
+    def read(self, split: str) -> Rows:
+        """All rows of a split in memory, in the order on disk; every record's checksum is verified."""
+        parts = []
+        for path in self.files(split):
+            with open(path, "rb") as file:
+                parts += [parse_block(self.schema, record) for record in read_records(file, path)]
+        return Rows.concat(parts)
+
+    def verify(self) -> int:
+        """Read every shard and compare its CRC-32C with ``dataset.json``; returns the number of shards.
+
+        Raises:
+            UserError: a shard is damaged; it is named, with the record where that can be told.
+        """
+        count = 0
+        for split in self.splits:
+            for shard in self.manifest["splits"][split]["shards"]:
+                path = self.directory / shard["file"]
+                with open(path, "rb") as file:
+                    for _ in read_records(file, str(path)):
+                        pass
+                    file.seek(0)
+                    crc = 0
+                    while block := file.read(1 << 20):
+                        crc = google_crc32c.extend(crc, block)
+                if f"{crc:08x}" != shard["crc32c"]:
+                    raise UserError(str(path), "is not the file that preprocessing wrote", f"restore it, or {_AGAIN}")
+                count += 1
+        return count
+
+    def require(self, schema: Schema) -> None:
+        """Refuse a config whose rows are not those of this data set.
+
+        Raises:
+            UserError: a feature that the data set has not, or has otherwise.
+        """
+        if schema.digest == self.schema.digest:
+            return
+        where = f"config rows against {self.directory}"
+        have = {f.name: f for f in self.schema.features}
+        for feature in schema.features:
+            if feature.name not in have:
+                raise UserError(where, f"the data set has no feature '{feature.name}'", f"{did_you_mean(feature.name, have)} Or {_AGAIN}")
+            if feature != have[feature.name]:
+                differs = _difference(feature.model_dump(), have[feature.name].model_dump())
+                raise UserError(where, f"feature '{feature.name}' differs in {differs}", _AGAIN)
+        for name in [name for name in have if name not in {f.name for f in schema.features}]:
+            raise UserError(where, f"the data set has a feature '{name}' that the config has not", f"set input: false for it, or {_AGAIN}")
+        raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)
+
+
+def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    name = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
+    return f"{name} ({mine.get(name)!r} in the config, {theirs.get(name)!r} in the data set)"
+

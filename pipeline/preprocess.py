@@ -1,0 +1,373 @@
+"""Click logs to a data set: the Beam job.
+
+Every element is an Arrow record batch or a block of encoded rows, never a single row::
+
+    pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
+                 └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
+
+Nothing is learnt from validation or test rows. ``dataset.json`` is written last, by the launching process, after the share
+of refused rows has been found small enough.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from features.errors import UserError
+from features.hashing import hash64, seeded
+from features.schema import Schema
+from features.transform import Transform
+from pipeline import negatives, progress, shards, splits
+from pipeline.analyse import MergePartials, fit, partials
+from pipeline.config import Config, LogSettings
+from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset
+from pipeline.files import whole_directory, write_json
+from pipeline.sources import KEY, POSITION, Piece, Reader, Refused, plan
+from pipeline.validate import USER, check, refused_text
+from pipeline.versions import versions
+
+#: Parts into which users are hashed where a step needs all rows of a user at once.
+USER_PARTS = 32
+_DEAD, _TALLY = "dead", "tally"
+
+
+class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
+    """Pieces to checked batches; refused rows and counts go to outputs of their own."""
+
+    def __init__(self, logs: LogSettings, schema: Schema, seed: int) -> None:
+        super().__init__()
+        self._reader, self._schema = Reader(logs, seed), schema
+        self._read = Metrics.counter("clsd", "rows_read")
+        self._refused = Metrics.counter("clsd", "rows_refused")
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        kept = 0
+        refusals: list[Refused] = []
+        for part in self._reader.read(piece):
+            if isinstance(part, Refused):
+                refusals.append(part)
+                continue
+            batch, wrong = check(self._schema, part)
+            for row, reason in wrong:
+                line = self._reader.line(piece, part.column(POSITION)[row].as_py())
+                refusals.append(Refused(piece.path, line, reason, refused_text(part, row)))
+            kept += batch.num_rows
+            progress.add("rows read", part.num_rows)
+            if batch.num_rows:
+                yield batch
+        self._read.inc(kept + len(refusals))
+        self._refused.inc(len(refusals))
+        progress.add("rows refused", len(refusals))
+        for refused in refusals:
+            Metrics.counter("clsd.refused", refused.reason).inc()
+            yield beam.pvalue.TaggedOutput(_DEAD, refused)
+        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + len(refusals), kept)})
+
+
+def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> None:
+    """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
+
+    Args:
+        root: a ``beam.Pipeline``.
+        config: the whole run's settings.
+        pieces: what :func:`pipeline.sources.plan` found.
+        directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
+    """
+    schema, job, seed = config.rows, config.preprocess, config.seed
+    read = (
+        root
+        | "Pieces" >> beam.Create(pieces)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.ParDo(ReadAndCheck(config.logs, schema, seed)).with_outputs(_DEAD, _TALLY, main="rows")
+    )
+    rows = _split(read.rows, config)
+    if job.negatives:
+        catalogue = rows | "Catalogue" >> beam.CombineGlobally(negatives.Catalogue(job.negatives))
+        rows = rows | "Negatives" >> beam.Map(_negatives, config, beam.pvalue.AsSingleton(catalogue))
+
+    merged = (
+        rows
+        | "Measure" >> beam.FlatMap(partial(partials, schema))
+        | "Merge" >> beam.CombinePerKey(MergePartials())
+        | "One" >> beam.combiners.ToDict()
+    )
+    transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(fit, schema)))
+    counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
+
+    encoded = rows | "Encode" >> beam.FlatMap(
+        _encode, schema, job.rows_per_shard, seed, transform, counts
+    ).with_outputs(_TALLY, main="rows")
+    written = (
+        encoded.rows
+        | "Gather" >> beam.GroupByKey()
+        | "Write" >> beam.Map(partial(shards.write_shard, schema, job.rows_per_block, directory))
+    )
+    golden = rows | "Golden" >> beam.CombineGlobally(SmallestKeys(job.golden_rows))
+    dead = read.dead | "OneFile" >> beam.GroupBy(lambda _: 0) | "DeadLetters" >> beam.Map(partial(_write_dead, directory))
+    tally = read.tally | "Tally" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    quality = encoded.tally | "Quality" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    _ = (
+        root
+        | "Once" >> beam.Create([directory])
+        | "Summary"
+        >> beam.Map(
+            _write_summary,
+            transform=transform,
+            golden=beam.pvalue.AsSingleton(golden),
+            written=beam.pvalue.AsList(written),
+            dead=beam.pvalue.AsList(dead),
+            tally=beam.pvalue.AsSingleton(tally),
+            quality=beam.pvalue.AsSingleton(quality, default_value={}),
+        )
+    )
+
+
+def _split(rows: Any, config: Config) -> Any:
+    settings = config.preprocess.split
+    by_user = settings.by == "user_time" or config.preprocess.negatives is not None
+    if by_user:
+        rows = (
+            rows
+            | "UserParts" >> beam.FlatMap(partial(_by_user, config.seed))
+            | "Users" >> beam.GroupByKey()
+            | "Together" >> beam.Map(_together)
+        )
+    if settings.by == "user_time":
+        return rows | "SplitByUser" >> beam.Map(partial(splits.by_user_time, settings))
+    if settings.by == "hash":
+        return rows | "SplitByHash" >> beam.Map(partial(splits.by_hash, settings, config.seed))
+    given = splits.given_boundaries(settings)
+    if given:
+        return rows | "SplitByTime" >> beam.Map(partial(splits.by_time, given))
+    boundaries = beam.pvalue.AsSingleton(rows | "Times" >> beam.CombineGlobally(splits.TimeBoundaries(settings)))
+    return rows | "SplitByTime" >> beam.Map(_split_by_time, boundaries)
+
+
+def _split_by_time(batch: pa.RecordBatch, boundaries: tuple[int, int]) -> pa.RecordBatch:
+    return splits.by_time(boundaries, batch)
+
+
+def _by_user(seed: int, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+    part = (seeded(hash64(batch.column(USER)), seed, 0x0521) % np.uint64(USER_PARTS)).astype(np.int64)
+    for at in np.unique(part):
+        yield int(at), batch.filter(pa.array(part == at))
+
+
+def _together(element: tuple[int, Iterable[pa.RecordBatch]]) -> pa.RecordBatch:
+    """All rows of a part's users, in an order that does not depend on how they arrived."""
+    table = pa.Table.from_batches(_aligned(list(element[1])))
+    return table.sort_by(KEY).combine_chunks().to_batches()[0]
+
+
+def _aligned(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Batches of several files with the same columns in the same order: what a file lacks is null."""
+    whole = pa.unify_schemas([batch.schema for batch in batches], promote_options="permissive")
+    return [
+        pa.RecordBatch.from_arrays(
+            [
+                batch.column(f.name).cast(f.type) if f.name in batch.schema.names else pa.nulls(batch.num_rows, f.type)
+                for f in whole
+            ],
+            schema=whole,
+        )
+        for batch in batches
+    ]
+
+
+def _negatives(batch: pa.RecordBatch, config: Config, catalogue: pa.Table | None) -> pa.RecordBatch:
+    assert config.preprocess.negatives is not None
+    return negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, batch, catalogue)
+
+
+def _encode(
+    batch: pa.RecordBatch, schema: Schema, rows_per_shard: int, seed: int, transform: Transform, counts: Any
+) -> Iterator[Any]:
+    rows = shards.encode_rows(transform, batch)
+    yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(schema, batch, rows))
+    progress.add("rows encoded", len(rows))
+    yield from shards.partition(batch, rows, shards.shard_counts(counts, rows_per_shard), seed)
+
+
+class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
+    """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few)."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def create_accumulator(self) -> list[pa.RecordBatch]:
+        return []
+
+    def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        for split in (2, 1, 0):  # a log may be too small for a test split; the canary still needs rows
+            rows = batch.filter(pc.equal(batch.column(splits.SPLIT), split))
+            if rows.num_rows:
+                accumulator.append(rows.take(pc.sort_indices(rows.column(KEY))[: self._rows]))
+        return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
+
+    def merge_accumulators(self, accumulators: Any) -> list[pa.RecordBatch]:
+        parts = [part for accumulator in accumulators for part in accumulator]
+        return [self._smallest(parts)] if parts else []
+
+    def extract_output(self, accumulator: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+        return self._smallest(accumulator) if accumulator else None
+
+    def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+        table = pa.Table.from_batches(_aligned(parts))
+        order = [(splits.SPLIT, "descending"), (KEY, "ascending")]
+        return table.sort_by(order).slice(0, self._rows).combine_chunks().to_batches()[0]
+
+
+def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[str, Any]:
+    """All dead letters in one compressed file, in order; returns their counts by reason and the first of them."""
+    letters = sorted(element[1], key=lambda refused: (refused.path, refused.line, refused.reason, refused.text))
+    path = Path(directory) / "dead_letters.jsonl.gz"
+    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        for refused in letters:
+            file.write((json.dumps(refused.__dict__, ensure_ascii=False) + "\n").encode())
+    reasons: dict[str, int] = {}
+    for refused in letters:
+        reasons[refused.reason] = reasons.get(refused.reason, 0) + 1
+    return {"rows": len(letters), "reasons": dict(sorted(reasons.items())), "first": letters[0].__dict__}
+
+
+def _write_summary(directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, quality: Any) -> None:
+    """What the launching process needs to finish: written by one worker, in one place."""
+    transform.save(Path(directory))
+    if golden is not None:
+        pq.write_table(pa.Table.from_batches([golden]), Path(directory) / GOLDEN_FILE)
+    rows, kept = tally["rows"]
+    summary = {
+        "rows": {"read": rows, "kept": kept, "refused": rows - kept},
+        "dead": list(dead),
+        "shards": sorted(written, key=lambda shard: shard["file"]),
+        "transform": transform.describe(),
+        "quality": quality,
+    }
+    write_json(Path(directory) / "job.json", summary)
+
+
+def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_options: list[str] | None = None) -> Dataset:
+    """Run the job and publish the data set by one rename.
+
+    Args:
+        config: the whole run's settings.
+        out: the data set's directory.
+        overwrite: replace what is there.
+        beam_options: passed through to Beam, such as ``["--runner=FlinkRunner"]``.
+
+    Raises:
+        UserError: anything about the logs, the settings or the disk that a user can mend.
+    """
+    pieces = plan(config.logs, config.rows)
+    out = Path(out)
+    with whole_directory(out, overwrite=overwrite) as aside:
+        _run(config, pieces, aside, beam_options or [])
+        summary = json.loads((aside / "job.json").read_text())
+        _refuse_if_bad(config, summary, aside, out)
+        (aside / "job.json").unlink()
+        write_json(aside / "dataset.json", _manifest(config, pieces, summary))
+    return Dataset.load(out)
+
+
+def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str]) -> None:
+    try:
+        options = PipelineOptions(beam_options, save_main_session=False)
+        pipeline = beam.Pipeline(options=options)
+    except (SystemExit, ValueError) as error:
+        raise UserError("-- " + " ".join(beam_options), f"Beam does not take these options ({error})", "see `clsd preprocess --help`") from None
+    build(pipeline, config, pieces, str(directory.resolve()))
+    try:
+        pipeline.run().wait_until_finish()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _inner_user_error(error) or error from None
+
+
+def _inner_user_error(error: BaseException) -> UserError | None:
+    """A worker's UserError inside the exception that the engine made of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        marker = "features.errors.UserError: "
+        if marker in str(seen):  # a portable engine hands over the worker's traceback as text
+            line = str(seen).rsplit(marker, 1)[1].split("\n", 1)[0].split(" [while running", 1)[0]
+            return UserError(line, "", "") if ": " not in line else UserError(*line.split(": ", 1), mend="")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+    rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
+    if refused > config.preprocess.max_refused * max(rows, 1):
+        kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
+        shutil.copyfile(aside / "dead_letters.jsonl.gz", kept)
+        first = summary["dead"][0]["first"]
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
+        raise UserError(
+            f"{first['path']}:{first['line']}",
+            f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
+            f"mend the log (every refused row is in {kept}), or raise max_refused",
+        )
+    if not any(shard["split"] == "train" for shard in summary["shards"]):
+        raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
+
+
+def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in splits.SPLITS:
+        members = [shard for shard in summary["shards"] if shard["split"] == name]
+        if members:
+            found[name] = {
+                "rows": sum(shard["rows"] for shard in members),
+                "clicks": sum(shard["clicks"] for shard in members),
+                "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
+                "quality": {
+                    feature.name: {"missing": counts[0], "out_of_vocabulary": counts[1]}
+                    for feature in config.rows.categorical
+                    if (counts := summary["quality"].get(f"{name}/{feature.name}"))
+                },
+            }
+    dead = summary["dead"][0] if summary["dead"] else {"rows": 0, "reasons": {}}
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": config.name,
+        "fingerprint": fingerprint(config, pieces),
+        "schema_digest": config.rows.digest,
+        "schema": config.rows.model_dump(mode="json"),
+        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
+        "seed": config.seed,
+        "sources": sorted({piece.path for piece in pieces}),
+        "rows": summary["rows"],
+        "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
+        "rows_per_block": config.preprocess.rows_per_block,
+        "splits": found,
+        **summary["transform"],
+        "versions": versions(),
+    }
+
+
+def fingerprint(config: Config, pieces: list[Piece]) -> str:
+    """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
+    import hashlib
+
+    parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
+    parts["pieces"] = [(piece.path, piece.start, piece.end) for piece in pieces]
+    parts["format_version"] = FORMAT_VERSION
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""Which rows train, which validate, which test."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.errors import UserError
+from features.hashing import hash64, seeded, unit_interval
+from pipeline.config import SplitSettings
+from pipeline.sources import KEY
+from pipeline.validate import TIME, USER
+
+SPLIT = "_split"
+SPLITS = ("train", "validation", "test")
+
+
+def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch:
+    """The batch with a ``_split`` int8 column: a position in :data:`SPLITS`."""
+    return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
+
+
+def by_hash(settings: SplitSettings, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows with equal keys stay together; a share of the keys, drawn by a seeded hash, goes to each split."""
+    keys = hash64(batch.column(settings.key))
+    return with_split(batch, _by_share(unit_interval(seeded(keys, seed, 0x5711)), settings))
+
+
+def by_time(boundaries: tuple[int, int], batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Older than the first boundary: train; from the second on: test (microseconds)."""
+    times = batch.column(TIME).to_numpy()
+    return with_split(batch, (times >= boundaries[0]).astype(np.int8) + (times >= boundaries[1]))
+
+
+def by_user_time(settings: SplitSettings, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Each user's newest rows test, those before validate; equal times are ordered by key.
+
+    The batch must hold **all** rows of its users. A user with n rows gives round-half-up(n * share) to a split.
+    """
+    users = pc.dictionary_encode(batch.column(USER)).indices.to_numpy()
+    order = np.lexsort((batch.column(KEY).to_numpy(), batch.column(TIME).to_numpy(), users))
+    n = np.bincount(users)
+    start = np.cumsum(n) - n
+    from_end = np.empty(len(users), np.int64)
+    from_end[order] = n[users[order]] - 1 - (np.arange(len(users)) - start[users[order]])
+    test = np.floor(n * settings.test + 0.5)[users]
+    validation = np.floor(n * settings.validation + 0.5)[users]
+    return with_split(batch, np.where(from_end < test, 2, np.where(from_end < test + validation, 1, 0)))
+
+
+def _by_share(u: npt.NDArray[np.float64], settings: SplitSettings) -> npt.NDArray[np.int8]:
+    return np.where(u < settings.test, 2, np.where(u < settings.test + settings.validation, 1, 0)).astype(np.int8)
+
+
+def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
+    """The configured instants in microseconds, or None where shares are to be found from the data."""
+    if not settings.test_from:
+        return None
+
+    def instant(name: str, text: str) -> int:
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise UserError(f"preprocess.split.{name}", f"'{text}' is no time", "write it as 2026-11-22T10:00:00Z") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return round(moment.timestamp() * 1_000_000)
+
+    first, second = instant("validation_from", settings.validation_from), instant("test_from", settings.test_from)
+    if first > second:
+        raise UserError("preprocess.split.validation_from", "is later than test_from", "swap the two")
+    return first, second
+
+
+class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
+    """The exact instants from which a share of the rows is newer: counts of the distinct times, merged.
+
+    Args:
+        settings: the shares.
+    """
+
+    def __init__(self, settings: SplitSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def create_accumulator(self) -> list[tuple[Any, Any]]:
+        return []
+
+    def add_input(self, accumulator: list[Any], batch: pa.RecordBatch) -> list[Any]:
+        accumulator.append(np.unique(batch.column(TIME).to_numpy(), return_counts=True))
+        return self._merged(accumulator) if len(accumulator) >= 32 else accumulator
+
+    def merge_accumulators(self, accumulators: Any) -> list[Any]:
+        return self._merged([part for accumulator in accumulators for part in accumulator])
+
+    def extract_output(self, accumulator: list[Any]) -> tuple[int, int]:
+        merged = self._merged(accumulator)
+        if not merged:
+            return (0, 0)
+        times, counts = merged[0]
+        before = np.cumsum(counts)
+        total = before[-1]
+
+        def boundary(share: float) -> int:
+            # The first instant at or after which no more than `share` of the rows remain: equal times stay together.
+            at = int(np.searchsorted(before, total * (1 - share) - 1e-9, side="left")) + 1
+            return int(times[at]) if at < len(times) else int(times[-1]) + 1
+
+        return boundary(self._settings.validation + self._settings.test), boundary(self._settings.test)
+
+    @staticmethod
+    def _merged(parts: list[Any]) -> list[Any]:
+        if not parts:
+            return []
+        times, where = np.unique(np.concatenate([t for t, _ in parts]), return_inverse=True)
+        counts = np.bincount(where, weights=np.concatenate([c for _, c in parts])).astype(np.int64)
+        return [(times, counts)]

@@ -1,0 +1,129 @@
+"""Rows that parse and still cannot be used: found a batch at a time, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.schema import CategoricalFeature, NumericFeature, Schema
+from pipeline.sources import KEY, POSITION
+
+#: Columns that every checked batch has, beside those of the log.
+LABEL, TIME, USER = "_label", "_time", "_user"
+
+_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+
+
+def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, str]]]:
+    """Part a batch into usable rows and refused ones.
+
+    Args:
+        schema: the roles and ranges.
+        batch: as :class:`pipeline.sources.Reader` gives it.
+
+    Returns:
+        the usable rows with ``_label`` int64 (0 or 1), ``_time`` int64 (microseconds since 1970, 0 without a timestamp),
+        ``_user`` string (empty without a user); and (position in the batch, reason) for each refused one.
+    """
+    reasons = np.full(batch.num_rows, "", dtype=object)
+
+    def refuse(wrong: npt.NDArray[np.bool_], reason: str) -> None:
+        reasons[wrong & (reasons == "")] = reason
+
+    label = _as_int(batch.column(schema.label))
+    refuse(_nulls(batch.column(schema.label)), f"no {schema.label}")
+    values = pc.fill_null(label, -1).to_numpy(zero_copy_only=False)
+    refuse((values != 0) & (values != 1), f"{schema.label} is neither 0 nor 1")
+
+    time = pa.array(np.zeros(batch.num_rows, np.int64))
+    if schema.timestamp:
+        time = microseconds(batch.column(schema.timestamp), schema.timestamp_unit)
+        refuse(_nulls(time), f"no valid {schema.timestamp}")
+    user = pa.array([""] * batch.num_rows, pa.string())
+    if schema.user:
+        user = batch.column(schema.user).cast(pa.string())
+        refuse(_nulls(user) | (np.asarray(pc.fill_null(pc.equal(user, ""), True))), f"no {schema.user}")
+    for feature in schema.features:
+        if isinstance(feature, NumericFeature) and feature.source in batch.schema.names:
+            x = np.asarray(batch.column(feature.source).to_numpy(zero_copy_only=False), dtype=np.float64)
+            if feature.min is not None:
+                refuse(x < feature.min, f"{feature.source} below {feature.min:g}")
+            if feature.max is not None:
+                refuse(x > feature.max, f"{feature.source} above {feature.max:g}")
+        elif not isinstance(feature, (NumericFeature, CategoricalFeature)) and feature.separator and feature.dtype == "int64":
+            if feature.source in batch.schema.names:
+                whole = pc.match_substring_regex(
+                    pc.replace_substring(batch.column(feature.source), feature.separator, " "), r"^(-?\d{1,18}( -?\d{1,18})*)?$"
+                )
+                refuse(~np.asarray(pc.fill_null(whole, True)), f"{feature.source} holds something else than integers")
+
+    batch = batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)
+    usable = reasons == ""
+    if usable.all():
+        return batch, []
+    refused = [(int(i), str(reasons[i])) for i in np.flatnonzero(~usable)]
+    return batch.filter(pa.array(usable)), refused
+
+
+def microseconds(column: pa.Array, unit: str) -> pa.Array:
+    """A timestamp column as int64 microseconds since 1970 UTC; null where it cannot be read.
+
+    A text without a zone is taken for UTC.
+    """
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    if pa.types.is_string(column.type):
+        return _parse_iso(column) if unit == "iso" else pa.nulls(len(column), pa.int64())
+    whole = _as_int(pc.round(column)) if pa.types.is_floating(column.type) else column.cast(pa.int64())
+    if unit == "ns":
+        return pc.divide(whole, 1000)
+    limit = 2**62 // _MICROSECONDS.get(unit, 1)
+    inside = pc.and_(pc.greater(whole, -limit), pc.less(whole, limit))
+    return pc.multiply(pc.if_else(inside, whole, pa.scalar(None, pa.int64())), _MICROSECONDS.get(unit, 1))
+
+
+def refused_text(batch: pa.RecordBatch, position: int) -> str:
+    """A refused row as text, for its dead letter."""
+    return str({name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)})
+
+
+def _parse_iso(column: pa.Array) -> pa.Array:
+    zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"), False)
+    iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+    shaped = pc.if_else(pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string()))
+    none = pa.scalar(None, pa.string())
+
+    def parse(text: pa.Array, kind: pa.DataType) -> pa.Array:
+        try:
+            return text.cast(kind).cast(pa.int64())
+        except pa.ArrowInvalid:  # a month 13 or an hour 25 somewhere: row by row
+            values = []
+            for value in text:
+                try:
+                    values.append(value.cast(kind).cast(pa.int64()).as_py())
+                except pa.ArrowInvalid:
+                    values.append(None)
+            return pa.array(values, pa.int64())
+
+    nine = pa.timestamp("ns")  # nine decimals are allowed in a log; microseconds are what is kept
+    local = parse(pc.if_else(zoned, none, shaped), nine)
+    utc = parse(pc.if_else(zoned, shaped, none), pa.timestamp("ns", tz="UTC"))
+    return pc.divide(pc.coalesce(local, utc), 1000)
+
+
+def _as_int(column: pa.Array) -> pa.Array:
+    """Booleans and whole floats as int64; whatever else does not fit becomes null."""
+    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))
+        return pc.if_else(whole, column, pa.scalar(None, column.type)).cast(pa.int64(), safe=False)
+    return pa.nulls(len(column), pa.int64())
+
+
+def _nulls(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(column.is_null(), dtype=bool)

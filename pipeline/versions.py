@@ -1,0 +1,19 @@
+"""Versions of what results depend on, written beside every result."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("clsd", "tensorflow", "tf-keras", "tensorflow-recommenders", "apache-beam", "pyarrow", "numpy", "protobuf")
+
+
+def versions() -> dict[str, str]:
+    """Package name to version; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
