@@ -1,0 +1,43 @@
+"""AdGate: a small network over user groups whose output corrects the teacher's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from features.tf_runtime import keras, tf
+
+
+class AdGate(keras.Model):  # type: ignore[misc]
+    """g = MLP([e_1(G_1), ..., e_K(G_K)]), one number a row, zero for every group before training.
+
+    Args:
+        sizes: number of ids of each group feature.
+        embedding_dim: length of each e_k.
+        units: hidden widths.
+
+    Call arguments:
+        group_ids: int32 ``[B, K]``.
+
+    Returns:
+        float32 ``[B]``.
+
+    Source: the adaptive gate of CLSD (arXiv 2309.16322); its shape is ours.
+    """
+
+    def __init__(self, sizes: Sequence[int], embedding_dim: int = 4, units: Sequence[int] = (16,)) -> None:
+        super().__init__(name="adgate")
+        self.embeddings = [
+            keras.layers.Embedding(size, embedding_dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1))
+            for size in sizes
+        ]
+        self.hidden = [keras.layers.Dense(width, activation="relu") for width in units]
+        # Zeros: the gate starts as no correction at all, so the end of warm-up is no jump.
+        self.out = keras.layers.Dense(1, kernel_initializer="zeros")
+
+    def call(self, group_ids: Any) -> Any:
+        """See the class."""
+        x = tf.concat([embedding(group_ids[:, k]) for k, embedding in enumerate(self.embeddings)], axis=1)
+        for layer in self.hidden:
+            x = layer(x)
+        return self.out(x)[:, 0]

@@ -1,0 +1,155 @@
+"""What a backbone sees: its fields, and the layer that makes vectors of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
+from features.tf_runtime import keras, tf
+
+
+@dataclass(frozen=True)
+class Field:
+    """One feature as the backbone sees it.
+
+    Args:
+        name: of the feature.
+        kind: id (int32 ``[B]``), bag or sequence (int32 ``[B, length]``, 0 is padding), number (float32 ``[B]``).
+        table: name of the embedding table; features that share a vocabulary share it.
+        size: number of ids of the table; 0 for a number.
+        length: values a row.
+    """
+
+    name: str
+    kind: Literal["id", "bag", "sequence", "number"]
+    table: str = ""
+    size: int = 0
+    length: int = 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The fields of a backbone, the group features of AdGate, and where both stand in a batch.
+
+    Args:
+        fields: what the backbone sees, in order.
+        groups: (name, number of ids) of AdGate's features.
+        id_slices: columns of ``ids`` by feature name.
+        value_columns: column of ``values`` by feature name.
+    """
+
+    fields: tuple[Field, ...]
+    groups: tuple[tuple[str, int], ...]
+    id_slices: Mapping[str, slice]
+    value_columns: Mapping[str, int]
+
+    @classmethod
+    def build(cls, schema: Schema, table_sizes: Mapping[str, int]) -> InputSpec:
+        """From the schema and the number of ids of every categorical or bucketed feature."""
+        fields = []
+        for feature in schema.features:
+            if not feature.input:
+                continue
+            if isinstance(feature, NumericFeature):
+                bucketed = feature.transform == "quantile"
+                fields.append(
+                    Field(feature.name, "id", feature.name, table_sizes[feature.name]) if bucketed else Field(feature.name, "number")
+                )
+                continue
+            kind: Literal["id", "bag", "sequence"] = "id"
+            if isinstance(feature, BagFeature):
+                kind = "bag"
+            elif isinstance(feature, SequenceFeature):
+                kind = "sequence"
+            table = schema.owner(feature).name
+            fields.append(Field(feature.name, kind, table, table_sizes[table], feature.max_length))
+        return cls(
+            fields=tuple(fields),
+            groups=tuple((name, table_sizes[name]) for name in schema.groups),
+            id_slices=schema.id_slices,
+            value_columns={f.name: position for position, f in enumerate(schema.numeric)},
+        )
+
+    def unpack(self, ids: Any, values: Any) -> dict[str, Any]:
+        """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a field, by name."""
+        out = {}
+        for field in self.fields:
+            if field.kind == "number":
+                out[field.name] = values[:, self.value_columns[field.name]]
+            elif field.kind == "id":
+                out[field.name] = ids[:, self.id_slices[field.name].start]
+            else:
+                out[field.name] = ids[:, self.id_slices[field.name]]
+        return out
+
+    def group_ids(self, ids: Any) -> Any:
+        """AdGate's input: int32 ``[B, K]``."""
+        if not self.groups:
+            return ids[:, :0]
+        return tf.stack([ids[:, self.id_slices[name].start] for name, _ in self.groups], axis=1)
+
+
+class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
+    """Every field as one vector.
+
+    An id is its row of the table; a bag or sequence the mean of its values' rows (zero where it is empty); a number x is
+    x times a learnt vector, the embedding that factorisation machines give a real-valued field.
+
+    Args:
+        fields: what to embed.
+        dim: length of a vector, D.
+
+    Call arguments:
+        inputs: one tensor a field, by name, as :meth:`InputSpec.unpack` gives them.
+
+    Returns:
+        float32 ``[B, F, D]``.
+    """
+
+    def __init__(self, fields: tuple[Field, ...], dim: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._fields, self._dim = fields, dim
+        sizes = {field.table: field.size for field in fields if field.kind != "number"}
+        small = keras.initializers.RandomNormal(stddev=0.01)
+        self.tables = {
+            table: keras.layers.Embedding(size, dim, embeddings_initializer=small, name=f"table_{table}")
+            for table, size in sizes.items()
+        }
+        self._numbers = [field.name for field in fields if field.kind == "number"]
+
+    def build(self, input_shape: Any) -> None:
+        """Create the vectors of the numeric fields."""
+        if self._numbers:
+            self.number_vectors = self.add_weight(
+                name="number_vectors",
+                shape=(len(self._numbers), self._dim),
+                initializer=keras.initializers.RandomNormal(stddev=0.01),
+            )
+        super().build(input_shape)
+
+    def call(self, inputs: dict[str, Any]) -> Any:
+        """See the class."""
+        vectors = []
+        for field in self._fields:
+            x = inputs[field.name]
+            if field.kind == "number":
+                vectors.append(x[:, None] * self.number_vectors[self._numbers.index(field.name)])
+                continue
+            found = self.tables[field.table](x)
+            if field.kind != "id":
+                there = tf.cast(x != 0, found.dtype)[:, :, None]
+                found = tf.reduce_sum(found * there, axis=1) / tf.maximum(tf.reduce_sum(there, axis=1), 1.0)
+            vectors.append(found)
+        return tf.stack(vectors, axis=1)
+
+
+def mlp(units: list[int], dropout: float, name: str) -> Any:
+    """Dense layers with ReLU, each followed by dropout where that is above 0."""
+    layers = []
+    for width in units:
+        layers.append(keras.layers.Dense(width, activation="relu", kernel_initializer="glorot_uniform"))
+        if dropout > 0:
+            layers.append(keras.layers.Dropout(dropout))
+    return keras.Sequential(layers, name=name)

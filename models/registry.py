@@ -1,0 +1,56 @@
+"""Backbones by name, or by the dotted path of a user's own Keras model."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+from features.errors import UserError, did_you_mean
+from models.dcn import DCNv2
+from models.deepfm import DeepFM
+from models.inputs import InputSpec
+from models.settings import ModelSettings
+
+BACKBONES: dict[str, Any] = {"deepfm": DeepFM, "dcn_v2": DCNv2}
+
+
+def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
+    """Make the backbone that the settings name.
+
+    A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes
+    ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``. It is found as ``package.module:Class``
+    on the Python path or in the working directory.
+
+    Raises:
+        UserError: an unknown name, a path that cannot be imported, an option that the backbone does not take.
+    """
+    backbone = BACKBONES.get(settings.backbone) or _imported(settings.backbone)
+    parameters = inspect.signature(backbone.__init__).parameters
+    known = [name for name in parameters if name not in ("self", "spec", "embedding_dim")]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in settings.options:
+        if option not in known and not takes_any:
+            raise UserError(f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known))
+    try:
+        return backbone(spec, settings.embedding_dim, **settings.options)
+    except (TypeError, ValueError) as error:
+        raise UserError("model.options", f"{settings.backbone} refuses them ({error})", "correct the options") from error
+
+
+def _imported(path: str) -> Any:
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        hint = f"{did_you_mean(path, BACKBONES)} Or give the dotted path of your own, package.module:Class"
+        raise UserError(f"model.backbone: {path}", "unknown backbone", hint)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        where = f"model.backbone: {path}"
+        raise UserError(where, f"cannot be imported ({error})", "put its folder on PYTHONPATH, or correct the path") from None

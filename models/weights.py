@@ -1,0 +1,92 @@
+"""The method's equations as pure functions of tensors.
+
+Notation: s logit, p = sigmoid(s), y label in {0, 1}, q the teacher's score, g the gate's correction, c the normaliser; all
+float32 ``[B]`` but c, a scalar. Source: CLSD (arXiv 2309.16322); normaliser, blend, bounds and calibration are ours, see
+docs/method.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from features.tf_runtime import tf
+
+
+def confidence(q: Any, g: Any, c: Any, *, alpha: float = 1.0, eps: float = 0.02, a_max: float = 5.0) -> Any:
+    """a = clip(q**alpha + g, eps * c, a_max * c), without gradient.
+
+    Args:
+        q: teacher's score, float32 ``[B]`` in [0, 1].
+        g: gate's correction, float32 ``[B]``.
+        c: normaliser, float32 scalar, above 0.
+        alpha: exponent.
+        eps, a_max: bounds in units of c, so that they mean the same at a CTR of 0.5 % and of 50 %.
+
+    Returns:
+        float32 ``[B]``.
+    """
+    return tf.stop_gradient(tf.clip_by_value(_power(q, alpha) + g, eps * c, a_max * c))
+
+
+def positive_weight(a: Any, c: Any, blend: float) -> Any:
+    """w = (1 + blend * a / c) / (1 + blend); a / c for an infinite blend. float32 ``[B]``."""
+    ratio = a / c
+    return ratio if math.isinf(blend) else (1.0 + blend * ratio) / (1.0 + blend)
+
+
+def row_losses(s: Any, y: Any, w: Any) -> Any:
+    """-(y * w * log p + (1 - y) * log(1 - p)), computed from the logit, float32 ``[B]``."""
+    return y * w * tf.nn.softplus(-s) + (1.0 - y) * tf.nn.softplus(s)
+
+
+def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:
+    """Squared errors of the gate and the rows they count for.
+
+    centre: (q**alpha + g - centre)**2 over the positives, ``centre`` being their mean confidence; calibration:
+    (q + g - y)**2 over all rows.
+
+    Returns:
+        (float32 ``[B]``, float32 ``[B]`` of 0 and 1).
+    """
+    q = tf.stop_gradient(q)
+    if kind == "calibration":
+        return tf.square(q + g - y), tf.ones_like(y)
+    return tf.square(_power(q, alpha) + g - tf.stop_gradient(centre)), y
+
+
+def moment_sums(q: Any, p: Any, positive: Any, alpha: float) -> Any:
+    """What the normalisers need of a batch, summed over its positives.
+
+    Returns:
+        float32 ``[4]``: sums of 1, q**alpha, q**alpha * (1 - p), 1 - p.
+    """
+    powered = _power(q, alpha)
+    left = 1.0 - p
+    columns = tf.stack([tf.ones_like(q), powered, powered * left, left], axis=1)
+    return tf.stop_gradient(tf.reduce_sum(columns * positive[:, None], axis=0))
+
+
+def mean_confidence(moments: Any) -> Any:
+    """E+[q**alpha], scalar; 1 before any positive was seen."""
+    return _ratio(moments[1], moments[0])
+
+
+def normaliser(moments: Any, kind: str) -> Any:
+    """c: the mean confidence of the positives (``mean``), E+[q**alpha (1-p)] / E+[1-p] (``gradient_mass``), or 1."""
+    if kind == "none":
+        return tf.ones([])
+    return mean_confidence(moments) if kind == "mean" else _ratio(moments[2], moments[3])
+
+
+def calibrated_logit(s: Any, w: Any) -> Any:
+    """s - log w: with a fixed weight the optimum has odds w times the true odds, so this undoes it exactly. ``[B]``."""
+    return s - tf.math.log(w)
+
+
+def _power(q: Any, alpha: float) -> Any:
+    return q if alpha == 1.0 else tf.pow(q, alpha)
+
+
+def _ratio(above: Any, below: Any) -> Any:
+    return tf.where(below > 0, tf.maximum(above, 1e-12 * below) / tf.maximum(below, 1e-30), 1.0)
