@@ -1,7 +1,7 @@
 """Blocks of rows to batches, as a TensorFlow graph: what the training reader runs.
 
 A batch is a dictionary of dense tensors with ``batch_size`` rows, always: the last, uneven one is padded with rows of
-``weight`` 0, so that every replica sees the same shapes and no row is dropped.
+``valid`` 0, so that every replica sees the same shapes and no row is dropped.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def batches(
         shuffle_blocks: size of the shuffle buffer.
 
     Returns:
-        batches of the columns and ``weight`` float32 ``[B]``: 1 for a row, 0 for padding.
+        batches of the columns and ``valid`` float32 ``[B]``: 1 for a row, 0 for padding.
     """
     source = tf.data.Dataset.from_tensor_slices(list(files))
     if shuffle_seed is not None:
@@ -137,5 +137,5 @@ def _pad(rows: dict[str, Any], batch_size: int) -> dict[str, Any]:
         padded = tf.pad(column, padding)
         padded.set_shape([batch_size, *column.shape[1:]])
         out[name] = padded
-    out["weight"] = tf.cast(tf.range(batch_size) < n, tf.float32)
+    out["valid"] = tf.cast(tf.range(batch_size) < n, tf.float32)
     return out

@@ -1,0 +1,57 @@
+"""Replicas: every GPU of the machine, or logical CPU devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from features.errors import UserError
+from features.tf_runtime import keras, tf
+
+
+def make_strategy(replicas: int, batch_size: int) -> Any:
+    """A MirroredStrategy over ``replicas`` devices.
+
+    GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
+    serve to test that a step is the same on one and on several replicas.
+
+    Args:
+        replicas: 0 for every GPU, or one CPU device.
+        batch_size: global batch; it must divide evenly, so that no replica's rows count more than another's.
+
+    Raises:
+        UserError: more replicas than GPUs, a batch that does not divide, CPU devices already made otherwise.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    count = replicas or max(1, len(gpus))
+    if gpus and count > len(gpus):
+        raise UserError("train.replicas", f"{count} replicas on {len(gpus)} GPUs", f"set it to at most {len(gpus)}")
+    if batch_size % count:
+        larger = -(-batch_size // count) * count
+        raise UserError("train.batch_size", f"{batch_size} rows do not divide into {count} replicas", f"take {larger}")
+    if gpus:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        return tf.distribute.MirroredStrategy([f"/gpu:{i}" for i in range(count)])
+    if count > 1:
+        _make_logical_cpus(count)
+    devices = [f"/cpu:{i}" for i in range(count)]
+    # Summing on one device: collectives among logical CPUs break when a process makes a second strategy.
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def _make_logical_cpus(count: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    made = tf.config.get_logical_device_configuration(cpu)
+    if made is not None and len(made) >= count:
+        return
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        hint = "start a new process for it"
+        raise UserError("train.replicas", f"TensorFlow runs already, with other devices than {count} CPUs", hint) from None
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow, and make every op deterministic: same seed, same machine, same weights."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
