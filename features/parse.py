@@ -57,7 +57,8 @@ def parse_blocks(schema: Schema, serialized: Any, columns: Sequence[str] = TRAIN
     if "values" in columns:
         n = tf.strings.length(joined["label"])  # one byte a row; -1 could not be inferred from no columns
         out["values"] = tf.ensure_shape(
-            tf.reshape(tf.io.decode_raw(joined["values"], tf.float32), [n, len(schema.numeric)]), [None, len(schema.numeric)]
+            tf.reshape(tf.io.decode_raw(joined["values"], tf.float32), [n, len(schema.numeric)]),
+            [None, len(schema.numeric)],
         )
     for name in columns:
         if name in _DTYPES:

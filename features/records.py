@@ -78,7 +78,10 @@ def serialize_block(schema: Schema, rows: Rows) -> bytes:
     example = Example()
     feature = example.features.feature
     feature["rows"].int64_list.value.append(len(rows))
-    buffers = {"ids": rows.ids[:, : schema.fixed_width].astype("<i4").tobytes(), "values": rows.values.astype("<f4").tobytes()}
+    buffers = {
+        "ids": rows.ids[:, : schema.fixed_width].astype("<i4").tobytes(),
+        "values": rows.values.astype("<f4").tobytes(),
+    }
     buffers |= {name: getattr(rows, name).astype(kind).tobytes() for name, kind in _PLAIN.items()}
     for ragged in schema.ragged:
         padded = rows.ids[:, schema.id_slices[ragged.name]]
@@ -161,7 +164,9 @@ def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def _damaged(name: str, record: int, what: str) -> UserError:
-    return UserError(name, f"record {record} is damaged: {what}", "restore the file, or run preprocess again with --overwrite")
+    return UserError(
+        name, f"record {record} is damaged: {what}", "restore the file, or run preprocess again with --overwrite"
+    )
 
 
 def _masked(data: bytes) -> bytes:

@@ -54,7 +54,9 @@ class _Categorical(_Feature):
     min_count: int = Field(default=1, ge=1, description="rows of the training split a value must occur in to get an id")
     max_size: int = Field(default=10_000_000, ge=1, description="the largest number of values with an id of their own")
     oov_buckets: int = Field(default=1, ge=1, description="ids shared out (by hash) among unknown values")
-    share: str = Field(default="", description="name of the feature whose vocabulary and embedding table are used here too")
+    share: str = Field(
+        default="", description="name of the feature whose vocabulary and embedding table are used here too"
+    )
 
     @model_validator(mode="after")
     def _size_fits_encoding(self) -> _Categorical:
@@ -119,9 +121,12 @@ class Schema(Strict):
         default="s", description="unit of a numeric timestamp; iso: text such as 2026-11-22T10:00:00Z"
     )
     intensity: str = Field(
-        default="", description="column that says how much was meant by a click (rating, dwell time); never a model input"
+        default="",
+        description="column that says how much was meant by a click (rating, dwell time); never a model input",
     )
-    groups: list[str] = Field(default=[], description="categorical features by which AdGate corrects and reports are split")
+    groups: list[str] = Field(
+        default=[], description="categorical features by which AdGate corrects and reports are split"
+    )
     passthrough: list[str] = Field(default=[], description="columns carried along as text and used by nothing")
 
     @model_validator(mode="after")
@@ -134,16 +139,18 @@ class Schema(Strict):
         for group in self.groups:
             if group not in singles:
                 raise ValueError(f"groups: '{group}' is no categorical feature; {did_you_mean(group, singles)}")
-        for feature in self.categorical:
-            owner = next((f for f in self.categorical if f.name == feature.share), None)
-            if feature.share and (owner is None or owner.share or owner is feature):
-                raise ValueError(f"'{feature.name}': share: '{feature.share}' is no feature with a vocabulary of its own")
-            if owner is not None and owner.dtype != feature.dtype:
-                raise ValueError(f"'{feature.name}': dtype must be that of '{feature.share}', {owner.dtype}")
+        for reader in self.categorical:
+            owner = next((f for f in self.categorical if f.name == reader.share), None)
+            if reader.share and (owner is None or owner.share or owner is reader):
+                raise ValueError(f"'{reader.name}': share: '{reader.share}' is no feature with a vocabulary of its own")
+            if owner is not None and owner.dtype != reader.dtype:
+                raise ValueError(f"'{reader.name}': dtype must be that of '{reader.share}', {owner.dtype}")
         reserved = {self.label, self.intensity} - {""}
         for feature in self.features:
             if feature.source in reserved:
-                raise ValueError(f"'{feature.name}' reads '{feature.source}', which is the label or the intensity: a leak")
+                raise ValueError(
+                    f"'{feature.name}' reads '{feature.source}', which is the label or the intensity: a leak"
+                )
         if not any(feature.input for feature in self.features):
             raise ValueError("no feature has input: true, so the backbone would see nothing")
         return self

@@ -135,12 +135,14 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
 
     def _ragged(self, feature: Any, raw: Any) -> Any:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
-        if feature.separator:
-            tokens = tf.strings.split(raw, feature.separator)
-        else:
-            tokens = tf.RaggedTensor.from_tensor(_as_text(raw))
+        split = feature.separator
+        tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
-        kept = tokens[:, -feature.max_length :] if isinstance(feature, SequenceFeature) else tokens[:, : feature.max_length]
+        kept = (
+            tokens[:, -feature.max_length :]
+            if isinstance(feature, SequenceFeature)
+            else tokens[:, : feature.max_length]
+        )
         ids = kept.with_flat_values(self._value_ids(feature, kept.flat_values))
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 

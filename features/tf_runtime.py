@@ -14,14 +14,16 @@ import sys
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors and warnings; the banner about CPU instructions is neither
+os.environ.setdefault(
+    "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # below that, importing it without a GPU prints three errors that are none
 
 if "keras" in sys.modules and "tf_keras" not in sys.modules:
     raise ImportError("import features.tf_runtime before keras: Keras 2 must be chosen before TensorFlow is imported")
 
-import tensorflow as _tensorflow  # noqa: E402
-import tf_keras as _tf_keras  # noqa: E402
-from tensorflow.python.autograph.core import config as _autograph  # noqa: E402
+import tensorflow as _tensorflow
+import tf_keras as _tf_keras
+from tensorflow.python.autograph.core import config as _autograph
 
 # Neither package ships types that fit; Any says so once, here.
 tf: Any = _tensorflow

@@ -28,7 +28,9 @@ class AdGate(keras.Model):  # type: ignore[misc]
     def __init__(self, sizes: Sequence[int], embedding_dim: int = 4, units: Sequence[int] = (16,)) -> None:
         super().__init__(name="adgate")
         self.embeddings = [
-            keras.layers.Embedding(size, embedding_dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1))
+            keras.layers.Embedding(
+                size, embedding_dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1)
+            )
             for size in sizes
         ]
         self.hidden = [keras.layers.Dense(width, activation="relu") for width in units]

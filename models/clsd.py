@@ -64,8 +64,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self.spec, self.confidence_settings, self.l2 = spec, confidence, l2
         self.warmup_steps = warmup_steps
         self.backbone = build_backbone(model, spec)
-        self.teacher = build_backbone(model, spec) if confidence.teacher in ("frozen", "ema", "previous") else None
-        self.gate = None
+        self.teacher: Any = build_backbone(model, spec) if confidence.teacher in ("frozen", "ema", "previous") else None
+        self.gate: Any = None
         if confidence.weighted and confidence.gate != "off":
             sizes = [size for _, size in spec.groups]
             self.gate = AdGate(sizes, confidence.gate_embedding_dim, confidence.gate_units)
@@ -76,7 +76,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self._tables, self._dense = split_variables(self.backbone)
         self.table_optimizer = build_optimizer(embedding_optimizer)
         self.dense_optimizer = build_optimizer(dense_optimizer)
-        self.gate_optimizer = build_optimizer(OptimizerSettings(name="adam", learning_rate=confidence.gate_learning_rate))
+        self.gate_optimizer = build_optimizer(
+            OptimizerSettings(name="adam", learning_rate=confidence.gate_learning_rate)
+        )
 
     def _build_weights(self) -> None:
         """Create every variable on two rows of padding, so that teacher and student can be told apart and copied."""
@@ -126,7 +128,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         """Mean loss and predicted / real CTR of a batch, unweighted."""
         s, valid = self(data), data["valid"]
         losses = weights.row_losses(s, data["label"], tf.ones_like(s))
-        n = _over_replicas(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), data["label"])]))
+        n = _over_replicas(
+            tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), data["label"])])
+        )
         return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
 
     def train_sums(self, data: dict[str, Any]) -> Any:
@@ -154,7 +158,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
                 w = tf.where(weighted, weights.positive_weight(a, c, settings.blend), 1.0)
                 if self.gate is not None:
                     centre = weights.mean_confidence(moments)
-                    gate_losses, counted = weights.gate_losses(q, g, y, centre, kind=settings.gate, alpha=settings.alpha)
+                    gate_losses, counted = weights.gate_losses(
+                        q, g, y, centre, kind=settings.gate, alpha=settings.alpha
+                    )
                     gate_rows = tf.where(weighted, counted * valid, 0.0)
             losses = weights.row_losses(s, y, tf.stop_gradient(w)) * valid
             gate_losses = gate_losses * gate_rows
@@ -268,6 +274,8 @@ def _over_replicas(values: Any) -> Any:
 
 
 def _apply(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
-    pairs = [(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True) if gradient is not None]
+    pairs = [
+        (gradient, variable) for gradient, variable in zip(gradients, variables, strict=True) if gradient is not None
+    ]
     if pairs:
         optimizer.apply_gradients(pairs)

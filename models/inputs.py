@@ -55,7 +55,9 @@ class InputSpec:
             if isinstance(feature, NumericFeature):
                 bucketed = feature.transform == "quantile"
                 fields.append(
-                    Field(feature.name, "id", feature.name, table_sizes[feature.name]) if bucketed else Field(feature.name, "number")
+                    Field(feature.name, "id", feature.name, table_sizes[feature.name])
+                    if bucketed
+                    else Field(feature.name, "number")
                 )
                 continue
             kind: Literal["id", "bag", "sequence"] = "id"
@@ -112,9 +114,8 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._fields, self._dim = fields, dim
         sizes = {field.table: field.size for field in fields if field.kind != "number"}
-        small = keras.initializers.RandomNormal(stddev=0.01)
         self.tables = {
-            table: keras.layers.Embedding(size, dim, embeddings_initializer=small, name=f"table_{table}")
+            table: keras.layers.Embedding(size, dim, embeddings_initializer=_small(), name=f"table_{table}")
             for table, size in sizes.items()
         }
         self._numbers = [field.name for field in fields if field.kind == "number"]
@@ -125,7 +126,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
             self.number_vectors = self.add_weight(
                 name="number_vectors",
                 shape=(len(self._numbers), self._dim),
-                initializer=keras.initializers.RandomNormal(stddev=0.01),
+                initializer=_small(),
             )
         super().build(input_shape)
 
@@ -143,6 +144,11 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
                 found = tf.reduce_sum(found * there, axis=1) / tf.maximum(tf.reduce_sum(there, axis=1), 1.0)
             vectors.append(found)
         return tf.stack(vectors, axis=1)
+
+
+def _small() -> Any:
+    # An object a table: one that is shared would give equal values to tables of equal shape.
+    return keras.initializers.RandomNormal(stddev=0.01)
 
 
 def mlp(units: list[int], dropout: float, name: str) -> Any:

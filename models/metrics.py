@@ -104,6 +104,7 @@ def measure(label: Array, logit: Array, user: Array | None = None) -> Measured:
     Returns:
         rows, clicks, ctr, predicted_ctr, predicted_over_real, log_loss, ece, auc, gauc, gauc_users.
     """
+    label = np.asarray(label, np.float64)
     n = len(label)
     values: dict[str, float] = {"rows": n, "clicks": int(np.sum(label))}
     undefined: dict[str, str] = {}
@@ -138,10 +139,14 @@ def measure(label: Array, logit: Array, user: Array | None = None) -> Measured:
     return Measured(values, undefined)
 
 
-def measure_groups(groups: Array, names: Mapping[int, str], label: Array, logit: Array, user: Array | None) -> dict[str, Measured]:
+def measure_groups(
+    groups: Array, names: Mapping[int, str], label: Array, logit: Array, user: Array | None
+) -> dict[str, Measured]:
     """:func:`measure` of each group that has rows, by the group's name, in the order of the ids."""
     return {
-        names.get(int(g), str(g)): measure(label[groups == g], logit[groups == g], None if user is None else user[groups == g])
+        names.get(int(g), str(g)): measure(
+            label[groups == g], logit[groups == g], None if user is None else user[groups == g]
+        )
         for g in np.unique(groups)
     }
 

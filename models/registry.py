@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, did_you_mean
@@ -33,11 +33,15 @@ def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in settings.options:
         if option not in known and not takes_any:
-            raise UserError(f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known))
+            raise UserError(
+                f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
+            )
     try:
         return backbone(spec, settings.embedding_dim, **settings.options)
     except (TypeError, ValueError) as error:
-        raise UserError("model.options", f"{settings.backbone} refuses them ({error})", "correct the options") from error
+        raise UserError(
+            "model.options", f"{settings.backbone} refuses them ({error})", "correct the options"
+        ) from error
 
 
 def _imported(path: str) -> Any:
@@ -47,10 +51,12 @@ def _imported(path: str) -> Any:
     if not module_name:
         hint = f"{did_you_mean(path, BACKBONES)} Or give the dotted path of your own, package.module:Class"
         raise UserError(f"model.backbone: {path}", "unknown backbone", hint)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         where = f"model.backbone: {path}"
-        raise UserError(where, f"cannot be imported ({error})", "put its folder on PYTHONPATH, or correct the path") from None
+        raise UserError(
+            where, f"cannot be imported ({error})", "put its folder on PYTHONPATH, or correct the path"
+        ) from None

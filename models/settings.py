@@ -31,7 +31,9 @@ class ConfidenceSettings(Strict):
         default="frozen",
         description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass",
     )
-    refresh_steps: int = Field(default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never")
+    refresh_steps: int = Field(
+        default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never"
+    )
     ema_decay: float = Field(default=0.999, gt=0, lt=1, description="ema: share of the old teacher kept at each step")
     normalise: Literal["mean", "gradient_mass", "none"] = Field(
         default="mean", description="c: mean confidence of positives; or that which keeps the mean prediction; or 1"
@@ -86,4 +88,3 @@ class ModelSettings(Strict):
     )
     embedding_dim: int = Field(default=16, ge=1, description="length of every embedding vector")
     options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")
-

@@ -19,9 +19,7 @@ from features.encode import raw_type, tokens_of
 from features.schema import CategoricalFeature, NumericFeature, Schema
 from features.transform import NumericState, Transform
 from features.vocabulary import Vocabulary, count, merge
-from pipeline.sources import KEY
-from pipeline.splits import SPLIT, SPLITS
-from pipeline.validate import LABEL
+from pipeline.columns import KEY, LABEL, SPLIT, SPLITS
 
 #: Rows from which quantiles are taken: those with the smallest random keys, a uniform sample without replacement.
 QUANTILE_SAMPLE = 200_000
@@ -31,9 +29,14 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
     """(kind:name, partial result) for each feature that learns, and for the rows of each split."""
     split = batch.column(SPLIT).to_numpy()
     label = batch.column(LABEL).to_numpy()
-    yield "splits", {
-        name: (int((split == s).sum()), int(label[split == s].sum())) for s, name in enumerate(SPLITS) if (split == s).any()
-    }
+    yield (
+        "splits",
+        {
+            name: (int((split == s).sum()), int(label[split == s].sum()))
+            for s, name in enumerate(SPLITS)
+            if (split == s).any()
+        },
+    )
     training = batch.filter(pa.array(split == 0))
     if training.num_rows == 0:
         return
@@ -96,7 +99,8 @@ class MergePartials(beam.CombineFn):  # type: ignore[misc]
 def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
     names = {name for part in parts for name in part}
     return {
-        name: (sum(p.get(name, (0, 0))[0] for p in parts), sum(p.get(name, (0, 0))[1] for p in parts)) for name in sorted(names)
+        name: (sum(p.get(name, (0, 0))[0] for p in parts), sum(p.get(name, (0, 0))[1] for p in parts))
+        for name in sorted(names)
     }
 
 

@@ -24,12 +24,16 @@ class CsvSettings(Strict):
 class LogSettings(Strict):
     """Where the click logs are."""
 
-    dataset: str = Field(default="", description="a public data set that `clsd run` fetches first, see `clsd dataset --help`")
+    dataset: str = Field(
+        default="", description="a public data set that `clsd run` fetches first, see `clsd dataset --help`"
+    )
     dataset_options: dict[str, Any] = Field(default={}, description="options of the synthetic generator, such as rows")
     files: list[str] = Field(default=[], description="paths or glob patterns; relative ones from the working directory")
     format: Literal["auto", "jsonl", "csv", "parquet"] = Field(default="auto", description="auto: by the file's ending")
     csv: CsvSettings = Field(default=CsvSettings(), description="the CSV dialect")
-    chunk_mebibytes: int = Field(default=32, ge=1, description="uncompressed text files are read in parallel pieces this large")
+    chunk_mebibytes: int = Field(
+        default=32, ge=1, description="uncompressed text files are read in parallel pieces this large"
+    )
 
 
 class SplitSettings(Strict):
@@ -72,7 +76,9 @@ class PreprocessSettings(Strict):
 
     split: SplitSettings = Field(default=SplitSettings(), description="train, validation, test")
     negatives: NegativeSettings | None = Field(default=None, description="sampled non-clicks; none by default")
-    max_refused: float = Field(default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails")
+    max_refused: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails"
+    )
     rows_per_block: int = Field(default=512, ge=1, description="rows a record")
     rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
     golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
@@ -118,13 +124,19 @@ class EvaluateSettings(Strict):
     """The report."""
 
     split: Literal["validation", "test"] = Field(default="test", description="which rows to measure on")
+    item: str = Field(
+        default="",
+        description="feature that names the item, for correlations given its popularity; else negatives.item",
+    )
     calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
 
 
 class ExportSettings(Strict):
     """The SavedModel."""
 
-    canary_tolerance: float = Field(default=1e-5, gt=0, description="largest difference of a score that the canary accepts")
+    canary_tolerance: float = Field(
+        default=1e-5, gt=0, description="largest difference of a score that the canary accepts"
+    )
 
 
 class Config(Strict):
@@ -151,11 +163,15 @@ class Config(Strict):
         if negatives:
             for column in [negatives.item, *negatives.item_columns]:
                 if column not in self.rows.columns:
-                    raise ValueError(f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.rows.columns)}")
+                    raise ValueError(
+                        f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.rows.columns)}"
+                    )
         if split.key and split.key not in self.rows.columns:
             raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
         if self.confidence.gate != "off" and self.confidence.weighted and not self.rows.groups:
-            raise ValueError("confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off")
+            raise ValueError(
+                "confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off"
+            )
         return self
 
 
@@ -173,7 +189,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read ({_reason(error)})", "give the path of a YAML file with --config") from None
+        raise UserError(
+            str(path), f"cannot be read ({_reason(error)})", "give the path of a YAML file with --config"
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -222,7 +240,9 @@ def _keys_at(model: Any, path: list[Any]) -> list[str]:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         if field is None:
             return []
-        nested = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        nested = [
+            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")
+        ]
         if not nested:
             return []
         model = nested[0]
@@ -252,4 +272,3 @@ def dump_config(config: Config) -> str:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
-

@@ -53,7 +53,9 @@ class Dataset:
         manifest = read_json(directory / "dataset.json", "data set", mend)
         if manifest.get("format_version") != FORMAT_VERSION:
             found = manifest.get("format_version")
-            raise UserError(str(directory / "dataset.json"), f"has format version {found}, this is {FORMAT_VERSION}", _AGAIN)
+            raise UserError(
+                str(directory / "dataset.json"), f"has format version {found}, this is {FORMAT_VERSION}", _AGAIN
+            )
         try:
             schema = Schema.model_validate(manifest["schema"])
         except ValidationError as error:
@@ -98,7 +100,9 @@ class Dataset:
         """
         if split not in self.manifest["splits"]:
             known = did_you_mean(split, self.splits)
-            raise UserError(str(self.directory), f"has no rows in split '{split}'", f"{known} See preprocess.split in the config")
+            raise UserError(
+                str(self.directory), f"has no rows in split '{split}'", f"{known} See preprocess.split in the config"
+            )
         return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
 
     @cached_property
@@ -152,16 +156,23 @@ class Dataset:
         have = {f.name: f for f in self.schema.features}
         for feature in schema.features:
             if feature.name not in have:
-                raise UserError(where, f"the data set has no feature '{feature.name}'", f"{did_you_mean(feature.name, have)} Or {_AGAIN}")
+                raise UserError(
+                    where,
+                    f"the data set has no feature '{feature.name}'",
+                    f"{did_you_mean(feature.name, have)} Or {_AGAIN}",
+                )
             if feature != have[feature.name]:
                 differs = _difference(feature.model_dump(), have[feature.name].model_dump())
                 raise UserError(where, f"feature '{feature.name}' differs in {differs}", _AGAIN)
         for name in [name for name in have if name not in {f.name for f in schema.features}]:
-            raise UserError(where, f"the data set has a feature '{name}' that the config has not", f"set input: false for it, or {_AGAIN}")
+            raise UserError(
+                where,
+                f"the data set has a feature '{name}' that the config has not",
+                f"set input: false for it, or {_AGAIN}",
+            )
         raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     name = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
     return f"{name} ({mine.get(name)!r} in the config, {theirs.get(name)!r} in the data set)"
-

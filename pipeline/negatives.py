@@ -15,10 +15,8 @@ import pyarrow.compute as pc
 
 from features.hashing import mix64, seeded, unit_interval
 from features.schema import Schema
+from pipeline.columns import KEY, LABEL, SPLIT, USER
 from pipeline.config import NegativeSettings
-from pipeline.sources import KEY
-from pipeline.splits import SPLIT
-from pipeline.validate import LABEL, USER
 
 _ATTEMPTS = 64
 
@@ -30,7 +28,6 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
     """
 
     def __init__(self, settings: NegativeSettings) -> None:
-        super().__init__()
         self._item, self._columns = settings.item, [settings.item, *settings.item_columns]
 
     def create_accumulator(self) -> list[pa.Table]:
@@ -54,7 +51,11 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
 
     def _reduce(self, rows: pa.Table) -> pa.Table:
         rows = rows.sort_by([(self._item, "ascending"), (KEY, "ascending")]).combine_chunks()
-        codes = pc.dictionary_encode(rows[self._item]).combine_chunks().indices.to_numpy() if rows.num_rows else np.array([], int)
+        codes = (
+            pc.dictionary_encode(rows[self._item]).combine_chunks().indices.to_numpy()
+            if rows.num_rows
+            else np.array([], int)
+        )
         first = np.flatnonzero(np.diff(codes, prepend=-1))
         clicks = np.add.reduceat(rows["_clicks"].to_numpy(), first) if len(first) else np.array([], np.int64)
         return rows.take(pa.array(first)).drop_columns(["_clicks"]).append_column("_clicks", pa.array(clicks))
@@ -114,5 +115,7 @@ def add_negatives(
     if schema.intensity in batch.schema.names:
         replaced[schema.intensity] = pa.nulls(len(row), batch.schema.field(schema.intensity).type)
     columns = [replaced.get(name, non_clicks.column(name)) for name in batch.schema.names]
-    sampled = pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, batch.schema, strict=True)], schema=batch.schema)
+    sampled = pa.RecordBatch.from_arrays(
+        [c.cast(f.type) for c, f in zip(columns, batch.schema, strict=True)], schema=batch.schema
+    )
     return pa.Table.from_batches([batch, sampled]).combine_chunks().to_batches()[0]

@@ -12,6 +12,7 @@ of refused rows has been found small enough.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.combiners import ToDict
 
 from features.errors import UserError
 from features.hashing import hash64, seeded
@@ -33,11 +35,13 @@ from features.schema import Schema
 from features.transform import Transform
 from pipeline import negatives, progress, shards, splits
 from pipeline.analyse import MergePartials, fit, partials
+from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
 from pipeline.config import Config, LogSettings
 from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset
 from pipeline.files import whole_directory, write_json
-from pipeline.sources import KEY, POSITION, Piece, Reader, Refused, plan
-from pipeline.validate import USER, check, refused_text
+from pipeline.plan import Piece, plan
+from pipeline.sources import Reader, Refused
+from pipeline.validate import check, refused_text
 from pipeline.versions import versions
 
 #: Parts into which users are hashed where a step needs all rows of a user at once.
@@ -49,7 +53,6 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
     """Pieces to checked batches; refused rows and counts go to outputs of their own."""
 
     def __init__(self, logs: LogSettings, schema: Schema, seed: int) -> None:
-        super().__init__()
         self._reader, self._schema = Reader(logs, seed), schema
         self._read = Metrics.counter("clsd", "rows_read")
         self._refused = Metrics.counter("clsd", "rows_refused")
@@ -84,7 +87,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
     Args:
         root: a ``beam.Pipeline``.
         config: the whole run's settings.
-        pieces: what :func:`pipeline.sources.plan` found.
+        pieces: what :func:`pipeline.plan.plan` found.
         directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
     """
     schema, job, seed = config.rows, config.preprocess, config.seed
@@ -103,7 +106,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
         rows
         | "Measure" >> beam.FlatMap(partial(partials, schema))
         | "Merge" >> beam.CombinePerKey(MergePartials())
-        | "One" >> beam.combiners.ToDict()
+        | "One" >> ToDict()
     )
     transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(fit, schema)))
     counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
@@ -117,7 +120,9 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
         | "Write" >> beam.Map(partial(shards.write_shard, schema, job.rows_per_block, directory))
     )
     golden = rows | "Golden" >> beam.CombineGlobally(SmallestKeys(job.golden_rows))
-    dead = read.dead | "OneFile" >> beam.GroupBy(lambda _: 0) | "DeadLetters" >> beam.Map(partial(_write_dead, directory))
+    dead = (
+        read.dead | "OneFile" >> beam.GroupBy(lambda _: 0) | "DeadLetters" >> beam.Map(partial(_write_dead, directory))
+    )
     tally = read.tally | "Tally" >> beam.CombineGlobally(MergePartials()).without_defaults()
     quality = encoded.tally | "Quality" >> beam.CombineGlobally(MergePartials()).without_defaults()
     _ = (
@@ -206,7 +211,6 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
     """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few)."""
 
     def __init__(self, rows: int) -> None:
-        super().__init__()
         self._rows = rows
 
     def create_accumulator(self) -> list[pa.RecordBatch]:
@@ -214,7 +218,7 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
 
     def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         for split in (2, 1, 0):  # a log may be too small for a test split; the canary still needs rows
-            rows = batch.filter(pc.equal(batch.column(splits.SPLIT), split))
+            rows = batch.filter(pc.equal(batch.column(SPLIT), split))
             if rows.num_rows:
                 accumulator.append(rows.take(pc.sort_indices(rows.column(KEY))[: self._rows]))
         return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
@@ -228,7 +232,7 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
 
     def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
         table = pa.Table.from_batches(_aligned(parts))
-        order = [(splits.SPLIT, "descending"), (KEY, "ascending")]
+        order = [(SPLIT, "descending"), (KEY, "ascending")]
         return table.sort_by(order).slice(0, self._rows).combine_chunks().to_batches()[0]
 
 
@@ -245,7 +249,9 @@ def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[
     return {"rows": len(letters), "reasons": dict(sorted(reasons.items())), "first": letters[0].__dict__}
 
 
-def _write_summary(directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, quality: Any) -> None:
+def _write_summary(
+    directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, quality: Any
+) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     transform.save(Path(directory))
     if golden is not None:
@@ -289,7 +295,11 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
         options = PipelineOptions(beam_options, save_main_session=False)
         pipeline = beam.Pipeline(options=options)
     except (SystemExit, ValueError) as error:
-        raise UserError("-- " + " ".join(beam_options), f"Beam does not take these options ({error})", "see `clsd preprocess --help`") from None
+        raise UserError(
+            "-- " + " ".join(beam_options),
+            f"Beam does not take these options ({error})",
+            "see `clsd preprocess --help`",
+        ) from None
     build(pipeline, config, pieces, str(directory.resolve()))
     try:
         pipeline.run().wait_until_finish()
@@ -308,7 +318,8 @@ def _inner_user_error(error: BaseException) -> UserError | None:
         marker = "features.errors.UserError: "
         if marker in str(seen):  # a portable engine hands over the worker's traceback as text
             line = str(seen).rsplit(marker, 1)[1].split("\n", 1)[0].split(" [while running", 1)[0]
-            return UserError(line, "", "") if ": " not in line else UserError(*line.split(": ", 1), mend="")
+            where, _, what = line.partition(": ")
+            return UserError(where, what, "")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -331,7 +342,7 @@ def _refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pa
 
 def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
-    for name in splits.SPLITS:
+    for name in SPLITS:
         members = [shard for shard in summary["shards"] if shard["split"] == name]
         if members:
             found[name] = {
@@ -365,8 +376,6 @@ def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> d
 
 def fingerprint(config: Config, pieces: list[Piece]) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
-    import hashlib
-
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
     parts["pieces"] = [(piece.path, piece.start, piece.end) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION

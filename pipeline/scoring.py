@@ -58,7 +58,9 @@ class Scorer:
                 found = {**scores._asdict(), **batch}
                 for name, value in found.items():
                     if name != "values":
-                        parts.setdefault(name, []).extend(v.numpy() for v in self._strategy.experimental_local_results(value))
+                        parts.setdefault(name, []).extend(
+                            v.numpy() for v in self._strategy.experimental_local_results(value)
+                        )
         whole = {name: np.concatenate(values) for name, values in parts.items()}
         real = whole.pop("valid") > 0
         return {name: value[real] for name, value in whole.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import uuid
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,7 @@ from features.records import serialize_block, write_records
 from features.rows import Rows
 from features.schema import FIRST_OOV_ID, MISSING_ID, Schema
 from features.transform import Transform
-from pipeline.sources import KEY
-from pipeline.splits import SPLIT, SPLITS
-from pipeline.validate import LABEL, TIME, USER
+from pipeline.columns import KEY, LABEL, SPLIT, SPLITS, TIME, USER
 
 
 def encode_rows(transform: Transform, batch: pa.RecordBatch) -> Rows:
@@ -87,7 +86,9 @@ def statistics(schema: Schema, batch: pa.RecordBatch, rows: Rows) -> dict[str, t
     return counts
 
 
-def write_shard(schema: Schema, rows_per_block: int, directory: str, element: tuple[Any, Iterable[Rows]]) -> dict[str, Any]:
+def write_shard(
+    schema: Schema, rows_per_block: int, directory: str, element: tuple[Any, Iterable[Rows]]
+) -> dict[str, Any]:
     """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
     (split, shard, shards), parts = element
     rows = Rows.concat(list(parts)).shuffled()
@@ -115,7 +116,5 @@ def write_shard(schema: Schema, rows_per_block: int, directory: str, element: tu
 
 
 def _ensure_directory(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # another worker was first; object stores have no directories at all
         FileSystems.mkdirs(path)
-    except OSError:  # another worker was first; object stores have no directories at all
-        pass

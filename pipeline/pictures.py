@@ -1,0 +1,102 @@
+"""The report's pictures, as SVG text that a page carries in itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2563a8", "#c8641e", "#8a8f98"
+
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": "#333a44",
+    "xtick.color": "#333a44",
+    "ytick.color": "#333a44",
+    "svg.fonttype": "path",  # no font is fetched or missing where the page is read
+    "svg.hashsalt": "clsd",  # the same figures give the same bytes
+}
+
+
+@contextmanager
+def _picture(width: float = 5.2, height: float = 3.6) -> Iterator[tuple[Any, list[str]]]:
+    """A figure's axes, and a list that holds its SVG when the block ends."""
+    out: list[str] = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(), out
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
+    out.append(svg[svg.index("<svg") :])
+
+
+def calibration(curves: dict[str, list[list[float]]]) -> str:
+    """Real against predicted CTR in equally filled bins, on logarithmic axes."""
+    with _picture() as (axes, out):
+        points = [point for curve in curves.values() for point in curve]
+        positive = [v for p in points for v in p[:2] if v > 0]
+        low, high = (min(positive) / 1.5, min(1.0, max(positive) * 1.5)) if positive else (1e-3, 1.0)
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--", label="perfect")
+        styles = {"score": (ORANGE, "o", "score, as trained"), "ctr": (BLUE, "s", "ctr, corrected for the weights")}
+        for name, curve in curves.items():
+            colour, marker, label = styles[name]
+            shown = [(p, r) for p, r, _ in curve if r > 0 and p > 0]
+            if shown:
+                axes.plot(
+                    *zip(*shown, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.2, label=label
+                )
+        axes.set(
+            xscale="log", yscale="log", xlabel="predicted CTR", ylabel="real CTR", xlim=(low, high), ylim=(low, high)
+        )
+        axes.legend(frameon=False)
+    return out[0]
+
+
+def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
+    """Median, quartiles and tenths of the clicks' confidence, a row a group."""
+    shown = [(name, found["confidence"]) for name, found in groups.items() if found["confidence"]["rows"]]
+    with _picture(height=1.2 + 0.34 * max(len(shown), 2)) as (axes, out):
+        for place, (_, c) in enumerate(shown):
+            axes.plot([c["p10"], c["p90"]], [place, place], color=GREY, linewidth=1)
+            axes.plot([c["p25"], c["p75"]], [place, place], color=BLUE, linewidth=6, alpha=0.5, solid_capstyle="butt")
+            axes.plot(c["median"], place, color=BLUE, marker="|", markersize=12, markeredgewidth=2)
+            axes.plot(c["mean"], place, color=ORANGE, marker="o", markersize=4)
+        axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(shown)), [f"{name} ({c['rows']:,})" for name, c in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlabel("confidence of clicks (1 is the mean click); dot: mean, bar: quartiles, line: tenths")
+    return out[0]
+
+
+def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: int) -> str:
+    """Training loss and validation AUC by epoch, warm-up shaded, the kept epoch marked."""
+    epochs = [entry["epoch"] for entry in history]
+    with _picture() as (axes, out):
+        if warmup_epochs > 0:
+            axes.axvspan(
+                0.5, min(warmup_epochs, epochs[-1]) + 0.5, color=GREY, alpha=0.12, linewidth=0, label="warm-up"
+            )
+        loss = [entry["train"]["loss"] for entry in history]
+        axes.plot(epochs, loss, color=ORANGE, marker="o", markersize=3, label="training loss (left)")
+        axes.set(xlabel="epoch", ylabel="training loss", xlim=(0.5, epochs[-1] + 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        lines, labels = axes.get_legend_handles_labels()
+        found = [(e["epoch"], e["validation"]["auc"]) for e in history if "auc" in e["validation"]]
+        if found:
+            right = axes.twinx()
+            right.spines["right"].set_visible(True)
+            right.plot(*zip(*found, strict=True), color=BLUE, marker="s", markersize=3, label="validation AUC (right)")
+            right.axvline(best, color=BLUE, linewidth=1, linestyle=":", label="kept epoch")
+            right.set_ylabel("validation AUC")
+            more = right.get_legend_handles_labels()
+            lines, labels = lines + more[0], labels + more[1]
+        axes.legend(lines, labels, frameon=False, loc="center right")
+    return out[0]

@@ -1,0 +1,241 @@
+"""Which log files there are, what their columns are, and the pieces in which they are read.
+
+A piece depends on the files alone and not on the workers: byte ranges of an uncompressed text file, row groups of a Parquet
+file, whole files of what cannot be split.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from features.encode import raw_type
+from features.errors import UserError, did_you_mean
+from features.schema import Schema
+from pipeline.config import LogSettings
+from pipeline.parsing import Part, bisect, open_binary, open_parquet, parse_csv
+
+_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one log file that one worker reads.
+
+    Args:
+        path: the file.
+        index: position among all pieces of the job; part of each row's key.
+        format: jsonl, csv or parquet.
+        start, end: bytes of a text file, or the first and last-plus-one row group; end -1: all of it.
+        columns: names of a CSV file's fields, in order.
+        types: Arrow type of each column that is read, by name.
+    """
+
+    path: str
+    index: int
+    format: str
+    start: int = 0
+    end: int = -1
+    columns: tuple[str, ...] = ()
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+    has_header: bool = False
+
+
+def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
+    """Find the files, look at the head of each, and cut them into pieces.
+
+    Raises:
+        UserError: a pattern that matches nothing, an unreadable or empty file, a missing column.
+    """
+    if not logs.files:
+        raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
+    paths: dict[str, int] = {}
+    for pattern, match in zip(logs.files, _match(logs.files), strict=True):
+        if not match:
+            raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
+        paths |= match
+    pieces: list[Piece] = []
+    for path, size in sorted(paths.items()):
+        for start, end, piece in _cut(path, size, logs, schema):
+            pieces.append(Piece(**{**piece, "index": len(pieces), "start": start, "end": end}))
+    return pieces
+
+
+def _match(patterns: list[str]) -> Iterator[dict[str, int]]:
+    for pattern in patterns:
+        try:
+            (result,) = FileSystems.match([pattern])
+        except (BeamIOError, ValueError) as error:
+            raise UserError(pattern, f"cannot be looked up ({error})", "correct logs.files") from None
+        yield {metadata.path: metadata.size_in_bytes for metadata in result.metadata_list}
+
+
+def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(start, end, the piece's other arguments) for each piece of a file."""
+    kind = logs.format if logs.format != "auto" else _format_of(path)
+    if size == 0:
+        raise UserError(path, "is empty", "leave it out of logs.files, or write the log again")
+    if kind == "parquet":
+        with open_binary(path) as file:
+            parquet = open_parquet(path, file)
+            types = _types(path, kind, schema, {f.name: f.type for f in parquet.schema_arrow})
+            for group in range(parquet.num_row_groups):
+                yield group, group + 1, {"path": path, "format": kind, "types": types}
+        return
+    head = _head(path)
+    columns: tuple[str, ...] = ()
+    if kind == "csv":
+        columns = tuple(logs.csv.columns) or _header(path, head, logs.csv.delimiter)
+        found = _inferred_csv(path, head, columns, logs)
+    else:
+        found = _inferred_json(path, head)
+    piece = {
+        "path": path,
+        "format": kind,
+        "columns": columns,
+        "types": _types(path, kind, schema, found),
+        "has_header": kind == "csv" and not logs.csv.columns,
+    }
+    chunk = logs.chunk_mebibytes << 20
+    if path.endswith(".gz"):
+        yield 0, -1, piece
+    else:
+        for start in range(0, size, chunk):
+            yield start, min(start + chunk, size), piece
+
+
+def _format_of(path: str) -> str:
+    name = path.removesuffix(".gz")
+    endings = {
+        ".jsonl": "jsonl",
+        ".json": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".parquet": "parquet",
+    }
+    for ending, kind in endings.items():
+        if name.endswith(ending) and not (kind == "parquet" and path.endswith(".gz")):
+            return kind
+    raise UserError(path, "has an ending that tells no format", "set logs.format to jsonl, csv or parquet")
+
+
+def _head(path: str) -> bytes:
+    """The first whole lines of a text file; also of a damaged gzip file, which is refused when it is read."""
+    with open_binary(path) as file:
+        head = bytes(file.read(_HEAD_BYTES))
+    whole = len(head) < _HEAD_BYTES
+    if path.endswith(".gz"):
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head)
+        except zlib.error as error:
+            raise UserError(path, f"is no gzip file ({error})", "rename it, or compress it again") from None
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    return head if whole else head[: head.rfind(b"\n") + 1]
+
+
+def _header(path: str, head: bytes, delimiter: str) -> tuple[str, ...]:
+    line = head.split(b"\n", 1)[0].rstrip(b"\r")
+    try:
+        names = tuple(name.strip().strip('"') for name in line.decode().split(delimiter))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:1", "the header is no UTF-8 text", "is it a CSV? set logs.format") from None
+    return names
+
+
+def _inferred_json(path: str, head: bytes) -> dict[str, pa.DataType]:
+    """Types of the columns in the first lines, found by pyarrow; lines that do not parse are left out."""
+    lines = [line for line in head.split(b"\n") if line.strip()][:2000]
+    good: list[bytes] = []
+    for part in bisect(lines, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))):
+        good.extend(part.lines if part.table is not None else [])
+    if not good:
+        raise UserError(path, "none of its first lines is JSON", "write one JSON object a line, or set logs.format")
+    return _majority(bisect(good, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))))
+
+
+def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
+    """Each column's type in most of the lines: a single odd line must not decide how a file is read."""
+    votes: dict[str, Counter[pa.DataType]] = {}
+    for part in parts:
+        for f in part.table.schema if part.table is not None else []:
+            votes.setdefault(f.name, Counter())[f.type] += 0 if pa.types.is_null(f.type) else len(part.lines)
+    return {name: count.most_common(1)[0][0] for name, count in votes.items()}
+
+
+def _inferred_csv(path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings) -> dict[str, pa.DataType]:
+    body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
+    lines = [line for line in body.split(b"\n") if line.strip()][:2000]
+    found = _majority(bisect(lines, lambda chunk: parse_csv(chunk, columns, {}, logs)))
+    return {name: found.get(name, pa.null()) for name in columns}
+
+
+def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """The type to read each needed column as; optional columns that the file lacks are left out."""
+    types: dict[str, pa.DataType] = {}
+    for feature in schema.features:
+        if feature.source not in found and not feature.optional:
+            raise _missing_column(path, feature.source, found)
+        if feature.source in found:
+            types[feature.source] = raw_type(feature)
+            _check_type(path, kind, feature.name, types[feature.source], found[feature.source])
+            if pa.types.is_list(types[feature.source]) and kind == "csv":
+                raise UserError(
+                    path, f"'{feature.source}' is read as a list, and a CSV has none", "set the feature's separator"
+                )
+    for column in [schema.label, schema.user, schema.timestamp]:
+        if column and column not in found:
+            raise _missing_column(path, column, found)
+    if schema.user:
+        types.setdefault(schema.user, _text_or_int(found[schema.user]))
+    for column in [schema.label, schema.timestamp]:
+        if column:
+            types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
+    if schema.timestamp and schema.timestamp_unit == "iso" and kind != "parquet":
+        types[schema.timestamp] = pa.string()
+    if schema.intensity in found:
+        types.setdefault(schema.intensity, pa.float64())
+    for column in schema.passthrough:
+        if column in found:
+            types.setdefault(column, pa.string() if kind == "csv" else found[column])
+    return types
+
+
+def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, found: pa.DataType) -> None:
+    """JSON says what is text and what is a number; a schema that says otherwise would refuse every row."""
+    if kind != "jsonl" or pa.types.is_null(found):
+        return
+    if pa.types.is_string(wanted) and pa.types.is_integer(found):
+        raise UserError(
+            path, f"feature '{feature}' is read as text, and the log has integers", "set the feature's dtype: int64"
+        )
+    if pa.types.is_integer(wanted) and pa.types.is_string(found):
+        raise UserError(
+            path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
+        )
+    if pa.types.is_string(wanted) and pa.types.is_list(found):
+        raise UserError(
+            path, f"feature '{feature}' is read as text, and the log has lists", "remove the feature's separator"
+        )
+    if pa.types.is_list(wanted) and not pa.types.is_list(found):
+        raise UserError(
+            path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
+        )
+
+
+def _text_or_int(kind: pa.DataType) -> pa.DataType:
+    return pa.int64() if pa.types.is_integer(kind) else pa.string()
+
+
+def _missing_column(path: str, column: str, found: dict[str, Any]) -> UserError:
+    hint = did_you_mean(column, found)
+    return UserError(
+        path, f"has no column '{column}'", f"{hint} Correct the config's rows, or mark the feature optional: true"
+    )

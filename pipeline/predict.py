@@ -1,0 +1,82 @@
+"""Raw rows to scores, by an exported model alone: the way a model server answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from features.errors import UserError
+from features.schema import MISSING_INT
+from features.tf_runtime import tf
+from pipeline.export import newest_version
+from pipeline.raw import as_arrays
+
+
+class Predictor:
+    """An exported model.
+
+    Args:
+        directory: a SavedModel, or the directory of its versions, of which the newest is taken.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = newest_version(directory)
+        try:
+            self._loaded = tf.saved_model.load(str(self.directory))
+            self._signature = self._loaded.signatures["serving_default"]
+        except (OSError, KeyError, tf.errors.OpError) as error:
+            raise UserError(
+                str(self.directory), f"is no whole model ({type(error).__name__})", "export it again"
+            ) from error
+        self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
+
+    def predict(self, rows: list[dict[str, Any]], where: str = "rows") -> list[dict[str, float]]:
+        """score, ctr and confidence of raw rows; what a row leaves out is missing, what the model does not know is ignored.
+
+        Raises:
+            UserError: a value of a type that the model does not take; ``where`` and the row stand in the message.
+        """
+        if not rows:
+            return []
+        columns: dict[str, list[Any]] = {}
+        for name, spec in self.inputs.items():
+            columns[name] = [_checked(row.get(name), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)]
+        tensors = {
+            name: tf.constant(value, self.inputs[name].dtype) for name, value in as_arrays(columns, self.inputs).items()
+        }
+        answer = {name: value.numpy() for name, value in self._signature(**tensors).items()}
+        return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
+
+
+def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
+    kind, many = spec.dtype.name, spec.shape.rank == 2
+    if value is None:
+        return [] if many else {"string": "", "int64": MISSING_INT, "float32": None}[kind]
+    takes: dict[str, Any] = {"string": str, "int64": int, "float32": (int, float)}
+    values = value if many and isinstance(value, list) else [value]
+    if many != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
+        expected = f"a list of {kind}" if many else kind
+        raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes {expected}", "correct the row")
+    return value
+
+
+def read_rows(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
+    """JSON objects, one a line.
+
+    Raises:
+        UserError: a line that is none; ``where`` and the line's number stand in the message.
+    """
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}:{number}", f"is no JSON ({error})", "write one JSON object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}:{number}", "is no JSON object", 'write it as {"feature": value, ...}')
+        rows.append(row)
+    return rows

@@ -1,0 +1,79 @@
+"""The page a person looks at: figures, pictures and what they mean, in one file that needs no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline import pictures
+from pipeline.config import Config, dump_config
+
+_ROWS = (
+    ("auc", "AUC", "{:.4f}"),
+    ("gauc", "GAUC", "{:.4f}"),
+    ("log_loss", "log loss", "{:.4f}"),
+    ("predicted_over_real", "predicted / real CTR", "{:.3f}"),
+    ("ece", "calibration error (ECE)", "{:.4f}"),
+)
+
+
+def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The report as HTML.
+
+    Args:
+        config: of the run.
+        manifest: the data set's ``dataset.json``.
+        metrics: what ``metrics.json`` holds.
+    """
+    run = metrics["training"]
+    steps = max(1, -(-manifest["splits"]["train"]["rows"] // config.train.batch_size))
+    weighted = config.confidence.weighted
+    warmup = run["warmup_steps"] / steps if weighted else 0.0
+    curves = metrics["calibration"] if weighted else {"score": metrics["calibration"]["score"]}
+    environment = Environment(
+        loader=PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        config=config,
+        weighted=weighted,
+        manifest=manifest,
+        metrics=metrics,
+        run=run,
+        rows=[
+            (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form))
+            for name, label, form in _ROWS
+        ],
+        groups={
+            group: [(name, found, _group_cells(found)) for name, found in found_groups.items()]
+            for group, found_groups in metrics["groups"].items()
+        },
+        calibration=pictures.calibration(curves),
+        training=pictures.training_curves(run["history"], warmup, run["best_epoch"]),
+        confidence={group: pictures.confidence_by_group(found) for group, found in metrics["groups"].items()}
+        if weighted
+        else {},
+        resolved=dump_config(config),
+    )
+
+
+def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value as trained, value corrected for the weights) for a table in the terminal."""
+    return [
+        (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form)) for name, label, form in _ROWS
+    ]
+
+
+def _cell(values: dict[str, Any], name: str, form: str) -> str:
+    if name in values:
+        return form.format(values[name])
+    return f"undefined: {values.get('undefined', {}).get(name, 'not measured')}"
+
+
+def _group_cells(found: dict[str, Any]) -> list[str]:
+    cells = [_cell(found, name, form) for name, _, form in _ROWS[:4]]
+    return [*cells, f"{found['confidence']['mean']:.3f}" if found["confidence"]["rows"] else "no clicks"]

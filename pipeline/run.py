@@ -1,0 +1,177 @@
+"""The whole way in one call: fetch, preprocess, train, evaluate, export, predict; what is there already is used again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import UserError
+from pipeline.config import Config
+from pipeline.files import read_json
+from pipeline.progress import console
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run keeps what: one folder a stage, under ``runs/<name>``.
+
+    Args:
+        root: ``runs/<name>``.
+    """
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        """TFRecords and dataset.json."""
+        return self.root / "dataset"
+
+    @property
+    def train(self) -> Path:
+        """Checkpoints, config, history, TensorBoard events."""
+        return self.root / "train"
+
+    @property
+    def evaluation(self) -> Path:
+        """metrics.json and report.html."""
+        return self.root / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        """SavedModel versions."""
+        return self.root / "export"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Args:
+        paths: where.
+        metrics: content of metrics.json.
+        model: the exported version.
+        row, prediction: one raw row of the test split, and what the exported model says of it.
+    """
+
+    paths: Paths
+    metrics: dict[str, Any]
+    model: Path
+    row: dict[str, Any]
+    prediction: dict[str, float]
+
+
+def fetch_logs(config: Config) -> None:
+    """Write the public data set that the config names to where the config reads it.
+
+    Raises:
+        UserError: the config's files are no single file, or the data set cannot be fetched.
+    """
+    from pipeline.datasets import SyntheticSettings, write_dataset
+
+    if not config.logs.dataset:
+        return
+    if len(config.logs.files) != 1:
+        raise UserError(
+            "logs.files", "must be one file where logs.dataset is set", "write files: [data/NAME/log.jsonl]"
+        )
+    target = Path(config.logs.files[0])
+    stem, _, ending = target.name.partition(".")
+    if stem != "log":
+        raise UserError(
+            "logs.files", f"'{target.name}' is not what `clsd dataset` writes", "name it log.jsonl, log.csv, …"
+        )
+    synthetic = None
+    if config.logs.dataset == "synthetic":
+        try:
+            synthetic = SyntheticSettings(**config.logs.dataset_options)
+        except TypeError as error:
+            raise UserError(
+                "logs.dataset_options", str(error).partition("() ")[2], "see `clsd dataset --help`"
+            ) from None
+    write_dataset(config.logs.dataset, target.parent, format=ending, synthetic=synthetic)
+
+
+def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: list[str] | None = None) -> Outcome:
+    """All stages, each skipped where its result is there and was made from the same settings and data.
+
+    Args:
+        config: the whole run's settings.
+        paths: where results go.
+        overwrite: make anew what was made from other settings, instead of refusing.
+        beam_options: passed through to the preprocessing job.
+    """
+    from pipeline.dataset import Dataset
+    from pipeline.plan import plan
+    from pipeline.preprocess import fingerprint, preprocess
+    from pipeline.progress import watching
+
+    _say(1, "click logs", ", ".join(config.logs.files))
+    fetch_logs(config)
+
+    _say(2, "preprocess", str(paths.dataset))
+    made = _json_or_none(paths.dataset / "dataset.json")
+    if made and made.get("fingerprint") == fingerprint(config, plan(config.logs, config.rows)):
+        dataset = Dataset.load(paths.dataset)
+        _reused()
+    else:
+        with watching("preprocess"):
+            dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
+
+    from pipeline.train import RUN_FILE, run_fingerprint, train
+
+    _say(3, "train", str(paths.train))
+    mark = run_fingerprint(config, dataset)
+    there = _json_or_none(paths.train / RUN_FILE)
+    same = there is not None and there["fingerprint"] == mark
+    if same:
+        _reused()
+    train(config, dataset, paths.train, overwrite=overwrite and not same)
+
+    from pipeline.evaluate import METRICS_FILE, evaluate
+
+    _say(4, "evaluate", str(paths.evaluation))
+    metrics = _json_or_none(paths.evaluation / METRICS_FILE)
+    if (
+        metrics
+        and metrics["training"]["fingerprint"] == mark
+        and metrics["settings"] == config.evaluate.model_dump(mode="json")
+    ):
+        _reused()
+    else:  # cheap to make again from the model, so an older report is no loss
+        metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
+
+    from pipeline.export import PROVENANCE_FILE, export, newest_version
+
+    _say(5, "export", str(paths.export))
+    found = [
+        p
+        for p in paths.export.glob("*/assets.extra")
+        if (_json_or_none(p / PROVENANCE_FILE) or {}).get("fingerprint") == mark
+    ]
+    if found:
+        model = max((p.parent for p in found), key=lambda p: int(p.name))
+        _reused()
+    else:
+        model = export(dataset, paths.train, paths.export)
+    assert newest_version(model) == model
+
+    from pipeline.predict import Predictor
+
+    _say(6, "predict", str(model))
+    golden = json.loads((model / "assets.extra" / "golden.json").read_text(encoding="utf-8"))
+    row = {name: values[0] for name, values in sorted(golden["inputs"].items())}
+    return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
+
+
+def _json_or_none(path: Path) -> dict[str, Any] | None:
+    return dict(read_json(path, "result", "")) if path.exists() else None
+
+
+def _say(number: int, stage: str, where: str) -> None:
+    console.print(f"[bold cyan]{number}/6 {stage}[/bold cyan]  {where}", highlight=False, soft_wrap=True)
+
+
+def _reused() -> None:
+    console.print("    there already, made from the same settings and data", style="dim")

@@ -1,0 +1,53 @@
+"""Packaging of clsd; the exact set of versions that is tested stands in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"^## (\d+\.\d+\.\d+)", (HERE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1)
+
+setup(
+    name="clsd",
+    version=VERSION,
+    description="Click logs in, a served, confidence-weighted CTR model out",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["features*", "models*", "pipeline*"]),
+    package_data={"pipeline": ["templates/*.html"]},
+    install_requires=[
+        # tensorflow-io's native library loads on TF 2.16 and 2.17 alone, and its readers crash on 2.17.
+        "tensorflow>=2.16.2,<2.17",
+        "tf-keras>=2.16.0,<2.17",
+        "tensorflow-recommenders>=0.7.7,<0.8",
+        "tensorflow-io>=0.37.1,<0.38",
+        "tensorflow-io-gcs-filesystem>=0.37.1,<0.38",
+        "apache-beam>=2.77.0,<2.78",
+        "google-crc32c>=1.9,<2",
+        "pyarrow>=25.0.1,<26",
+        "numpy>=1.26.4,<2",
+        "protobuf>=4.25.9,<5",
+        "scipy>=1.15,<2",
+        "pydantic>=2.14,<3",
+        "PyYAML>=6.0.3,<7",
+        "click>=8.5,<9",
+        "rich>=15.0,<16",
+        "jinja2>=3.1.6,<4",
+        "matplotlib>=3.10,<4",
+    ],
+    extras_require={
+        # CUDA libraries as TensorFlow 2.16 wants them.
+        "gpu": ["tensorflow[and-cuda]>=2.16.2,<2.17"],
+        "dev": [
+            "pytest>=9.2,<10",
+            "ruff>=0.17.6,<0.18",
+            "mypy>=2.4.1,<3",
+            "types-PyYAML>=6.0.12",
+            "scikit-learn>=1.7,<2",
+        ],
+    },
+    entry_points={"console_scripts": ["clsd = pipeline.cli:main"]},
+)
