@@ -44,8 +44,9 @@ def parse_blocks(schema: Schema, serialized: Any, columns: Sequence[str] = TRAIN
     joined = {name: tf.strings.reduce_join(buffers) for name, buffers in parsed.items()}
 
     out = {}
+    n = tf.strings.length(joined["label"])  # one byte a row; -1 could not be inferred from no columns
     if "ids" in columns:
-        parts = [tf.reshape(tf.io.decode_raw(joined["ids"], tf.int32), [-1, schema.fixed_width])]
+        parts = [tf.reshape(tf.io.decode_raw(joined["ids"], tf.int32), [n, schema.fixed_width])]
         for feature in schema.ragged:
             flat = tf.io.decode_raw(joined[f"{feature.name}.ids"], tf.int32)
             lengths = tf.io.decode_raw(joined[f"{feature.name}.lengths"], tf.int32)
@@ -55,7 +56,6 @@ def parse_blocks(schema: Schema, serialized: Any, columns: Sequence[str] = TRAIN
         out["ids"] = tf.concat(parts, axis=1) if schema.ragged else parts[0]
         out["ids"].set_shape([None, schema.width])
     if "values" in columns:
-        n = tf.strings.length(joined["label"])  # one byte a row; -1 could not be inferred from no columns
         out["values"] = tf.ensure_shape(
             tf.reshape(tf.io.decode_raw(joined["values"], tf.float32), [n, len(schema.numeric)]),
             [None, len(schema.numeric)],

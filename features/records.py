@@ -90,7 +90,8 @@ def serialize_block(schema: Schema, rows: Rows) -> bytes:
     if schema.passthrough:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.passthrough.schema) as writer:
-            writer.write_batch(rows.passthrough)
+            # A copy: of a slice, the stream would hold bytes of its neighbours.
+            writer.write_batch(rows.passthrough.take(pa.array(np.arange(len(rows)))))
         buffers["passthrough"] = sink.getvalue().to_pybytes()
     for name, buffer in buffers.items():
         feature[name].bytes_list.value.append(buffer)

@@ -221,5 +221,8 @@ class Schema(Strict):
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, 16 hex digits: equal if and only if two schemas mean the same."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        meant = self.model_dump(mode="json")
+        for feature, dumped in zip(self.features, meant["features"], strict=True):
+            dumped["column"] = feature.source
+        text = json.dumps(meant, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

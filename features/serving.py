@@ -14,6 +14,7 @@ from features.schema import (
     FIRST_OOV_ID,
     MISSING_ID,
     MISSING_INT,
+    PADDING_ID,
     Categorical,
     CategoricalFeature,
     NumericFeature,
@@ -96,7 +97,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         columns: dict[str, Any] = {}
         for feature in schema.categorical:
             if feature.name not in raw:
-                columns[feature.name] = tf.fill([rows, feature.max_length], tf.constant(MISSING_ID, tf.int64))
+                absent = MISSING_ID if isinstance(feature, CategoricalFeature) else PADDING_ID
+                columns[feature.name] = tf.fill([rows, feature.max_length], tf.constant(absent, tf.int64))
             elif isinstance(feature, CategoricalFeature):
                 columns[feature.name] = self._single(feature, raw[feature.name])[:, None]
             else:
@@ -138,6 +140,9 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         split = feature.separator
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
+        if split and feature.dtype == "int64":  # 007 is 7, as in the log
+            numbers = tf.strings.to_number(tokens.flat_values, tf.int64)
+            tokens = tokens.with_flat_values(tf.strings.as_string(numbers))
         kept = (
             tokens[:, -feature.max_length :]
             if isinstance(feature, SequenceFeature)

@@ -55,8 +55,8 @@ def _imported(path: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        where = f"model.backbone: {path}"
+    except Exception as error:  # the user's module may raise anything
+        where, reason = f"model.backbone: {path}", " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            where, f"cannot be imported ({error})", "put its folder on PYTHONPATH, or correct the path"
-        ) from None
+            where, f"cannot be imported ({reason})", "put its folder on PYTHONPATH, or correct the path"
+        ) from error

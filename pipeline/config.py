@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -234,19 +234,19 @@ def as_user_error(error: ValidationError, where: str, model: type[BaseModel]) ->
 
 def _keys_at(model: Any, path: list[Any]) -> list[str]:
     """Names that may stand at a place of the settings tree; empty where that cannot be told."""
+    models = [model]
     for part in path:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        nested = [
-            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")
-        ]
-        if not nested:
-            return []
-        model = nested[0]
-    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+        if not isinstance(part, int):
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [nested for field in fields for nested in _models_in(field.annotation)]
+    return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """The settings classes that an annotation speaks of, such as all members of a list of a union."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

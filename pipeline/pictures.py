@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,8 @@ def _picture(width: float = 5.2, height: float = 3.6) -> Iterator[tuple[Any, lis
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
-    out.append(svg[svg.index("<svg") :])
+    # The declaration before, and the metadata with its addresses, are of no use inside a page.
+    out.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL))
 
 
 def calibration(curves: dict[str, list[list[float]]]) -> str:
@@ -72,7 +74,7 @@ def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
         axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--")
         axes.set_yticks(range(len(shown)), [f"{name} ({c['rows']:,})" for name, c in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_xlabel("confidence of clicks (1 is the mean click); dot: mean, bar: quartiles, line: tenths")
+        axes.set_xlabel("confidence of clicks (1: the mean click in training)")
     return out[0]
 
 

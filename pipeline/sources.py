@@ -137,7 +137,9 @@ class Reader:
             while piece.end < 0 or at < piece.end:
                 want = BLOCK_BYTES if piece.end < 0 else min(BLOCK_BYTES, piece.end - at)
                 try:
-                    block = file.read(want) + file.readline()
+                    block = file.read(want)
+                    if block and not block.endswith(b"\n"):
+                        block += file.readline()
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                     what = f"the gzip file is truncated or damaged ({error})"
                     raise UserError(

@@ -1,0 +1,140 @@
+"""What the tests of the models share: one small spec with every kind of field, its batches, and models over it."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.schema import Schema
+from features.tf_runtime import keras, tf
+from models.clsd import ClsdModel
+from models.inputs import InputSpec
+from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+
+# One column each: user, item, band, city; then three of genres and four of history.
+WIDTH, N_VALUES = 11, 2
+SIZES = {"user": 30, "item": 20, "band": 6, "city": 5, "genres": 8}
+
+
+@pytest.fixture(scope="session")
+def spec() -> InputSpec:
+    def hashed(name: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "kind": "categorical", "encoding": "hash", "size": SIZES[name], **more}
+
+    features = [
+        hashed("user"),
+        hashed("item"),
+        {"name": "price", "kind": "numeric"},
+        hashed("band"),
+        hashed("city", input=False),
+        hashed("genres", max_length=3) | {"kind": "bag"},
+        {"name": "history", "kind": "sequence", "share": "item", "max_length": 4},
+        {"name": "age", "kind": "numeric"},
+    ]
+    return InputSpec.build(Schema.model_validate({"features": features, "groups": ["band", "city"]}), SIZES)
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., dict[str, Any]]:
+    def make(rows: int = 32, seed: int = 0, ctr: float = 0.4) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        single = [rng.integers(1, SIZES[name], (rows, 1)) for name in ("user", "item", "band", "city")]
+        genres = rng.integers(0, SIZES["genres"], (rows, 3))
+        history = rng.integers(0, SIZES["item"], (rows, 4)) * (rng.random((rows, 1)) < 0.8)
+        return {
+            "ids": np.concatenate([*single, genres, history], axis=1).astype(np.int32),
+            "values": rng.normal(size=(rows, N_VALUES)).astype(np.float32),
+            "label": (rng.random(rows) < ctr).astype(np.float32),
+            "valid": np.ones(rows, np.float32),
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
+    """A model whose backbone and gate start the same for every call, with logits far enough from 0 to tell rows apart."""
+
+    def make(
+        *,
+        warmup_steps: int = 0,
+        backbone: str = "deepfm",
+        options: dict[str, Any] | None = None,
+        optimizers: str = "sgd",
+        l2: float = 0.0,
+        **confidence: Any,
+    ) -> ClsdModel:
+        keras.utils.set_random_seed(1)
+        options = {"hidden_units": [8]} if options is None else options
+        settings = OptimizerSettings(name=optimizers, learning_rate=0.1)
+        model = ClsdModel(
+            spec,
+            ModelSettings(backbone=backbone, embedding_dim=4, options=options),
+            ConfidenceSettings(**confidence),
+            warmup_steps=warmup_steps,
+            embedding_optimizer=settings,
+            dense_optimizer=settings,
+            l2=l2,
+        )
+        rng = np.random.default_rng(3)
+        for variable in model.backbone.trainable_variables:
+            variable.assign(rng.normal(scale=0.3, size=variable.shape))
+        if model.teacher is not None:
+            for mine, theirs in zip(model.teacher.variables, model.backbone.variables, strict=True):
+                mine.assign(theirs)
+        if model.gate is not None:
+            for variable in model.gate.trainable_variables[:-2]:  # the output layer starts at zero
+                variable.assign(rng.normal(scale=0.3, size=variable.shape))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def step() -> Callable[..., np.ndarray]:
+    """One eager step; the sums over the batch."""
+
+    def run(model: ClsdModel, batch: dict[str, Any]) -> np.ndarray:
+        return model.train_sums({name: tf.constant(x) for name, x in batch.items()}).numpy()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def values() -> Callable[[Any], list[np.ndarray]]:
+    """Copies of a model's variables."""
+    return lambda model: [variable.numpy().copy() for variable in model.variables]
+
+
+@pytest.fixture
+def own_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Dotted path of a user's own Keras model with batch norm, in a package below the working directory."""
+    package = tmp_path / "my_shop_models"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    source = """
+        import tf_keras
+
+        class Net(tf_keras.Model):
+            def __init__(self, spec, embedding_dim, width=3):
+                super().__init__()
+                self.table = tf_keras.layers.Embedding(spec.fields[0].size, embedding_dim)
+                self.norm = tf_keras.layers.BatchNormalization()
+                self.hidden = tf_keras.layers.Dense(width)
+                self.out = tf_keras.layers.Dense(1)
+
+            def call(self, inputs, training=False):
+                return self.out(self.hidden(self.norm(self.table(inputs["user"]), training=training)))[:, 0]
+    """
+    (package / "net.py").write_text(textwrap.dedent(source))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the registry appends the working directory
+    for name in ("my_shop_models", "my_shop_models.net"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return "my_shop_models.net:Net"

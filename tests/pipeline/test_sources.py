@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.errors import UserError
+from features.schema import Schema
+from pipeline.columns import KEY, POSITION
+from pipeline.config import LogSettings
+from pipeline.plan import Piece, plan
+from pipeline.sources import Reader, Refused
+
+SCHEMA = Schema(
+    features=[
+        {"name": "user", "kind": "categorical"},
+        {"name": "n", "kind": "numeric"},
+        {"name": "count", "kind": "categorical", "dtype": "int64", "optional": True},
+    ],
+    timestamp="t",
+)
+ROWS = [{"user": f"u{i % 7} é", "n": i / 2, "click": i % 2, "t": 1000 + i, "count": i} for i in range(200)]
+
+
+def _jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def _csv(path: Path, header: bool = True) -> Path:
+    lines = [",".join(map(str, row.values())) for row in ROWS]
+    path.write_text("\n".join(([",".join(ROWS[0])] if header else []) + lines) + "\n")
+    return path
+
+
+def _parquet(path: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=64)
+    return path
+
+
+def _read(logs: LogSettings, pieces: list[Piece]) -> tuple[list[dict[str, Any]], list[Refused]]:
+    reader, rows, refused = Reader(logs, seed=1), [], []
+    for piece in pieces:
+        for part in reader.read(piece):
+            if isinstance(part, Refused):
+                refused.append(part)
+            else:
+                rows += part.to_pylist()
+    return rows, refused
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in ROWS[0]} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz", "log.csv", "log.parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[name.split(".")[1]](path)
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, SCHEMA))
+    assert refused == []
+    assert _plain(rows) == ROWS
+    assert len({row[KEY] for row in rows}) == len(ROWS)
+
+
+@pytest.mark.parametrize("cut", [1, 17, 64, 1000, 5000])
+def test_pieces_hold_every_line_once_wherever_they_are_cut(tmp_path: Path, cut: int) -> None:
+    for path in (_jsonl(tmp_path / "log.jsonl"), _csv(tmp_path / "log.csv")):
+        logs = LogSettings(files=[str(path)])
+        (whole,) = plan(logs, SCHEMA)
+        step = max(cut, whole.end // 200)
+        pieces = [
+            replace(whole, index=i, start=start, end=min(start + step, whole.end))
+            for i, start in enumerate(range(0, whole.end, step))
+        ]
+        rows, refused = _read(logs, pieces)
+        assert refused == []
+        assert _plain(rows) == ROWS
+
+
+def test_a_file_without_a_last_newline_and_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for path in (_jsonl(tmp_path / "log.jsonl"), _csv(tmp_path / "log.csv")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().rstrip(b"\n").replace(b"\n", b"\r\n"))
+        logs = LogSettings(files=[str(path)])
+        assert _plain(_read(logs, plan(logs, SCHEMA))[0]) == ROWS
+
+
+def test_a_csv_without_a_header_takes_its_names_from_the_settings(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "log.csv", header=False)
+    logs = LogSettings(files=[str(path)], csv={"columns": list(ROWS[0])})
+    assert _plain(_read(logs, plan(logs, SCHEMA))[0]) == ROWS
+
+
+def test_columns_may_differ_in_order_and_optional_ones_may_lack(tmp_path: Path) -> None:
+    short = [{"t": row["t"], "click": row["click"], "n": row["n"], "user": row["user"]} for row in ROWS]
+    _jsonl(tmp_path / "a.jsonl")
+    _jsonl(tmp_path / "b.jsonl", short)
+    logs = LogSettings(files=[str(tmp_path / "*.jsonl")])
+    rows, _ = _read(logs, plan(logs, SCHEMA))
+    assert [row["user"] for row in rows] == [row["user"] for row in ROWS] * 2
+    assert "count" not in rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "empty line"),
+        (b'{"user": "x", "n": 1, "click"', "no JSON"),
+        (b'{"user": 5, "n": 1, "click": 1, "t": 1}', "wrong type"),
+        (b'{"user": "x", "n": "much", "click": 1, "t": 1}', "wrong type"),
+        (b'{"user": "\xff\xfe", "n": 1, "click": 1, "t": 1}', "broken UTF-8"),
+    ],
+)
+def test_a_bad_json_line_is_set_aside_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = _jsonl(tmp_path / "log.jsonl")
+    lines = path.read_bytes().split(b"\n")
+    lines.insert(120, line)
+    path.write_bytes(b"\n".join(lines))
+    logs = LogSettings(files=[str(path)])
+    (whole,) = plan(logs, SCHEMA)
+    half = whole.end // 2
+    rows, refused = _read(logs, [replace(whole, end=half), replace(whole, index=1, start=half)])
+    assert _plain(rows) == ROWS
+    assert [(r.line, r.reason) for r in refused] == [(121, reason)]
+    assert refused[0].path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"x,1,1", "wrong number of fields"),
+        (b"x,much,1,5,1", "wrong type"),
+        (b"\xff\xfe,1,1,5,1", "broken UTF-8"),
+    ],
+)
+def test_a_bad_csv_line_is_set_aside_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = _csv(tmp_path / "log.csv")
+    lines = path.read_bytes().split(b"\n")
+    lines.insert(150, line)
+    path.write_bytes(b"\n".join(lines))
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, SCHEMA))
+    assert _plain(rows) == ROWS
+    assert [(r.line, r.reason) for r in refused] == [(151, reason)]
+
+
+def test_a_key_depends_on_the_place_alone(tmp_path: Path) -> None:
+    logs = LogSettings(files=[str(_jsonl(tmp_path / "log.jsonl"))])
+    rows, _ = _read(logs, plan(logs, SCHEMA))
+    changed = [{**row, "n": 0.0} for row in ROWS]
+    changed[50] = {"broken": True}
+    logs = LogSettings(files=[str(_jsonl(tmp_path / "log.jsonl", changed))])
+    again = {row[POSITION]: row[KEY] for row in _read(logs, plan(logs, SCHEMA))[0]}
+    assert all(again[row[POSITION]] == row[KEY] for row in rows if row[POSITION] in again)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.write_bytes(b""), "is empty"),
+        (lambda p: p.write_bytes(b"garbage\nmore\n"), "none of its first lines is JSON"),
+        (lambda p: _jsonl(p, [{"user": "a", "click": 1, "t": 1}]), "has no column 'n'"),
+        (lambda p: _jsonl(p, [{"usr": "a", "n": 1, "click": 1, "t": 1}]), "no column 'user'; did you mean 'usr'?"),
+        (lambda p: _jsonl(p, [{"user": "a", "n": 1, "t": 1}]), "has no column 'click'"),
+        (lambda p: _jsonl(p, [{"user": 3, "n": 1, "click": 1, "t": 1}]), "set the feature's dtype: int64"),
+    ],
+)
+def test_a_log_that_cannot_be_used_is_refused_before_the_job(tmp_path: Path, write: Any, said: str) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path)
+    with pytest.raises(UserError) as error:
+        plan(LogSettings(files=[str(path)]), SCHEMA)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+def test_an_ending_that_tells_nothing_is_refused(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.txt")
+    with pytest.raises(UserError, match="set logs.format"):
+        plan(LogSettings(files=[str(path)]), SCHEMA)
+    assert len(plan(LogSettings(files=[str(path)], format="jsonl"), SCHEMA)) == 1
+
+
+def test_a_truncated_gzip_is_an_error_and_not_a_short_log(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.jsonl.gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    logs = LogSettings(files=[str(path)])
+    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated or damaged"):
+        _read(logs, plan(logs, SCHEMA))
+
+
+def test_a_truncated_parquet_is_named(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "log.parquet")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"log.parquet: is no whole Parquet file"):
+        plan(LogSettings(files=[str(path)]), SCHEMA)
+
+
+def test_a_parquet_value_that_does_not_fit_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    rows = [{**row, "count": str(row["count"])} for row in ROWS]
+    rows[99]["count"] = "ninety-nine"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=64)
+    logs = LogSettings(files=[str(path)])
+    good, refused = _read(logs, plan(logs, SCHEMA))
+    assert len(good) == len(ROWS) - 1
+    assert [(r.line, r.reason) for r in refused] == [(100, "wrong type")]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from features.errors import UserError
+from pipeline.columns import KEY, SPLIT, TIME, USER
+from pipeline.config import SplitSettings
+from pipeline.splits import TimeBoundaries, by_hash, by_time, by_user_time, given_boundaries
+
+
+def _batch(users: list[str], times: list[int]) -> pa.RecordBatch:
+    n = len(users)
+    keys = np.random.default_rng(0).permutation(n).astype(np.uint64)
+    return pa.RecordBatch.from_pydict({USER: users, TIME: pa.array(times, pa.int64()), KEY: keys, "session": users})
+
+
+def _splits(batch: pa.RecordBatch) -> np.ndarray:
+    return batch.column(SPLIT).to_numpy()
+
+
+def test_each_users_newest_rows_test_and_those_before_validate() -> None:
+    rng = np.random.default_rng(1)
+    users = [f"u{i}" for i in rng.integers(0, 9, 400)]
+    times = rng.integers(0, 50, 400).tolist()  # with ties
+    settings = SplitSettings(by="user_time", validation=0.2, test=0.1)
+    batch = by_user_time(settings, _batch(users, times))
+    for user in set(users):
+        mine = [i for i, u in enumerate(users) if u == user]
+        ordered = sorted(mine, key=lambda i: (times[i], batch.column(KEY)[i].as_py()))
+        n_test, n_validation = int(len(mine) * 0.1 + 0.5), int(len(mine) * 0.2 + 0.5)
+        expected = [0] * (len(mine) - n_test - n_validation) + [1] * n_validation + [2] * n_test
+        assert [int(_splits(batch)[i]) for i in ordered] == expected
+
+
+def test_time_boundaries_are_exact_and_do_not_depend_on_the_order_of_merging() -> None:
+    times = np.random.default_rng(2).integers(0, 1000, 5000)
+    settings = SplitSettings(validation=0.1, test=0.2)
+    batches = [_batch(["u"] * len(part), part.tolist()) for part in np.array_split(times, 77)]
+    found = set()
+    for order in (range(77), reversed(range(77))):
+        combine = TimeBoundaries(settings)
+        halves = [combine.create_accumulator(), combine.create_accumulator()]
+        for number, at in enumerate(order):
+            halves[number % 2] = combine.add_input(halves[number % 2], batches[at])
+        found.add(combine.extract_output(combine.merge_accumulators(halves)))
+    assert len(found) == 1
+    first, second = found.pop()
+    # The newest rows, as many as fit into the share without parting equal times.
+    assert (times >= second).mean() <= 0.2 < (times >= second - 1).mean()
+    assert (times >= first).mean() <= 0.3 < (times >= first - 1).mean()
+
+
+def test_a_split_by_time_never_trains_on_what_is_newer_than_the_test() -> None:
+    split = _splits(by_time((10, 20), _batch(["u"] * 5, [9, 10, 19, 20, 99])))
+    assert split.tolist() == [0, 1, 1, 2, 2]
+
+
+def test_equal_keys_stay_together_and_shares_hold() -> None:
+    users = [f"s{i % 2000}" for i in range(10_000)]
+    settings = SplitSettings(by="hash", key="session", validation=0.1, test=0.3)
+    batch = by_hash(settings, 5, _batch(users, [0] * len(users)))
+    split = _splits(batch)
+    assert all(len(set(split[i::2000])) == 1 for i in range(2000))
+    assert abs((split == 2).mean() - 0.3) < 0.04  # 4 standard deviations of 2000 keys
+    assert abs((split == 1).mean() - 0.1) < 0.03
+    other = _splits(by_hash(settings, 6, _batch(users, [0] * len(users))))
+    assert (other != split).any()
+
+
+def test_given_instants_are_read_as_utc_and_checked() -> None:
+    settings = SplitSettings(validation_from="1970-01-01T00:00:01", test_from="1970-01-01T00:00:02Z")
+    assert given_boundaries(settings) == (1_000_000, 2_000_000)
+    with pytest.raises(UserError, match="'soon' is no time"):
+        given_boundaries(SplitSettings(validation_from="soon", test_from="2020-01-01"))
+    with pytest.raises(UserError, match="later than test_from"):
+        given_boundaries(SplitSettings(validation_from="2021-01-01", test_from="2020-01-01"))
