@@ -113,7 +113,7 @@ def _as_list(feature: Categorical, column: pa.Array) -> pa.ListArray:
     split = pc.split_pattern(column, pattern=separator)
     if feature.dtype == "int64":
         pieces = _clean(split.values).cast(pa.int64())  # an empty text has one empty piece, which is no number
-        return pa.ListArray.from_arrays(split.offsets, pieces, mask=split.is_null())
+        return pa.ListArray.from_arrays(split.offsets, pieces)
     return split
 
 

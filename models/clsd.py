@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from features.tf_runtime import keras, tf
@@ -44,6 +45,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         warmup_steps: steps with w = 1, after which a separate teacher is first copied.
         embedding_optimizer, dense_optimizer: settings of the backbone's two optimizers.
         l2: weight of the squared norm of the dense kernels.
+        prior_ctr: CTR of the training split; its log odds are added to the backbone's output, so that training begins at
+            the right mean instead of spending its first steps, the largest, on finding it.
 
     A batch is a dictionary: ids int32 ``[B, width]``, values float32 ``[B, n]``, label float32 ``[B]``, valid float32
     ``[B]`` (0 for padding).
@@ -59,10 +62,12 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         embedding_optimizer: OptimizerSettings,
         dense_optimizer: OptimizerSettings,
         l2: float = 0.0,
+        prior_ctr: float = 0.5,
     ) -> None:
         super().__init__(name="clsd")
         self.spec, self.confidence_settings, self.l2 = spec, confidence, l2
         self.warmup_steps = warmup_steps
+        self._prior_logit = math.log(prior_ctr / (1.0 - prior_ctr))
         self.backbone = build_backbone(model, spec)
         self.teacher: Any = build_backbone(model, spec) if confidence.teacher in ("frozen", "ema", "previous") else None
         self.gate: Any = None
@@ -99,17 +104,20 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
     def score(self, ids: Any, values: Any) -> Scores:
         """Scores of encoded rows as evaluation and serving see them (dropout off)."""
         inputs = self.spec.unpack(ids, values)
-        logit = self.backbone(inputs, training=False)
+        logit = self._logit(self.backbone, inputs, training=False)
         if not self.confidence_settings.weighted:
             return Scores(logit, tf.ones_like(logit), tf.ones_like(logit))
-        q = tf.sigmoid(logit if self.teacher is None else self.teacher(inputs, training=False))
+        q = tf.sigmoid(logit if self.teacher is None else self._logit(self.teacher, inputs, training=False))
         c = weights.normaliser(self.moments, self.confidence_settings.normalise)
         a = self._confidence(q, self._correction(ids, q), c)
         return Scores(logit, a / c, weights.positive_weight(a, c, self.confidence_settings.blend))
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """Logits float32 ``[B]`` of a batch, by the backbone alone."""
-        return self.backbone(self.spec.unpack(inputs["ids"], inputs["values"]), training=training)
+        return self._logit(self.backbone, self.spec.unpack(inputs["ids"], inputs["values"]), training=training)
+
+    def _logit(self, backbone: Any, inputs: dict[str, Any], training: bool) -> Any:
+        return self._prior_logit + backbone(inputs, training=training)
 
     def _correction(self, ids: Any, q: Any) -> Any:
         return self.gate(self.spec.group_ids(ids)) if self.gate is not None else tf.zeros_like(q)
@@ -146,7 +154,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
 
         with tf.GradientTape() as tape:
-            s = self.backbone(inputs, training=True)
+            s = self._logit(self.backbone, inputs, training=True)
             w, gate_losses, gate_rows = tf.ones_like(s), tf.zeros_like(s), tf.zeros_like(s)
             p = tf.stop_gradient(tf.sigmoid(s))
             if settings.weighted:
@@ -181,6 +189,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         _apply(self.table_optimizer, gradients[:n_tables], self._tables)
         _apply(self.dense_optimizer, gradients[n_tables : n_tables + n_dense], self._dense)
         _apply(self.gate_optimizer, gradients[n_tables + n_dense :], gate_variables)
+        if self.gate is not None:
+            # Adam's correction for its first steps counts the gate's own; else they would be 3 to 6 times too long.
+            self.gate_optimizer.iterations.assign(tf.maximum(self.step + 1 - self.warmup_steps, 0))
         if settings.teacher == "ema":
             self._in_cross_replica(self._after_update)
         self.step.assign_add(1)
@@ -211,7 +222,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
         def teach() -> Any:
             picked = {name: tf.gather(x, rows[:, 0]) for name, x in inputs.items()}
-            scores = tf.sigmoid(self.teacher(picked, training=False))
+            scores = tf.sigmoid(self._logit(self.teacher, picked, training=False))
             return tf.scatter_nd(rows, scores, tf.shape(p, out_type=tf.int64))
 
         return tf.stop_gradient(tf.cond(weighted, teach, lambda: tf.zeros_like(p)))

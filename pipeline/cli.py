@@ -160,7 +160,10 @@ def preprocess(
 @main.command()
 @click.argument("directory")
 def inspect(directory: str) -> None:
-    """Show what a data set holds, and check every shard's checksum."""
+    """Show what a data set holds, and check every shard's checksum.
+
+    DIRECTORY is what `clsd preprocess` wrote. A shard that is missing, cut short or altered is named, with exit code 2.
+    """
     from pipeline.dataset import Dataset
 
     found = Dataset.load(directory)

@@ -152,13 +152,23 @@ def _header(path: str, head: bytes, delimiter: str) -> tuple[str, ...]:
 
 def _inferred_json(path: str, head: bytes) -> dict[str, pa.DataType]:
     """Types of the columns in the first lines, found by pyarrow; lines that do not parse are left out."""
-    lines = [line for line in head.split(b"\n") if line.strip()][:2000]
+    lines = [line for line in head.split(b"\n") if line.strip() and _is_utf8(line)][:2000]
     good: list[bytes] = []
     for part in bisect(lines, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))):
         good.extend(part.lines if part.table is not None else [])
     if not good:
-        raise UserError(path, "none of its first lines is JSON", "write one JSON object a line, or set logs.format")
+        raise UserError(
+            path, "none of its first lines is JSON in UTF-8", "write one JSON object a line, or set logs.format"
+        )
     return _majority(bisect(good, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:

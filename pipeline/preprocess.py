@@ -208,7 +208,10 @@ def _encode(
 
 
 class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
-    """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few)."""
+    """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few).
+
+    A log too small for a test split gives validation or training rows instead: the canary needs some.
+    """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -217,7 +220,7 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
         return []
 
     def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-        for split in (2, 1, 0):  # a log may be too small for a test split; the canary still needs rows
+        for split in (2, 1, 0):
             rows = batch.filter(pc.equal(batch.column(SPLIT), split))
             if rows.num_rows:
                 accumulator.append(rows.take(pc.sort_indices(rows.column(KEY))[: self._rows]))
@@ -228,7 +231,10 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
         return [self._smallest(parts)] if parts else []
 
     def extract_output(self, accumulator: list[pa.RecordBatch]) -> pa.RecordBatch | None:
-        return self._smallest(accumulator) if accumulator else None
+        if not accumulator:
+            return None
+        rows = self._smallest(accumulator)
+        return rows.filter(pc.equal(rows.column(SPLIT), rows.column(SPLIT)[0]))
 
     def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
         table = pa.Table.from_batches(_aligned(parts))

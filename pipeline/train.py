@@ -55,6 +55,7 @@ def build_model(config: Config, dataset: Dataset) -> ClsdModel:
         embedding_optimizer=config.train.embedding_optimizer,
         dense_optimizer=config.train.dense_optimizer,
         l2=config.train.l2,
+        prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
     )
 
 
@@ -73,7 +74,7 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
     model = build_model(config, dataset)
     try:
         tf.train.Checkpoint(model=model).read(str(directory / _BEST)).expect_partial().assert_existing_objects_matched()
-    except (tf.errors.OpError, AssertionError, ValueError) as error:
+    except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
         raise UserError(
             str(directory / _BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
         ) from error
@@ -107,12 +108,12 @@ def train(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fals
     state = _state(out, fingerprint)
     make_reproducible(config.seed)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
+    with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
+        model = build_model(config, dataset)
     with clear_errors(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", versions())
-        with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
-            model = build_model(config, dataset)
         return _Run(config, dataset, out, strategy, model, state).go()
 
 

@@ -135,7 +135,9 @@ def make_rows() -> Callable[..., Rows]:
         for feature in schema.ragged:
             lengths = rng.integers(0, feature.max_length + 1, n)
             ids[:, schema.id_slices[feature.name]] *= np.arange(feature.max_length) < lengths[:, None]
-        texts = {name: pa.array([None if i % 5 == 3 else f"{name} é {i}" for i in range(n)]) for name in schema.passthrough}
+        texts = {
+            name: pa.array([None if i % 5 == 3 else f"{name} é {i}" for i in range(n)]) for name in schema.passthrough
+        }
         return Rows(
             key=np.arange(1000, 1000 + n, dtype=np.uint64),
             ids=ids,

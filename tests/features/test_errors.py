@@ -23,7 +23,7 @@ def test_pickling_keeps_where_what_and_mend():
 
 
 def test_the_closest_known_word_is_meant():
-    assert did_you_mean("gendre", ["age", "gender", "genres"]) == "did you mean 'gender'?"
+    assert did_you_mean("gendr", ["age", "genres", "gender"]) == "did you mean 'gender'?"
 
 
 def test_all_known_words_are_listed_when_none_is_close():

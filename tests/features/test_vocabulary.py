@@ -49,11 +49,9 @@ def test_no_id_is_given_to(token: str | None):
     assert _vocabulary([token, "a", token]).tokens.to_pylist() == ["a"]
 
 
-def test_other_separators_are_text_like_any_other():
-    tokens = ["\t", " ", "\x00", "\x0b", "\x85", "\u2028"]
-    assert _vocabulary(tokens).tokens.to_pylist() == tokens[::-1] or sorted(tokens) == sorted(
-        _vocabulary(tokens).tokens.to_pylist()
-    )
+def test_other_white_space_is_text_like_any_other():
+    tokens = ["\x00", "\t", "\x0b", " ", "\x85", "\u2028"]
+    assert _vocabulary(tokens[::-1]).tokens.to_pylist() == tokens
 
 
 def test_any_split_and_order_of_the_counting_gives_the_same_vocabulary():

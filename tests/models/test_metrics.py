@@ -34,9 +34,7 @@ def _rows(seed: int, n: int = 600, levels: int = 9) -> tuple[np.ndarray, np.ndar
 
 def _naive_auc(label: np.ndarray, score: np.ndarray) -> float | None:
     pairs = [
-        1.0 if one > zero else 0.5 if one == zero else 0.0
-        for one in score[label == 1]
-        for zero in score[label == 0]
+        1.0 if one > zero else 0.5 if one == zero else 0.0 for one in score[label == 1] for zero in score[label == 0]
     ]
     return sum(pairs) / len(pairs) if pairs else None
 

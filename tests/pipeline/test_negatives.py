@@ -103,7 +103,9 @@ def test_popularity_draws_in_proportion_to_clicks() -> None:
         }
     )
     for source, shares in (("popularity", [0.8, 0.15, 0.05]), ("uniform", [1 / 3] * 3)):
-        drawn = add_negatives(_settings(**{"from": source}), SCHEMA, 1, batch, items).slice(n).column("item").to_pylist()
+        drawn = (
+            add_negatives(_settings(**{"from": source}), SCHEMA, 1, batch, items).slice(n).column("item").to_pylist()
+        )
         found = [drawn.count(item) / len(drawn) for item in "abc"]
         assert np.allclose(found, shares, atol=0.02)  # more than 4 standard deviations of 12,000 draws
 

@@ -1,0 +1,154 @@
+"""Trains every variant over the same global batches on N replicas: ``replica_run.py N out.npz``.
+
+A process of its own, because the devices of a process are fixed once TensorFlow runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+from features.tf_runtime import tf
+from models.clsd import ClsdModel
+from models.inputs import Field, InputSpec
+from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+
+ROWS, STEPS, WARMUP = 32, 20, 3
+
+#: name: (confidence, tables' optimizer, dense optimizer, l2); every switch that a step takes another way for.
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, float], tuple[str, float], float]] = {
+    "frozen": ({"gate_learning_rate": 0.01}, ("adagrad", 0.05), ("adam", 0.01), 0.0),
+    "frozen-refreshed": (
+        {"refresh_steps": 4, "gate": "calibration", "normalise": "gradient_mass", "gate_learning_rate": 0.01},
+        ("sgd", 0.1),
+        ("sgd", 0.1),
+        1e-2,
+    ),
+    "ema": (
+        {"teacher": "ema", "ema_decay": 0.9, "normalise": "gradient_mass"},
+        ("adagrad", 0.05),
+        ("adagrad", 0.05),
+        0.0,
+    ),
+    "previous": (
+        {"teacher": "previous", "gate": "calibration", "gate_learning_rate": 0.01},
+        ("adam", 0.01),
+        ("adam", 0.01),
+        1e-2,
+    ),
+    "self": ({"teacher": "self", "alpha": 0.7, "gate_learning_rate": 0.01}, ("sgd", 0.1), ("adagrad", 0.05), 1e-2),
+    "paper": ({"preset": "paper"}, ("adagrad", 0.05), ("sgd", 0.1), 0.0),
+    "plain": ({"preset": "plain"}, ("sgd", 0.1), ("adam", 0.01), 1e-2),
+}
+
+SPEC = InputSpec(
+    fields=(
+        Field("user", "id", "user", 30),
+        Field("item", "id", "item", 20),
+        Field("history", "sequence", "item", 20, 3),
+        Field("price", "number"),
+    ),
+    groups=(("band", 5),),
+    id_slices={"user": slice(0, 1), "item": slice(1, 2), "band": slice(2, 3), "history": slice(3, 6)},
+    value_columns={"price": 0},
+)
+
+
+def global_batches() -> list[dict[str, np.ndarray]]:
+    """20 batches, among them: no positives (1 in warm-up, 7 after it), positives on the first or the last quarter of the
+    rows alone (4, 5, 11), one positive (9), positives alone (13), and a last one of 19 rows, which leaves the fourth of
+    four replicas nothing but padding."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for number in range(STEPS):
+        sizes = (30, 20, 5, 20, 20, 20)
+        label = (rng.random(ROWS) < 0.3).astype(np.float32)
+        place = np.arange(ROWS)
+        rules = {
+            1: place < 0,
+            4: place < 8,
+            5: place >= 24,
+            7: place < 0,
+            9: place == 17,
+            11: place < 8,
+            13: place >= 0,
+        }
+        if number in rules:
+            label = (rules[number] * (1.0 if number in (9, 13) else (rng.random(ROWS) < 0.6))).astype(np.float32)
+        valid = np.ones(ROWS, np.float32)
+        ids = np.stack([rng.integers(0, size, ROWS) for size in sizes], axis=1).astype(np.int32)
+        values = rng.normal(size=(ROWS, 1)).astype(np.float32)
+        if number == STEPS - 1:
+            for column in (label, valid, ids, values):
+                column[19:] = 0
+        batches.append({"ids": ids, "values": values, "label": label, "valid": valid})
+    return batches
+
+
+def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
+    """Everything that a variant leaves behind: all variables, and moments and figures after every step."""
+    confidence, tables, dense, l2 = VARIANTS[name]
+    with strategy.scope():
+        model = ClsdModel(
+            SPEC,
+            ModelSettings(embedding_dim=4, options={"hidden_units": [8]}),
+            ConfidenceSettings(**confidence),
+            warmup_steps=WARMUP,
+            embedding_optimizer=OptimizerSettings(name=tables[0], learning_rate=tables[1]),
+            dense_optimizer=OptimizerSettings(name=dense[0], learning_rate=dense[1]),
+            l2=l2,
+        )
+        rng = np.random.default_rng(1)
+        for part in (model.backbone, model.gate):
+            for variable in [] if part is None else part.trainable_variables:
+                variable.assign(rng.normal(scale=0.3, size=variable.shape))
+
+    @tf.function
+    def step(batch: Any) -> Any:
+        return tf.stack(strategy.experimental_local_results(strategy.run(model.train_sums, args=(batch,))))
+
+    replicas = strategy.num_replicas_in_sync
+    figures, moments = [], []
+    for batch in global_batches():
+        parts = [{k: tf.constant(np.split(x, replicas)[i]) for k, x in batch.items()} for i in range(replicas)]
+        sums = step(
+            strategy.experimental_distribute_values_from_function(
+                lambda context, parts=parts: parts[context.replica_id_in_sync_group]
+            )
+        ).numpy()
+        assert (sums == sums[0]).all(), "the sums must be those of the global batch on every replica"
+        figures.append([float(x) for x in ClsdModel.figures(tf.constant(sums[0])).values()])
+        moments.append(model.moments.numpy())
+    out = {f"{name}/figures": np.array(figures), f"{name}/moments": np.array(moments)}
+    for part in ("backbone", "teacher", "gate"):
+        owner = getattr(model, part)
+        for number, variable in enumerate([] if owner is None else owner.variables):
+            copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
+            assert all(np.array_equal(copy, copies[0]) for copy in copies), f"replicas differ in {variable.name}"
+            out[f"{name}/{part}/{number}"] = copies[0]
+    return out
+
+
+def main() -> None:
+    replicas, path = int(sys.argv[1]), sys.argv[2]
+    warnings.filterwarnings("ignore")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+    strategy = tf.distribute.MirroredStrategy(
+        [f"/cpu:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    assert strategy.num_replicas_in_sync == replicas
+    results = {"labels": np.array([b["label"] for b in global_batches()])}
+    for name in VARIANTS:
+        results.update(run(strategy, name))
+    if replicas == 1:
+        bare = run(tf.distribute.get_strategy(), "frozen")
+        results.update({f"without-strategy/{key}": value for key, value in bare.items()})
+    np.savez(path, **results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The command line as its users have it: one-line errors that name place and mend, exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from pipeline.dataset import Dataset
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    return lambda *args, **kwargs: CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False, **kwargs)
+
+
+@pytest.fixture
+def config_file(settings: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _refused(result: Result, *said: str) -> None:
+    """Exit code 2 and one line on standard error."""
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.output
+    for words in said:
+        assert words in errors[0]
+
+
+def test_help_teaches_the_stages_in_order(cli: Cli) -> None:
+    text = cli("--help").output
+    stages = ["clsd dataset", "clsd preprocess", "clsd train", "clsd evaluate", "clsd export", "clsd predict"]
+    assert [text.index(stage) for stage in stages] == sorted(text.index(stage) for stage in stages)
+    for command in main.list_commands(None):  # type: ignore[arg-type]
+        assert len(cli(command, "--help").output) > 200
+
+
+def test_the_stages_one_by_one(cli: Cli, config_file: Path, tmp_path: Path) -> None:
+    common = ("--config", config_file, "--runs", tmp_path / "runs", "--set", "train.epochs=2")
+    root = tmp_path / "runs" / "small"
+    assert cli("preprocess", *common).stdout.strip() == str(root / "dataset")
+    assert "are whole" in cli("inspect", root / "dataset").stderr
+    assert cli("train", *common).stdout.strip() == str(root / "train")
+    assert cli("evaluate", *common).stdout.strip() == str(root / "evaluation" / "report.html")
+    assert cli("export", *common, "--version", 7).stdout.strip() == str(root / "export" / "7")
+    rows = '{"user_id": "u1", "tags": ["a"]}\n{}\n'
+    answers = cli("predict", "--model", root / "export", input=rows).stdout.splitlines()
+    assert [sorted(json.loads(line)) for line in answers] == [["confidence", "ctr", "score"]] * 2
+    # `run` finds all of it and makes nothing again.
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    result = cli("run", *common)
+    assert result.exit_code == 0
+    assert result.stderr.count("there already") == 4
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
+    # Another setting is refused unless asked for.
+    _refused(cli("run", *common, "--set", "seed=9"), "exists already", "--overwrite")
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+    raw[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("train.epoch", 3, "did you mean 'epochs'?"),
+        ("logs.files", ["none.jsonl"], "none.jsonl: no such file"),
+        ("rows.label", "clicked", "has no column 'clicked'; did you mean 'click'?"),
+        ("model.options", {"hiden_units": [3]}, "did you mean 'hidden_units'?"),
+        ("model.backbone", "depfm", "did you mean 'deepfm'?"),
+    ],
+)
+def test_wrong_settings(
+    cli: Cli, settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path, path: str, value: Any, said: str
+) -> None:
+    _set(settings, path, value)
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = ("train", "--dataset", small_dataset.directory) if path.startswith("model") else ("preprocess",)
+    _refused(cli(*command, "--config", config, "--runs", tmp_path / "runs"), said)
+    assert not list((tmp_path / "runs").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda log: log.write_bytes(b"\n".join(log.read_bytes().split(b"\n")[:99] + [b""] * 200)), "x empty line"),
+        (lambda log: log.write_bytes(log.read_bytes().replace(b':"u', b':"\xff', 300)), "x broken UTF-8"),
+        (lambda log: log.write_bytes(log.read_bytes().replace(b'"click":0', b'"click":"no"', 400)), "400 x wrong type"),
+        (lambda log: log.write_bytes(b""), "is empty"),
+    ],
+)
+def test_broken_logs(
+    cli: Cli, settings: dict[str, Any], small_log: Path, tmp_path: Path, damage: Callable[[Path], Any], said: str
+) -> None:
+    log = Path(shutil.copy(small_log, tmp_path / "log.jsonl"))
+    damage(log)
+    settings["logs"]["files"] = [str(log)]
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    _refused(cli("preprocess", "--config", config, "--runs", tmp_path / "runs"), str(log), said)
+    assert not (tmp_path / "runs" / "small" / "dataset").exists()
+
+
+def test_a_data_set_that_is_none(cli: Cli, config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    _refused(cli("train", "--config", config_file, "--dataset", tmp_path / "d"), "has no dataset.json", "preprocess")
+    _refused(cli("inspect", tmp_path / "none"), "no such data set")
+    _refused(cli("predict", "--model", tmp_path, input="{}"), "holds no exported model", "clsd export")
+    _refused(cli("evaluate", "--config", config_file, "--runs", tmp_path / "r"), "no such data set")
+
+
+def test_a_data_set_by_a_wrong_name(cli: Cli, tmp_path: Path) -> None:
+    _refused(cli("dataset", "movielens-100", "--out", tmp_path), "did you mean 'movielens-100k'?")
+    _refused(cli("dataset", "movielens-100k", "--out", tmp_path, "--rows", 5), "is for synthetic alone")
+    _refused(cli("dataset", "synthetic", "--out", tmp_path, "--rows", 0), "synthetic")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB; where one cannot be mounted, a limit on the size of files, which fails the same calls."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode == 0:
+        yield place
+        subprocess.run(["umount", str(place)], check=True)
+        return
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    yield place
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_nothing_that_could_be_taken_for_whole(
+    cli: Cli, config_file: Path, small_dataset: Dataset, small_run: Path, full_disk: Path
+) -> None:
+    common = ("--config", config_file)
+    _refused(cli("preprocess", *common, "--out", full_disk / "d"), "the disk is full", "make room")
+    assert list(full_disk.iterdir()) == []
+    given = (*common, "--dataset", small_dataset.directory)
+    _refused(cli("train", *given, "--out", full_disk / "t", "--set", "model.embedding_dim=64"), "the disk is full")
+    assert not (full_disk / "t" / "run.json").exists()
+    shutil.rmtree(full_disk / "t")
+    _refused(cli("export", *given, "--run", small_run, "--out", full_disk / "e"), "the disk is full")
+    assert not [p for p in (full_disk / "e").iterdir() if p.name.isdigit()]
+    shutil.rmtree(full_disk / "e")
+    filler = full_disk / "filler"
+    room = shutil.disk_usage(full_disk).free
+    if room < 1_000_000:
+        filler.write_bytes(bytes(room - 8192))
+    result = cli("evaluate", *given, "--run", small_run, "--out", full_disk / "v")
+    _refused(result, "the disk is full")
+    assert not (full_disk / "v").exists()
+
+
+def test_a_backbone_of_the_users_own(
+    cli: Cli, settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from features.tf_runtime import keras\n"
+        "class Linear(keras.Model):\n"
+        "    def __init__(self, spec, embedding_dim, scale=1.0):\n"
+        "        super().__init__()\n"
+        "        self.scale = scale\n"
+        "        size = next(f.size for f in spec.fields if f.name == 'item_id')\n"
+        "        self.table = keras.layers.Embedding(size, 1)\n"
+        "    def call(self, inputs, training=False):\n"
+        "        return self.scale * self.table(inputs['item_id'])[:, 0]\n"
+    )
+    settings["model"] = {"backbone": "my_models:Linear", "options": {"scale": 2.0}}
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    given = ("--config", config, "--dataset", small_dataset.directory, "--runs", tmp_path / "runs")
+    assert cli("train", *given, "--set", "train.epochs=2").exit_code == 0
+    assert cli("export", *given, "--version", 1).exit_code == 0
+
+
+def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = shutil.which("clsd", path=str(Path(sys.executable).parent))
+    assert command is not None
+    done = subprocess.run(
+        [command, "train", "--config", "none.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: none.yaml: cannot be read (No such file or directory); give the path of a YAML file with --config\n"
+    )
+    assert done.stdout == ""

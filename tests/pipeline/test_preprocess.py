@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from features.errors import UserError
+from features.hashing import hash64
+from features.transform import first_value_id
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.datasets import SyntheticSettings, write_dataset
+from pipeline.preprocess import preprocess
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_every_row_of_the_log_is_in_one_split_encoded_as_itself(small_log: Path, small_dataset: Dataset) -> None:
+    log = _rows(small_log)
+    schema, transform = small_dataset.schema, small_dataset.transform
+    names = {name: transform.id_names(name) for name in ("user_id", "item_id", "age_band", "tags")}
+    times = sorted(row["timestamp"] for row in log)
+    found: Counter[Any] = Counter()
+    for split in small_dataset.splits:
+        rows = small_dataset.read(split)
+        assert len(rows) == small_dataset.rows(split)
+        assert rows.label.mean() == pytest.approx(small_dataset.ctr(split))
+        for i in range(len(rows)):
+            ids = rows.ids[i]
+            tags = ids[schema.id_slices["tags"]]
+            found[
+                rows.timestamp[i] // 1_000_000,
+                int(rows.label[i]),
+                names["user_id"][ids[schema.id_slices["user_id"].start]],
+                tuple(names["tags"][t] for t in tags if t),
+                rows.passthrough["accidental"][i].as_py(),
+            ] += 1
+    known_users, known_tags = set(names["user_id"]), set(names["tags"])
+    expected: Counter[Any] = Counter()
+    for row in log:
+        user = row["user_id"] if row["user_id"] in known_users else "(unknown)"
+        tags = tuple(t if t in known_tags else "(unknown)" for t in (row["tags"] or [])[:3])
+        expected[row["timestamp"], row["click"], user, tags, str(row["accidental"])] += 1
+    assert found == expected
+    # By time: nothing that trains is newer than what validates, nothing that validates newer than what tests.
+    ends = [
+        (small_dataset.read(s).timestamp.min(), small_dataset.read(s).timestamp.max()) for s in small_dataset.splits
+    ]
+    assert ends[0][1] < ends[1][0] <= ends[1][1] < ends[2][0]
+    assert ends[2][1] == times[-1] * 1_000_000
+
+
+def test_vocabularies_and_numbers_come_from_training_rows_alone(small_log: Path, small_dataset: Dataset) -> None:
+    last = small_dataset.read("train").timestamp.max() // 1_000_000
+    training = [row for row in _rows(small_log) if row["timestamp"] <= last]
+    assert len(training) == small_dataset.rows("train")
+    counts = Counter(row["item_id"] for row in training)
+    expected = [i for i, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])) if n >= 2]
+    vocabulary = small_dataset.transform.vocabularies["item_id"]
+    assert vocabulary.tokens.to_pylist() == expected
+    assert vocabulary.rows.tolist() == [counts[i] for i in expected]
+    clicks = Counter(row["item_id"] for row in training if row["click"])
+    assert vocabulary.clicks.tolist() == [clicks[i] for i in expected]
+    logs = np.log1p([row["price"] for row in training])
+    price = small_dataset.transform.numerics["price"]
+    assert price.mean == pytest.approx(logs.mean(), rel=1e-9)
+    assert price.sd == pytest.approx(logs.std(), rel=1e-9)
+    hours = np.float32([row["hour"] for row in training])
+    cuts = np.unique(np.quantile(hours, np.arange(1, 6) / 6, method="lower"))
+    assert list(small_dataset.transform.numerics["hour"].boundaries) == cuts.tolist()
+
+
+def test_the_manifest_counts_what_is_there(small_log: Path, small_dataset: Dataset) -> None:
+    manifest = small_dataset.manifest
+    assert manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0}
+    rows = small_dataset.read("test")
+    oov = (rows.ids[:, small_dataset.schema.id_slices["item_id"].start] == 2).sum()
+    assert manifest["splits"]["test"]["quality"]["item_id"]["out_of_vocabulary"] == oov
+    assert len(manifest["splits"]["train"]["shards"]) == 2  # 4,800 rows in shards of about 2,000
+    users = pa.array([row["user_id"] for row in _rows(small_log)])
+    assert set(rows.user.tolist()) <= set(hash64(users).tolist())
+
+
+def test_records_are_identical_again_and_with_two_workers(
+    small_config: Config, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    again = preprocess(small_config, tmp_path / "again")
+    assert _files(again.directory) == _files(small_dataset.directory)
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    two = preprocess(small_config, tmp_path / "two", beam_options=options)
+    assert _files(two.directory) == _files(small_dataset.directory)
+
+
+def test_the_order_on_disk_is_shuffled(small_dataset: Dataset) -> None:
+    times = small_dataset.read("train").timestamp
+    assert abs(np.corrcoef(times, np.arange(len(times)))[0, 1]) < 4 / np.sqrt(len(times))
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl.gz"])
+def test_every_log_format_gives_the_same_rows(
+    form: str, make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    synthetic = SyntheticSettings(rows=6000, users=200, items=300, ctr=0.2, seed=3)
+    log = write_dataset("synthetic", tmp_path, format=form, synthetic=synthetic)
+    config = make_config(logs={"files": [str(log)]})
+    if form == "csv":
+        raw = config.model_dump(by_alias=True)
+        raw["rows"]["features"][6]["separator"] = "|"  # the bag: a CSV has no lists
+        config = Config.model_validate(raw)
+    rows, same = preprocess(config, tmp_path / "dataset").read("train"), small_dataset.read("train")
+
+    def ordered(r: Any) -> Any:
+        order = np.lexsort((*r.ids.T, r.timestamp))
+        return r.ids[order], r.values[order], r.label[order], r.intensity[order]
+
+    for mine, theirs in zip(ordered(rows), ordered(same), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_sampled_negatives_and_a_split_by_user(
+    make_config: Callable[..., Config], tmp_path: Path, small_log: Path
+) -> None:
+    clicks = tmp_path / "log.jsonl"
+    clicks.write_text("".join(line + "\n" for line in small_log.read_text().splitlines() if '"click":1' in line))
+    config = make_config(
+        logs={"files": [str(clicks)]},
+        preprocess={
+            "split": {"by": "user_time", "validation": 0.1, "test": 0.2},
+            "negatives": {"per_click": 2, "from": "popularity", "item": "item_id", "item_columns": ["category"]},
+        },
+    )
+    made = preprocess(config, tmp_path / "dataset")
+    n = len(_rows(clicks))
+    assert sum(made.rows(split) for split in made.splits) == 3 * n
+    assert all(made.ctr(split) == pytest.approx(1 / 3) for split in made.splits)
+    at = {name: made.schema.id_slices[name].start for name in ("user_id", "item_id")}
+    clicked, sampled = set(), set()
+    for split in made.splits:
+        rows = made.read(split)
+        items = rows.ids[:, at["item_id"]]
+        known = items >= first_value_id(made.schema.feature("item_id"))  # type: ignore[arg-type]
+        pairs = list(zip(rows.user.tolist(), items.tolist(), strict=True))
+        clicked |= {p for p, k, y in zip(pairs, known, rows.label, strict=True) if k and y}
+        sampled |= {p for p, k, y in zip(pairs, known, rows.label, strict=True) if k and not y}
+        assert np.isnan(rows.intensity[rows.label == 0]).all()
+    assert sampled
+    assert not clicked & sampled
+    two = preprocess(
+        config, tmp_path / "two", beam_options=["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    )
+    assert _files(two.directory) == _files(made.directory)
+
+
+def _damaged_log(small_log: Path, path: Path, bad: list[bytes]) -> Path:
+    lines = small_log.read_bytes().splitlines()
+    for number, line in enumerate(bad):
+        lines.insert(100 + 7 * number, line)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+BAD = [b"", b"{", b'{"user_id": "\xff"}', b'{"user_id": 12}', b'{"user_id": "u", "click": 7, "timestamp": 5}']
+
+
+def test_refused_rows_become_dead_letters_with_place_reason_and_text(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    log = _damaged_log(small_log, tmp_path / "log.jsonl", BAD)
+    made = preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "dataset")
+    assert made.manifest["rows"] == {"read": 6005, "kept": 6000, "refused": 5}
+    assert made.manifest["dead_letters"]["reasons"] == {
+        "broken UTF-8": 1,
+        "click is neither 0 nor 1": 1,
+        "empty line": 1,
+        "no JSON": 1,
+        "wrong type": 1,
+    }
+    letters = [json.loads(line) for line in gzip.open(tmp_path / "dataset" / "dead_letters.jsonl.gz")]
+    assert [(letter["line"], letter["path"]) for letter in letters] == [(101 + 7 * i, str(log)) for i in range(5)]
+    assert letters[1]["text"] == "{"
+
+
+def test_too_many_refused_rows_leave_no_data_set_but_the_dead_letters(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    log = _damaged_log(small_log, tmp_path / "log.jsonl", BAD)
+    config = make_config(logs={"files": [str(log)]}, preprocess={"max_refused": 0.0005})
+    with pytest.raises(UserError) as error:
+        preprocess(config, tmp_path / "out" / "dataset")
+    assert str(error.value).startswith(f"{log}:101: 5 of 6005 rows refused")
+    assert "max_refused" in str(error.value)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["dataset.dead_letters.jsonl.gz"]
+
+
+def test_a_truncated_gzip_fails_the_job_and_leaves_nothing(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl.gz"
+    log.write_bytes(gzip.compress(small_log.read_bytes())[:-1000])
+    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated"):
+        preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "out" / "dataset")
+    assert list((tmp_path / "out").iterdir()) == []
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated"):
+        preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "out" / "dataset", beam_options=options)
+
+
+def test_what_is_there_is_not_replaced_unasked(small_config: Config, small_dataset: Dataset, tmp_path: Path) -> None:
+    target = tmp_path / "dataset"
+    shutil.copytree(small_dataset.directory, target)
+    with pytest.raises(UserError, match="exists already"):
+        preprocess(small_config, target)
+    assert _files(target) == _files(small_dataset.directory)
+    preprocess(small_config, target, overwrite=True)
+    assert _files(target) == _files(small_dataset.directory)
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_nothing_to_train_on_is_said(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    early = {"split": {"by": "time", "validation_from": "1990-01-01", "test_from": "1991-01-01"}}
+    with pytest.raises(UserError, match="no row is left to train on"):
+        preprocess(make_config(preprocess=early), tmp_path / "dataset")
+
+
+def test_options_that_beam_does_not_take_are_said(small_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="NoSuchRunner"):
+        preprocess(small_config, tmp_path / "dataset", beam_options=["--runner=NoSuchRunner"])

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from features.errors import UserError
+from features.tf_runtime import tf
+from pipeline.config import Config, load_config
+from pipeline.dataset import Dataset
+from pipeline.train import load_trained, train
+
+
+def _weights(run: Path) -> dict[str, Any]:
+    reader = tf.train.load_checkpoint(str(run / "best" / "weights"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a if "save_counter" not in name)
+
+
+def test_the_same_seed_gives_the_same_weights(
+    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    train(small_config, small_dataset, tmp_path / "again")
+    assert _same(_weights(tmp_path / "again"), _weights(small_run))
+
+
+def test_another_seed_gives_other_weights(
+    make_config: Callable[..., Config], small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    config = make_config(seed=8)
+    train(config, small_dataset, tmp_path / "run")
+    assert not _same(_weights(tmp_path / "run"), _weights(small_run))
+
+
+def test_a_run_leaves_config_versions_history_and_checkpoints(small_config: Config, small_run: Path) -> None:
+    assert load_config(small_run / "config.yaml") == small_config
+    assert json.loads((small_run / "versions.json").read_text())["tensorflow"] == tf.__version__
+    run = json.loads((small_run / "run.json").read_text())
+    assert run["epochs"] == 3
+    assert run["warmup_steps"] == 19  # 4,800 rows in batches of 256
+    assert [entry["epoch"] for entry in run["history"]] == [1, 2, 3]
+    assert set(run["history"][0]["train"]) >= {"loss", "predicted_ctr", "ctr", "mean_weight", "effective_clicks"}
+    assert run["history"][0]["train"]["effective_clicks"] == pytest.approx(1.0)  # warm-up: every click weighs 1
+    assert run["history"][2]["train"]["effective_clicks"] < 0.9999
+    assert tf.train.latest_checkpoint(str(small_run / "checkpoints")).endswith("-3")
+
+
+def test_a_run_goes_on_after_its_last_whole_epoch(
+    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import train as module
+
+    real = module._Run._epoch
+
+    def stop_at_three(self: Any, number: int) -> Any:
+        if number == 3:
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module._Run, "_epoch", stop_at_three)
+        train(small_config, small_dataset, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["epoch"] == 2
+    train(small_config, small_dataset, tmp_path / "run")
+    assert _same(_weights(tmp_path / "run"), _weights(small_run))
+
+
+def test_a_finished_run_is_used_again_and_another_is_refused(
+    make_config: Callable[..., Config], small_config: Config, small_dataset: Dataset, small_run: Path
+) -> None:
+    before = (small_run / "run.json").stat().st_mtime_ns
+    assert train(small_config, small_dataset, small_run)["epochs"] == 3
+    assert (small_run / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="holds a run of other settings or data"):
+        train(make_config(train={"epochs": 4}), small_dataset, small_run)
+
+
+def test_early_stopping_keeps_the_best_epoch_after_warm_up(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    overfit = {
+        "epochs": 12,
+        "early_stopping": {"metric": "log_loss", "mode": "min", "patience": 2},
+        "dense_optimizer": {"name": "adam", "learning_rate": 0.02},
+    }
+    run = train(make_config(train=overfit), small_dataset, tmp_path / "run")
+    losses = [entry["validation"]["log_loss"] for entry in run["history"]]
+    assert run["best_epoch"] == 2 + int(np.argmin(losses[1:]))  # epoch 1 is warm-up and no candidate
+    assert run["epochs"] == run["best_epoch"] + 2
+    assert run["stopped"] == "log_loss did not improve for 2 epochs"
+
+
+def test_replicas_and_tensorboard(make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path) -> None:
+    config = make_config(train={"epochs": 1, "tensorboard": True})
+    train(config, small_dataset, tmp_path / "run")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    tags = {v.tag for e in tf.compat.v1.train.summary_iterator(str(events)) for v in e.summary.value}
+    assert {"train/loss", "validation/auc"} <= tags
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = make_config(train={"replicas": 3})
+    with pytest.raises(UserError, match=r"train.batch_size: 256 rows do not divide into 3 replicas; take 258"):
+        train(config, small_dataset, tmp_path / "run")
+
+
+def test_a_config_that_does_not_fit_the_data_set_is_refused(
+    settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    settings["rows"]["features"].append({"name": "extra", "kind": "numeric"})
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match="the data set has no feature 'extra'"):
+        train(load_config(path), small_dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "confidence", [{"preset": "paper"}, {"preset": "plain"}, {"teacher": "ema"}, {"teacher": "previous"}]
+)
+def test_every_preset_and_teacher_trains(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path, confidence: dict[str, Any]
+) -> None:
+    run = train(make_config(confidence=confidence, train={"epochs": 2}), small_dataset, tmp_path / "run")
+    assert np.isfinite(run["history"][-1]["train"]["loss"])
+    assert run["history"][-1]["validation"]["rows"] == small_dataset.rows("validation")
+
+
+def test_a_damaged_or_missing_model_is_named(small_dataset: Dataset, small_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(UserError, match="is no finished training run"):
+        load_trained(tmp_path, small_dataset)
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    data = next((copy / "best").glob("weights.data*"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"best/weights: cannot be restored"):
+        load_trained(copy, small_dataset)
