@@ -93,6 +93,10 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self.backbone(inputs, training=False)
         if self.teacher is not None:
             self.teacher(inputs, training=False)
+            # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables; kept in a
+            # function, because Keras would take a list of variables for trainable ones of this model.
+            pairs = list(zip(self.teacher.variables, self.backbone.variables, strict=True))
+            self._teacher_pairs = lambda: pairs
             self.teacher.trainable = False
             self._copy_teacher()
         if self.gate is not None:
@@ -244,7 +248,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         tf.distribute.get_replica_context().merge_call(lambda strategy: update())
 
     def _copy_teacher(self) -> None:
-        for mine, theirs in zip(self.teacher.variables, self.backbone.variables, strict=True):
+        for mine, theirs in self._teacher_pairs():
             mine.assign(theirs)
 
     def _before_step(self) -> None:
@@ -263,7 +267,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         decay = self.confidence_settings.ema_decay
 
         def move() -> None:
-            for mine, theirs in zip(self.teacher.variables, self.backbone.variables, strict=True):
+            for mine, theirs in self._teacher_pairs():
                 if mine.dtype.is_floating:
                     mine.assign(decay * mine + (1.0 - decay) * theirs)
                 else:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.schema import CategoricalFeature, NumericFeature, Schema
+from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from pipeline.columns import KEY, LABEL, POSITION, TIME, USER
 
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -52,15 +52,16 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             if feature.max is not None:
                 refuse(x > feature.max, f"{feature.source} above {feature.max:g}")
         elif (
-            not isinstance(feature, (NumericFeature, CategoricalFeature))
+            isinstance(feature, (BagFeature, SequenceFeature))
             and feature.separator
             and feature.dtype == "int64"
-        ) and feature.source in batch.schema.names:
-            whole = pc.match_substring_regex(
-                pc.replace_substring(batch.column(feature.source), feature.separator, " "),
-                r"^(-?\d{1,18}( -?\d{1,18})*)?$",
-            )
-            refuse(~np.asarray(pc.fill_null(whole, True)), f"{feature.source} holds something else than integers")
+            and feature.source in batch.schema.names
+        ):
+            pieces = pc.split_pattern(batch.column(feature.source), pattern=feature.separator)
+            whole = pc.match_substring_regex(pieces.flatten(), r"^(-?\d{1,18})?$")
+            wrong = np.zeros(batch.num_rows, bool)
+            wrong[pc.list_parent_indices(pieces).to_numpy()[~np.asarray(whole, bool)]] = True
+            refuse(wrong, f"{feature.source} holds something else than integers")
 
     batch = (
         batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)

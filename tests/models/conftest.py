@@ -114,23 +114,31 @@ def values() -> Callable[[Any], list[np.ndarray]]:
 
 @pytest.fixture
 def own_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Dotted path of a user's own Keras model with batch norm, in a package below the working directory."""
+    """Dotted path of a user's own Keras model, batch norm in a layer of its own, in a package below the working directory."""
     package = tmp_path / "my_shop_models"
     package.mkdir()
     (package / "__init__.py").write_text("")
     source = """
         import tf_keras
 
+        class Block(tf_keras.layers.Layer):
+            def __init__(self, width):
+                super().__init__()
+                self.norms = [tf_keras.layers.BatchNormalization() for _ in range(2)]
+                self.hidden = tf_keras.layers.Dense(width)
+
+            def call(self, x, training=False):
+                return self.hidden(self.norms[1](self.norms[0](x, training=training), training=training))
+
         class Net(tf_keras.Model):
             def __init__(self, spec, embedding_dim, width=3):
                 super().__init__()
                 self.table = tf_keras.layers.Embedding(spec.fields[0].size, embedding_dim)
-                self.norm = tf_keras.layers.BatchNormalization()
-                self.hidden = tf_keras.layers.Dense(width)
+                self.block = Block(width)
                 self.out = tf_keras.layers.Dense(1)
 
             def call(self, inputs, training=False):
-                return self.out(self.hidden(self.norm(self.table(inputs["user"]), training=training)))[:, 0]
+                return self.out(self.block(self.table(inputs["user"]), training=training))[:, 0]
     """
     (package / "net.py").write_text(textwrap.dedent(source))
     monkeypatch.chdir(tmp_path)

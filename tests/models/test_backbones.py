@@ -204,7 +204,7 @@ def test_users_own_model_is_found_by_dotted_path(
 ) -> None:
     path = own_backbone.replace(":", separator)
     model, inputs = _built(spec, make_batch(rows=9), path, width=5)
-    assert type(model).__name__ == "Net" and model.hidden.units == 5
+    assert type(model).__name__ == "Net" and model.block.hidden.units == 5
     assert model(inputs).shape == (9,)
 
 

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from features.tf_runtime import keras, tf
 from models.clsd import SUMS, ClsdModel
+from models.inputs import InputSpec
 from models.optimizers import build_optimizer
-from models.settings import PRESETS, ConfidenceSettings, OptimizerSettings
+from models.settings import PRESETS, ConfidenceSettings, ModelSettings, OptimizerSettings
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -204,8 +205,38 @@ def test_batch_norm_moves_once_a_step_and_not_in_the_teacher(
     batch = make_batch()
     vectors = model.backbone.table(batch["ids"][:, 0]).numpy()
     step(model, batch)
-    np.testing.assert_allclose(model.backbone.norm.moving_mean, 0.01 * vectors.mean(axis=0), atol=1e-7)
-    np.testing.assert_array_equal(model.teacher.norm.moving_mean, 0.0)
+    student, teacher = (part.block.norms[0].moving_mean for part in (model.backbone, model.teacher))
+    np.testing.assert_allclose(student, 0.01 * vectors.mean(axis=0), atol=1e-7)
+    np.testing.assert_array_equal(teacher, 0.0)
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema"])
+def test_copied_teacher_scores_as_the_model_did_whatever_its_layers(
+    make_model: MakeModel, make_batch: MakeBatch, step: Step, own_backbone: str, teacher: str
+) -> None:
+    model = make_model(backbone=own_backbone, options={}, teacher=teacher, ema_decay=1 - 1e-7, warmup_steps=3)
+    for seed in range(3):
+        step(model, make_batch(seed=seed))
+    batch = make_batch(seed=3)
+    before = model(batch).numpy()
+    step(model, batch)
+    inputs = model.spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
+    np.testing.assert_allclose(model.teacher(inputs), before, atol=1e-5)
+    assert np.abs(model(batch).numpy() - before).max() > 1e-3
+
+
+def test_runs_of_one_seed_start_from_the_same_backbone_whatever_the_method(spec: InputSpec, values: Values) -> None:
+    starts = []
+    for settings in ({"preset": "plain"}, {}, {"preset": "paper"}):
+        keras.utils.set_random_seed(5)
+        rate = OptimizerSettings(learning_rate=0.1)
+        confidence = ConfidenceSettings(**settings)
+        model = ClsdModel(
+            spec, ModelSettings(), confidence, warmup_steps=0, embedding_optimizer=rate, dense_optimizer=rate
+        )
+        starts.append(values(model.backbone))
+    _assert_same(starts[1], starts[0])
+    _assert_same(starts[2], starts[0])
 
 
 @pytest.mark.parametrize("teacher", ["frozen", "ema", "previous"])

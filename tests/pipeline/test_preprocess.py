@@ -189,7 +189,8 @@ def test_refused_rows_become_dead_letters_with_place_reason_and_text(
         "no JSON": 1,
         "wrong type": 1,
     }
-    letters = [json.loads(line) for line in gzip.open(tmp_path / "dataset" / "dead_letters.jsonl.gz")]
+    text = gzip.decompress((tmp_path / "dataset" / "dead_letters.jsonl.gz").read_bytes())
+    letters = [json.loads(line) for line in text.splitlines()]
     assert [(letter["line"], letter["path"]) for letter in letters] == [(101 + 7 * i, str(log)) for i in range(5)]
     assert letters[1]["text"] == "{"
 

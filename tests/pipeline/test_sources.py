@@ -185,7 +185,7 @@ def test_a_log_that_cannot_be_used_is_refused_before_the_job(tmp_path: Path, wri
 
 def test_an_ending_that_tells_nothing_is_refused(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "log.txt")
-    with pytest.raises(UserError, match="set logs.format"):
+    with pytest.raises(UserError, match=r"set logs\.format"):
         plan(LogSettings(files=[str(path)]), SCHEMA)
     assert len(plan(LogSettings(files=[str(path)], format="jsonl"), SCHEMA)) == 1
 

@@ -36,6 +36,7 @@ def _check(*rows: dict[str, Any]) -> tuple[pa.RecordBatch, list[tuple[int, str]]
         ({"x": -0.5}, "x below 0"),
         ({"x": 11.0}, "x above 10"),
         ({"ids": "1|two"}, "ids holds something else than integers"),
+        ({"ids": "1 2|3"}, "ids holds something else than integers"),
     ],
 )
 def test_a_row_that_breaks_the_schema_is_refused_with_its_reason(row: dict[str, Any], reason: str) -> None:
@@ -45,9 +46,9 @@ def test_a_row_that_breaks_the_schema_is_refused_with_its_reason(row: dict[str, 
 
 
 def test_missing_features_are_no_reason_to_refuse() -> None:
-    batch, refused = _check({"x": None, "ids": None}, {"x": float("nan"), "ids": ""})
+    batch, refused = _check({"x": None, "ids": None}, {"x": float("nan"), "ids": ""}, {"ids": "1||-2"})
     assert refused == []
-    assert batch.num_rows == 2
+    assert batch.num_rows == 3
 
 
 @pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], [1, 0]])

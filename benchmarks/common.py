@@ -1,0 +1,87 @@
+"""What every benchmark shares: paired rounds, medians, a table, and the last line that a script reads.
+
+Both sides are measured in one run, in turn (A B A B ...), so that a machine that slows down slows both. The last line is
+``name ratio goal holds|falls short``; the exit code is 1 where a goal falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of two sides' rates and what it should reach.
+
+    Args:
+        name: on the last line.
+        ratio: measured, the median of the rounds' ratios.
+        goal: the least (or, with ``at_most``, the largest) ratio that is good.
+        at_most: whether smaller is better.
+    """
+
+    name: str
+    ratio: float
+    goal: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
+
+    def line(self) -> str:
+        return f"{self.name} {self.ratio:.3g} {self.goal:g} {'holds' if self.holds else 'falls short'}"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """``--quick`` for a smaller run, ``--json FILE`` for the figures."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds; for a look, not for a claim")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
+    return parser.parse_args()
+
+
+def rates(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Units a second of each side in each round; a side is a function that works and returns how many units it did.
+
+    One round first is not counted: it warms caches and compiles.
+    """
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, work in sides.items():
+            start = time.perf_counter()
+            units = work()
+            if number:
+                found[name].append(units / (time.perf_counter() - start))
+    return found
+
+
+def median_ratio(found: dict[str, list[float]], above: str, below: str) -> float:
+    """Median over the rounds of one side's rate divided by the other's of the same round."""
+    return statistics.median(a / b for a, b in zip(found[above], found[below], strict=True))
+
+
+def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
+    """Print the table and the goals' lines, write JSON if asked, and leave with the exit code that scripts expect."""
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("side")
+    for column in ("median", "lowest", "highest"):
+        table.add_column(f"{column}, {unit}", justify="right")
+    for name, values in found.items():
+        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values))))
+    Console().print(table)
+    if out:
+        out.write_text(json.dumps({"rates": found, "unit": unit, "goals": [asdict(goal) for goal in goals]}, indent=2))
+    for goal in goals:
+        print(goal.line())
+    sys.exit(0 if all(goal.holds for goal in goals) else 1)
