@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3 pytho
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types benchmarks clean
+.PHONY: help setup demo test lint types docs benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -35,8 +35,11 @@ lint: setup  ## ruff, rules and format
 types: setup  ## mypy, strict
 	@$(BIN)/mypy
 
+docs: setup  ## write docs/configuration.md from the settings classes
+	@$(BIN)/python docs/generate.py
+
 benchmarks: setup  ## every benchmark, quickly; each measures both sides in one run
-	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
+	@for b in $$(grep -l '__main__' benchmarks/*.py); do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
 
 clean:  ## remove the environment and the caches; data and results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

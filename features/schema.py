@@ -70,7 +70,7 @@ class _Categorical(_Feature):
 class CategoricalFeature(_Categorical):
     """One value a row, as an id."""
 
-    kind: Literal["categorical"]
+    kind: Literal["categorical"] = Field(description="one value a row")
     max_length: Literal[1] = 1
 
 
@@ -84,19 +84,19 @@ class _MultiValued(_Categorical):
 class BagFeature(_MultiValued):
     """Several values a row without order, such as genres; the first ``max_length`` are kept."""
 
-    kind: Literal["bag"]
+    kind: Literal["bag"] = Field(description="several values without order")
 
 
 class SequenceFeature(_MultiValued):
     """Several values a row in order, oldest first, such as a history; the **last** ``max_length`` are kept."""
 
-    kind: Literal["sequence"]
+    kind: Literal["sequence"] = Field(description="several values in order, oldest first")
 
 
 class NumericFeature(_Feature):
     """A number. ``standardise`` and ``log1p`` keep it one (missing becomes the mean); ``quantile`` makes it an id."""
 
-    kind: Literal["numeric"]
+    kind: Literal["numeric"] = Field(description="a number")
     transform: Literal["standardise", "log1p", "quantile", "none"] = Field(
         default="standardise",
         description="standardise: (x - mean) / sd; log1p: log(1 + max(x, 0)), standardised; quantile: id of the bucket",

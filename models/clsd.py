@@ -96,7 +96,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables; kept in a
             # function, because Keras would take a list of variables for trainable ones of this model.
             pairs = list(zip(self.teacher.variables, self.backbone.variables, strict=True))
-            self._teacher_pairs = lambda: pairs
+            self._teacher_pairs: Any = lambda: pairs
             self.teacher.trainable = False
             self._copy_teacher()
         if self.gate is not None:

@@ -117,6 +117,9 @@ class TrainSettings(Strict):
     steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
     replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
     keep_checkpoints: int = Field(default=3, ge=1, description="newest checkpoints kept beside the best one")
+    deterministic: bool = Field(
+        default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard event files")
 
 

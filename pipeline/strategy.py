@@ -53,7 +53,8 @@ def _make_logical_cpus(count: int) -> None:
         ) from None
 
 
-def make_reproducible(seed: int) -> None:
-    """Seed Python, NumPy and TensorFlow, and make every op deterministic: same seed, same machine, same weights."""
+def make_reproducible(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and TensorFlow; and, if asked, make every op deterministic: same seed and machine, same weights."""
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()

@@ -106,7 +106,7 @@ def train(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fals
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
     state = _state(out, fingerprint)
-    make_reproducible(config.seed)
+    make_reproducible(config.seed, config.train.deterministic)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset)
@@ -170,6 +170,9 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         settings, state = self._config.train, self._state
+        total = settings.epochs * _steps_per_epoch(self._config, self._dataset)
+        if self._config.confidence.weighted and self._model.warmup_steps >= total:
+            console.print(f"[yellow]warning[/yellow] the warm-up takes all {total} steps: no click will be weighted")
         if state.checkpoint:
             self._checkpoint.restore(str(self._out / "checkpoints" / state.checkpoint)).expect_partial()
             console.print(f"going on after epoch {state.epoch} of {settings.epochs}")

@@ -86,8 +86,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
         for variable in model.backbone.trainable_variables:
             variable.assign(rng.normal(scale=0.3, size=variable.shape))
         if model.teacher is not None:
-            for mine, theirs in zip(model.teacher.variables, model.backbone.variables, strict=True):
-                mine.assign(theirs)
+            model._copy_teacher()
         if model.gate is not None:
             for variable in model.gate.trainable_variables[:-2]:  # the output layer starts at zero
                 variable.assign(rng.normal(scale=0.3, size=variable.shape))
