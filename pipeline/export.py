@@ -143,21 +143,3 @@ def _provenance(config: Config, dataset: Dataset, version: int) -> dict[str, Any
         "config": dump_config(config),
         "versions": versions(),
     }
-
-
-def newest_version(directory: Path) -> Path:
-    """The version that a model server would load from a directory, or the directory itself if it is a SavedModel.
-
-    Raises:
-        UserError: there is neither.
-    """
-    if (directory / "saved_model.pb").exists():
-        return directory
-    versions_there = (
-        [p for p in directory.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
-        if directory.is_dir()
-        else []
-    )
-    if not versions_there:
-        raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
-    return max(versions_there, key=lambda p: int(p.name))

@@ -10,7 +10,6 @@ from typing import Any
 from features.errors import UserError
 from features.schema import MISSING_INT
 from features.tf_runtime import tf
-from pipeline.export import newest_version
 from pipeline.raw import as_arrays
 
 
@@ -48,6 +47,24 @@ class Predictor:
         }
         answer = {name: value.numpy() for name, value in self._signature(**tensors).items()}
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
+
+
+def newest_version(directory: Path) -> Path:
+    """The version that a model server would load from a directory, or the directory itself if it is a SavedModel.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if (directory / "saved_model.pb").exists():
+        return directory
+    versions_there = (
+        [p for p in directory.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
+        if directory.is_dir()
+        else []
+    )
+    if not versions_there:
+        raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
+    return max(versions_there, key=lambda p: int(p.name))
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:

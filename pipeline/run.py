@@ -142,7 +142,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from pipeline.export import PROVENANCE_FILE, export, newest_version
+    from pipeline.export import PROVENANCE_FILE, export
 
     _say(5, "export", str(paths.export))
     found = [
@@ -155,7 +155,6 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         _reused()
     else:
         model = export(dataset, paths.train, paths.export)
-    assert newest_version(model) == model
 
     from pipeline.predict import Predictor
 

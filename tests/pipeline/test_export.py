@@ -11,8 +11,8 @@ import pytest
 from features.errors import UserError
 from features.tf_runtime import tf
 from pipeline.dataset import Dataset
-from pipeline.export import _fly_canary, export, newest_version
-from pipeline.predict import Predictor, read_rows
+from pipeline.export import _fly_canary, export
+from pipeline.predict import Predictor, newest_version, read_rows
 
 
 @pytest.fixture(scope="module")
