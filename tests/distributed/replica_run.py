@@ -106,6 +106,11 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
             for variable in [] if part is None else part.trainable_variables:
                 variable.assign(rng.normal(scale=0.3, size=variable.shape))
 
+        if name != "frozen":  # that one makes them in its first step, as training does; the others save a second trace
+            model.table_optimizer._create_all_weights(model._tables)
+            model.dense_optimizer._create_all_weights(model._dense)
+            model.gate_optimizer._create_all_weights([] if model.gate is None else model.gate.trainable_variables)
+
     @tf.function
     def step(batch: Any) -> Any:
         return tf.stack(strategy.experimental_local_results(strategy.run(model.train_sums, args=(batch,))))

@@ -68,6 +68,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
         options: dict[str, Any] | None = None,
         optimizers: str = "sgd",
         l2: float = 0.0,
+        prior_ctr: float = 0.5,
         **confidence: Any,
     ) -> ClsdModel:
         keras.utils.set_random_seed(1)
@@ -81,6 +82,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
             embedding_optimizer=settings,
             dense_optimizer=settings,
             l2=l2,
+            prior_ctr=prior_ctr,
         )
         rng = np.random.default_rng(3)
         for variable in model.backbone.trainable_variables:

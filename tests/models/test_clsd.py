@@ -262,6 +262,7 @@ BY_HAND = {
     "self, gradient mass": {"teacher": "self", "normalise": "gradient_mass", "alpha": 0.7, "mean_decay": 0.5},
     "paper": {"preset": "paper"},
     "gradient mass, no gate": {"normalise": "gradient_mass", "gate": "off", "blend": math.inf},
+    "a prior": {"prior_ctr": 0.2, "teacher": "ema", "ema_decay": 0.8},
     "plain": {"preset": "plain"},
 }  # fmt: skip
 
@@ -273,17 +274,18 @@ class ByHand(NamedTuple):
     weight: np.ndarray
 
 
-def _by_hand(model: ClsdModel, batch: Batch, decay: float | None = None) -> ByHand:
+def _by_hand(model: ClsdModel, batch: Batch, decay: float | None = None, prior_ctr: float = 0.5) -> ByHand:
     """The coming step in float64; ``decay`` in place of the settings' mean_decay, 1 for the moments as they are."""
+    prior = math.log(prior_ctr / (1 - prior_ctr))
     settings = model.confidence_settings
     decay = settings.mean_decay if decay is None else decay
     y, valid = batch["label"].astype(np.float64), batch["valid"].astype(np.float64)
     inputs = model.spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
-    p = _sigmoid(model.backbone(inputs))
+    p = _sigmoid(prior + model.backbone(inputs))
     positive, w, moments = y * valid, np.ones_like(p), model.moments.numpy().astype(np.float64)
     gate_losses, gate_rows = np.zeros_like(p), np.zeros_like(p)
     if settings.weighted:
-        q = p if model.teacher is None else _sigmoid(model.teacher(inputs))
+        q = p if model.teacher is None else _sigmoid(prior + model.teacher(inputs))
         powered = q**settings.alpha
         of_batch = [np.sum(positive * x) for x in (np.ones_like(p), powered, powered * (1 - p), 1 - p)]
         moments = decay * moments + (1 - decay) * np.array(of_batch)
@@ -312,7 +314,7 @@ def test_a_weighted_step_is_the_same_step_in_numpy(
         step(model, make_batch(seed=seed))
     batch = make_batch(seed=3)
     batch["valid"][-5:] = 0
-    by_hand = _by_hand(model, batch)
+    by_hand = _by_hand(model, batch, prior_ctr=settings.get("prior_ctr", 0.5))
     bias = model.backbone.head.bias.numpy()
     np.testing.assert_allclose(step(model, batch), by_hand.sums, rtol=2e-6)
     np.testing.assert_allclose(model.moments, by_hand.moments, rtol=2e-6)
@@ -340,8 +342,17 @@ def test_score_gives_the_weight_that_a_click_would_get(
     blend = model.confidence_settings.blend
     blended = scores.confidence if math.isinf(blend) else (1 + blend * scores.confidence) / (1 + blend)
     np.testing.assert_array_equal(scores.logit, model(batch))
-    np.testing.assert_allclose(scores.weight, _by_hand(model, batch, decay=1.0).weight, rtol=2e-6)
+    by_hand = _by_hand(model, batch, decay=1.0, prior_ctr=settings.get("prior_ctr", 0.5))
+    np.testing.assert_allclose(scores.weight, by_hand.weight, rtol=2e-6)
     np.testing.assert_allclose(scores.weight, blended, rtol=1e-6)
+
+
+def test_a_model_that_knows_nothing_predicts_the_prior(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model, batch = make_model(prior_ctr=0.03), make_batch()
+    for variable in model.backbone.variables:
+        variable.assign(tf.zeros_like(variable))
+    np.testing.assert_allclose(_sigmoid(model(batch)), 0.03, rtol=1e-6)
+    np.testing.assert_array_equal(model.score(batch["ids"], batch["values"]).logit, model(batch))
 
 
 def test_figures_are_ratios_of_the_sums() -> None:
