@@ -86,11 +86,20 @@ def expected_calibration_error(label: Array, probability: Array, bins: int = 15)
 
 
 def calibration_curve(label: Array, probability: Array, bins: int = 15) -> Array:
-    """Rows of (mean prediction, share of clicks, rows) for equally filled bins by rising prediction, float64 ``[<= bins, 3]``."""
-    order = np.argsort(probability, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    """Rows of (mean prediction, share of clicks, rows) for equally filled bins by rising prediction.
+
+    Equal predictions stay in one bin, so the curve does not depend on the order of the rows; a bin without rows is left out.
+
+    Returns:
+        float64 ``[<= bins, 3]``.
+    """
+    n = len(label)
     y, p = np.asarray(label, np.float64), np.asarray(probability, np.float64)
-    return np.array([[p[part].mean(), y[part].mean(), len(part)] for part in parts]).reshape(-1, 3)
+    where = np.minimum(((_mid_ranks(p) - 0.5) * bins / max(n, 1)).astype(np.int64), bins - 1)
+    rows = np.bincount(where, minlength=bins)
+    sums = np.stack([np.bincount(where, weights=values, minlength=bins) for values in (p, y)], axis=1)
+    filled = rows > 0
+    return np.column_stack([sums[filled] / rows[filled, None], rows[filled]])
 
 
 def measure(label: Array, logit: Array, user: Array | None = None) -> Measured:

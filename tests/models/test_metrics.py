@@ -112,17 +112,27 @@ def test_log_loss_of_extreme_logits_is_exact() -> None:
 def test_calibration_curve_equals_a_loop_over_equally_filled_bins(seed: int, n: int) -> None:
     label, _, _ = _rows(seed, n)
     p = np.random.default_rng(seed).permutation(n) / n
-    rows = sorted(zip(p.tolist(), label.tolist(), strict=True))
-    expected, at = [], 0
-    for b in range(15):
-        size = n // 15 + (b < n % 15)
-        part, at = rows[at : at + size], at + size
-        if part:
-            expected.append([sum(q for q, _ in part) / size, sum(y for _, y in part) / size, size])
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for rank, row in enumerate(sorted(zip(p.tolist(), label.tolist(), strict=True))):
+        bins.setdefault(int((rank + 0.5) * 15 / n), []).append(row)
+    sizes = [len(part) for part in bins.values()]
+    assert max(sizes) - min(sizes) <= 1
+    expected = [
+        [sum(q for q, _ in part) / len(part), sum(y for _, y in part) / len(part), len(part)] for part in bins.values()
+    ]
     curve = calibration_curve(label, p)
     np.testing.assert_allclose(curve, expected, atol=1e-12)
     by_hand = sum(size * abs(q - y) for q, y, size in expected) / n
     assert expected_calibration_error(label, p) == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_equal_predictions_share_a_bin_so_the_order_of_rows_does_not_matter() -> None:
+    label = np.array([0, 1] * 50)
+    assert expected_calibration_error(np.sort(label), np.full(100, 0.5)) == 0.0  # a right constant, clicks last
+    p = np.repeat([0.1, 0.4, 0.9], [50, 30, 20])
+    order = np.random.default_rng(0).permutation(100)
+    np.testing.assert_allclose(calibration_curve(label, p), calibration_curve(label[order], p[order]), atol=1e-12)
+    assert calibration_curve(label, p)[:, 2].tolist() == [50, 30, 20]
 
 
 def test_ece_of_wholly_wrong_predictions_is_one_and_of_right_ones_zero() -> None:
