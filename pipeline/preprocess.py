@@ -238,8 +238,8 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
 
     def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
         table = pa.Table.from_batches(_aligned(parts))
-        order = [(SPLIT, "descending"), (KEY, "ascending")]
-        return table.sort_by(order).slice(0, self._rows).combine_chunks().to_batches()[0]
+        order = pc.sort_indices(table, sort_keys=[(SPLIT, "descending"), (KEY, "ascending")])
+        return table.take(order[: self._rows]).combine_chunks().to_batches()[0]
 
 
 def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[str, Any]:
@@ -292,6 +292,8 @@ def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_optio
         summary = json.loads((aside / "job.json").read_text())
         _refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
+        for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
+            left.unlink()
         write_json(aside / "dataset.json", _manifest(config, pieces, summary))
     return Dataset.load(out)
 

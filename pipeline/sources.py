@@ -23,6 +23,8 @@ from pipeline.parsing import bisect, decompressed, open_binary, open_parquet, pa
 from pipeline.plan import Piece
 
 BLOCK_BYTES = 8 << 20
+#: Rows a batch of a Parquet file.
+BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Reader:
 
         for part in bisect(list(range(table.num_rows)), cast):
             if part.table is not None:
-                yield from part.table.combine_chunks().to_batches(max_chunksize=65_536)
+                for batch in part.table.to_batches(max_chunksize=BATCH_ROWS):
+                    yield pa.concat_batches([batch])  # a copy: a slice is pickled with all that it was cut from
             else:
                 for row, reason in zip(part.lines, part.reasons, strict=True):
                     text = str({c: table[c][row].as_py() for c in piece.types})
