@@ -140,7 +140,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         split = feature.separator
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
-        if split and feature.dtype == "int64":  # 007 is 7, as in the log
+        if split and feature.dtype == "int64":  # 007 is 7, as in the log, where what is no integer is refused
+            tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,18}"))
             numbers = tf.strings.to_number(tokens.flat_values, tf.int64)
             tokens = tokens.with_flat_values(tf.strings.as_string(numbers))
         kept = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,19 @@ class NumericState:
     boundaries: tuple[float, ...] = ()
 
     @classmethod
-    def from_moments(cls, rows: int, total: float, squares: float) -> NumericState:
-        """From the number of values, their sum and the sum of their squares."""
+    def from_moments(cls, parts: Iterable[tuple[int, float, float]]) -> NumericState:
+        """From (number, mean, sum of squared differences from that mean) of each part of the values.
+
+        Exact sums (``math.fsum``), so that the order of the parts does not matter; differences from the parts' own means,
+        so that a large mean does not swallow a small deviation (Chan, Golub & LeVeque 1983).
+        """
+        parts = [part for part in parts if part[0]]
+        rows = sum(n for n, _, _ in parts)
         if rows == 0:
             return cls()
-        mean = total / rows
-        variance = max(squares / rows - mean * mean, 0.0)
-        sd = math.sqrt(variance)
-        return cls(mean=mean, sd=sd if sd > 1e-9 * max(1.0, abs(mean)) else 1.0)
+        mean = math.fsum(n * m for n, m, _ in parts) / rows
+        sd = math.sqrt(math.fsum(m2 + n * (m - mean) ** 2 for n, m, m2 in parts) / rows)
+        return cls(mean=mean, sd=sd if sd > 1e-12 * max(1.0, abs(mean)) else 1.0)
 
     @classmethod
     def from_sample(cls, sample: np.ndarray[Any, Any], buckets: int) -> NumericState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from features.errors import UserError
 from features.tf_runtime import keras, tf
 from models import weights
 from models.adgate import AdGate
@@ -22,7 +23,8 @@ class Scores(NamedTuple):
 
     Args:
         logit: s of the backbone.
-        confidence: a / c, the confidence in units of the mean positive's; 1 for a model without weighting.
+        confidence: a / c, the confidence in units of the mean positive's; 1 for a model without weighting, and for one
+            whose training ended within the warm-up.
         weight: w that a click on the row would get.
     """
 
@@ -44,7 +46,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         confidence: the method's settings.
         warmup_steps: steps with w = 1, after which a separate teacher is first copied.
         embedding_optimizer, dense_optimizer: settings of the backbone's two optimizers.
-        l2: weight of the squared norm of the dense kernels.
+        l2: weight of half the squared norm of the dense kernels.
         prior_ctr: CTR of the training split; its log odds are added to the backbone's output, so that training begins at
             the right mean instead of spending its first steps, the largest, on finding it.
 
@@ -90,7 +92,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         width = max((at.stop for at in self.spec.id_slices.values()), default=0)
         ids, values = tf.zeros([2, width], tf.int32), tf.zeros([2, len(self.spec.value_columns)])
         inputs = self.spec.unpack(ids, values)
-        self.backbone(inputs, training=False)
+        self._check_output(self.backbone(inputs, training=False))
         if self.teacher is not None:
             self.teacher(inputs, training=False)
             # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables; kept in a
@@ -114,14 +116,25 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         q = tf.sigmoid(logit if self.teacher is None else self._logit(self.teacher, inputs, training=False))
         c = weights.normaliser(self.moments, self.confidence_settings.normalise)
         a = self._confidence(q, self._correction(ids, q), c)
-        return Scores(logit, a / c, weights.positive_weight(a, c, self.confidence_settings.blend))
+        # Before the first weighted step the teacher knows nothing and every click weighed 1.
+        begun = self.moments[0] > 0
+        weight = tf.where(begun, weights.positive_weight(a, c, self.confidence_settings.blend), 1.0)
+        return Scores(logit, tf.where(begun, a / c, 1.0), weight)
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """Logits float32 ``[B]`` of a batch, by the backbone alone."""
         return self._logit(self.backbone, self.spec.unpack(inputs["ids"], inputs["values"]), training=training)
 
     def _logit(self, backbone: Any, inputs: dict[str, Any], training: bool) -> Any:
-        return self._prior_logit + backbone(inputs, training=training)
+        logit = backbone(inputs, training=training)
+        return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
+
+    @staticmethod
+    def _check_output(output: Any) -> None:
+        shape = tuple(getattr(output, "shape", ()))
+        if shape not in ((2,), (2, 1)) or output.dtype != tf.float32:
+            what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
+            raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
     def _correction(self, ids: Any, q: Any) -> Any:
         return self.gate(self.spec.group_ids(ids)) if self.gate is not None else tf.zeros_like(q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -146,6 +147,45 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         return tf.stack(vectors, axis=1)
 
 
+class Dropout(keras.layers.Layer):  # type: ignore[misc]
+    """Drops a share of its inputs in training, by masks that a checkpoint carries on.
+
+    The mask is a function of a seed, drawn when the layer is made, of the number of calls, which is a variable, and of the
+    replica. Keras' own layer keeps that state outside the checkpoint, so a run that was resumed would draw other masks.
+
+    Args:
+        rate: share dropped, in [0, 1); what stays is scaled by 1 / (1 - rate).
+    """
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._rate = rate
+        self._seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
+
+    def build(self, input_shape: Any) -> None:
+        """Create the count of calls."""
+        self.calls = self.add_weight(
+            name="calls",
+            shape=(),
+            dtype=tf.int64,
+            initializer="zeros",
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        super().build(input_shape)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """See the class."""
+        if not training:
+            return inputs
+        context = tf.distribute.get_replica_context()
+        replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
+        seed = tf.stack([tf.constant(self._seed, tf.int64), self.calls * 65_536 + replica])
+        dropped = tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=seed)
+        self.calls.assign_add(1)
+        return dropped
+
+
 def _small() -> Any:
     # An object a table: one that is shared would give equal values to tables of equal shape.
     return keras.initializers.RandomNormal(stddev=0.01)
@@ -157,5 +197,5 @@ def mlp(units: list[int], dropout: float, name: str) -> Any:
     for width in units:
         layers.append(keras.layers.Dense(width, activation="relu", kernel_initializer="glorot_uniform"))
         if dropout > 0:
-            layers.append(keras.layers.Dropout(dropout))
+            layers.append(Dropout(dropout))
     return keras.Sequential(layers, name=name)

@@ -38,10 +38,12 @@ def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
             )
     try:
         return backbone(spec, settings.embedding_dim, **settings.options)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            "model.options", f"{settings.backbone} refuses them ({error})", "correct the options"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        where = "model.options" if settings.options else "model.backbone"
+        what = f"{settings.backbone} cannot be made ({type(error).__name__}: {error})"
+        raise UserError(where, what, "its constructor takes (spec, embedding_dim, **options)") from error
 
 
 def _imported(path: str) -> Any:
@@ -49,7 +51,7 @@ def _imported(path: str) -> Any:
     if not colon:
         module_name, _, class_name = path.rpartition(".")
     if not module_name:
-        hint = f"{did_you_mean(path, BACKBONES)} Or give the dotted path of your own, package.module:Class"
+        hint = f"{did_you_mean(path, BACKBONES)}; or give the dotted path of your own, package.module:Class"
         raise UserError(f"model.backbone: {path}", "unknown backbone", hint)
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

@@ -1,12 +1,11 @@
 """What is learnt from the training split, as Beam combiners over Arrow batches.
 
 Each batch gives one small partial result a feature; a combiner a feature merges them, so that no worker holds more than one
-feature's counts. Sums are added exactly (``math.fsum`` over the batches' sums), so that their order does not matter.
+feature's counts. Sums are added exactly, so that their order does not matter.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +61,8 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
             yield f"sample:{number.name}", [(training.column(KEY).to_numpy()[there], x[there])]
         else:
             moved = np.log1p(np.maximum(x[there], 0)) if number.transform == "log1p" else x[there]
-            yield f"moments:{number.name}", [(len(moved), float(moved.sum()), float((moved**2).sum()))]
+            mean = float(moved.mean()) if len(moved) else 0.0
+            yield f"moments:{number.name}", [(len(moved), mean, float(((moved - mean) ** 2).sum()))]
 
 
 class MergePartials(beam.CombineFn):  # type: ignore[misc]
@@ -125,6 +125,4 @@ def _fit_number(number: NumericFeature, merged: dict[str, Any]) -> NumericState:
         return NumericState.from_sample(np.concatenate([values for _, values in sample]), number.buckets)
     if number.transform == "none":
         return NumericState()
-    moments = merged.get(f"moments:{number.name}", [])
-    rows, totals, squares = zip(*moments, strict=True) if moments else ((), (), ())
-    return NumericState.from_moments(sum(rows), math.fsum(totals), math.fsum(squares))
+    return NumericState.from_moments(merged.get(f"moments:{number.name}", []))

@@ -15,7 +15,7 @@ import click
 
 from features.errors import UserError
 from pipeline.config import Config, load_config
-from pipeline.files import no_room
+from pipeline.files import local_path, no_room
 from pipeline.progress import console
 from pipeline.run import Outcome, Paths
 
@@ -32,7 +32,11 @@ class _Commands(click.Group):
         except UserError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from what is there", highlight=False)
+            console.print(
+                "interrupted; what is unfinished is not taken for whole, run the same command again",
+                highlight=False,
+                soft_wrap=True,
+            )
             sys.exit(130)
         except OSError as error:
             full = no_room(error, str(error.filename or "the disk"))
@@ -67,7 +71,7 @@ _beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED
 
 def _load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
     config = load_config(config_path, list(overrides))
-    return config, Paths(Path(runs) / config.name)
+    return config, Paths(local_path(runs) / config.name)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -87,6 +91,8 @@ def main(verbose: bool) -> None:
     `clsd run` does all of them and uses again what is there.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
+    if not verbose:  # Beam logs a worker's exception before it hands it on to be told
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 @main.command()
@@ -150,7 +156,7 @@ def preprocess(
     from pipeline.preprocess import preprocess as job
 
     config, paths = _load(config_path, overrides, runs)
-    target = Path(out) if out else paths.dataset
+    target = local_path(out) if out else paths.dataset
     with progress.watching("preprocess"):
         made = job(config, target, overwrite=overwrite, beam_options=list(beam_options))
     _show_dataset(made)
@@ -160,15 +166,15 @@ def preprocess(
 @main.command()
 @click.argument("directory")
 def inspect(directory: str) -> None:
-    """Show what a data set holds, and check every shard's checksum.
+    """Show what a data set holds, and check every file's checksum.
 
-    DIRECTORY is what `clsd preprocess` wrote. A shard that is missing, cut short or altered is named, with exit code 2.
+    DIRECTORY is what `clsd preprocess` wrote. A file that is missing, cut short or altered is named, with exit code 2.
     """
     from pipeline.dataset import Dataset
 
     found = Dataset.load(directory)
     _show_dataset(found)
-    console.print(f"{found.verify()} shards are whole", highlight=False)
+    console.print(f"{found.verify()} files are whole", highlight=False, soft_wrap=True)
 
 
 def _show_dataset(dataset: Any) -> None:
@@ -180,9 +186,14 @@ def _show_dataset(dataset: Any) -> None:
     for split in dataset.splits:
         table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
     console.print(table)
+    for name, found in dataset.manifest["splits"]["train"]["quality"].items():
+        share = found["out_of_vocabulary"] / dataset.rows("train")
+        if share > 0.05:
+            said = f"[yellow]warning[/yellow] {name}: {share:.0%} of the training rows are out of vocabulary"
+            console.print(said, highlight=False, soft_wrap=True)
     rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
     reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
-    console.print(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}", highlight=False)
+    console.print(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}", highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -198,10 +209,12 @@ def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: 
     from pipeline.train import train as job
 
     config, paths = _load(config_path, overrides, runs)
-    target = Path(out) if out else paths.train
+    target = local_path(out) if out else paths.train
     found = Dataset.load(dataset_dir or paths.dataset)
     run = job(config, found, target, overwrite=overwrite)
-    console.print(f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False)
+    console.print(
+        f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False, soft_wrap=True
+    )
     click.echo(target)
 
 
@@ -235,7 +248,7 @@ def evaluate(
     from pipeline.evaluate import evaluate as job
 
     config, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
-    target = Path(out) if out else paths.evaluation
+    target = local_path(out) if out else paths.evaluation
     metrics = job(found, run, target, settings=config.evaluate, overwrite=overwrite)
     _show_metrics(metrics)
     click.echo(target / "report.html")
@@ -258,7 +271,7 @@ def export(
     from pipeline.export import export as job
 
     _, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
-    click.echo(job(found, run, Path(out) if out else paths.export, version=version))
+    click.echo(job(found, run, local_path(out) if out else paths.export, version=version))
 
 
 @main.command()
@@ -269,7 +282,8 @@ def export(
 def predict(model_dir: str, rows: str) -> None:
     """Score raw rows with an exported model.
 
-    FILE holds one JSON object a line, with the columns of the log; - is standard input. One JSON object a row comes back:
+    FILE holds one JSON object a line, by the names of the features or of the log's columns; - is standard input.
+    One JSON object a row comes back:
     score to rank by, ctr to bid with, confidence that a click would have.
     """
     from pipeline.predict import Predictor, read_rows
@@ -316,13 +330,17 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     table.add_column("")
     table.add_column("score, as trained", justify="right")
     table.add_column("ctr, corrected", justify="right")
-    for row in summary_rows(metrics):
-        table.add_row(*row)
+    reasons: dict[str, str] = {}
+    for label, *cells in summary_rows(metrics):
+        reasons.update((label, cell) for cell in cells if cell.startswith("undefined"))
+        table.add_row(label, *("-" if cell.startswith("undefined") else cell for cell in cells))
     relation = metrics.get("intensity", {})
     for name, label in (("spearman", "confidence ~ intensity"), ("given_popularity", "  given popularity")):
         if name in relation:
             table.add_row(label, f"{relation[name]:+.3f}", "")
     console.print(table)
+    for label, reason in reasons.items():
+        console.print(f"{label} is {reason}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _show_outcome(outcome: Outcome) -> None:

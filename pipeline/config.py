@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from features.errors import UserError, did_you_mean
 from features.schema import Schema, Strict
@@ -112,11 +112,11 @@ class TrainSettings(Strict):
     dense_optimizer: OptimizerSettings = Field(
         default=OptimizerSettings(name="adam", learning_rate=1e-3), description="for everything else"
     )
-    l2: float = Field(default=0.0, ge=0, description="weight of the squared norm of the dense kernels")
+    l2: float = Field(default=0.0, ge=0, description="weight of half the squared norm of the dense kernels")
     early_stopping: EarlyStopping | None = Field(default=EarlyStopping(), description="null: train all epochs")
     steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
     replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
-    keep_checkpoints: int = Field(default=3, ge=1, description="newest checkpoints kept beside the best one")
+    keep_checkpoints: int = Field(default=3, ge=2, description="newest checkpoints kept beside the best one")
     deterministic: bool = Field(
         default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
     )
@@ -171,6 +171,14 @@ class Config(Strict):
                     )
         if split.key and split.key not in self.rows.columns:
             raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
+        stopping = self.train.early_stopping
+        if stopping and stopping.metric == "gauc" and not self.rows.user:
+            raise ValueError("train.early_stopping.metric: gauc needs rows.user")
+        names = [feature.name for feature in self.rows.categorical]
+        if self.evaluate.item and self.evaluate.item not in names:
+            raise ValueError(
+                f"evaluate.item: '{self.evaluate.item}' is no categorical feature; {did_you_mean(self.evaluate.item, names)}"
+            )
         if self.confidence.gate != "off" and self.confidence.weighted and not self.rows.groups:
             raise ValueError(
                 "confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off"
@@ -216,7 +224,7 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
         raise as_user_error(error, where, Config) from None
 
 
-def as_user_error(error: ValidationError, where: str, model: type[BaseModel]) -> UserError:
+def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
     """The first problem that pydantic found, as one line that names the setting and the mend."""
     problem = error.errors()[0]
     # Tags of the unions of features stand in the path as well; they are no key that the user wrote.

@@ -58,13 +58,19 @@ class Dataset:
             )
         try:
             schema = Schema.model_validate(manifest["schema"])
+            dataset = cls(directory, manifest, schema)
+            for entry in dataset._entries():
+                dataset._check_length(directory / entry["file"], entry["bytes"])
         except ValidationError as error:
             raise as_user_error(error, str(directory / "dataset.json"), Schema) from None
-        dataset = cls(directory, manifest, schema)
-        for split in dataset.splits:
-            for shard in manifest["splits"][split]["shards"]:
-                dataset._check_length(directory / shard["file"], shard["bytes"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(str(directory / "dataset.json"), f"is not whole (no {error})", _AGAIN) from None
         return dataset
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Every file of the data set with its bytes and CRC-32C: shards first, then vocabularies and golden rows."""
+        shards = [shard for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
+        return [*shards, *self.manifest["files"]]
 
     @staticmethod
     def _check_length(path: Path, expected: int) -> None:
@@ -101,7 +107,7 @@ class Dataset:
         if split not in self.manifest["splits"]:
             known = did_you_mean(split, self.splits)
             raise UserError(
-                str(self.directory), f"has no rows in split '{split}'", f"{known} See preprocess.split in the config"
+                str(self.directory), f"has no rows in split '{split}'", f"{known}; see preprocess.split in the config"
             )
         return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
 
@@ -123,26 +129,20 @@ class Dataset:
         return Rows.concat(parts)
 
     def verify(self) -> int:
-        """Read every shard and compare its CRC-32C with ``dataset.json``; returns the number of shards.
+        """Read every file and compare its CRC-32C with ``dataset.json``; returns the number of files.
 
         Raises:
-            UserError: a shard is damaged; it is named, with the record where that can be told.
+            UserError: a file is damaged; it is named, with the record where that can be told.
         """
-        count = 0
-        for split in self.splits:
-            for shard in self.manifest["splits"][split]["shards"]:
-                path = self.directory / shard["file"]
+        for entry in self._entries():
+            path = self.directory / entry["file"]
+            if path.suffix == ".tfrecord":
                 with open(path, "rb") as file:
                     for _ in read_records(file, str(path)):
                         pass
-                    file.seek(0)
-                    crc = 0
-                    while block := file.read(1 << 20):
-                        crc = google_crc32c.extend(crc, block)
-                if f"{crc:08x}" != shard["crc32c"]:
-                    raise UserError(str(path), "is not the file that preprocessing wrote", f"restore it, or {_AGAIN}")
-                count += 1
-        return count
+            if describe_file(self.directory, entry["file"])["crc32c"] != entry["crc32c"]:
+                raise UserError(str(path), "is not the file that preprocessing wrote", f"restore it, or {_AGAIN}")
+        return len(self._entries())
 
     def require(self, schema: Schema) -> None:
         """Refuse a config whose rows are not those of this data set.
@@ -159,7 +159,7 @@ class Dataset:
                 raise UserError(
                     where,
                     f"the data set has no feature '{feature.name}'",
-                    f"{did_you_mean(feature.name, have)} Or {_AGAIN}",
+                    f"{did_you_mean(feature.name, have)}; or {_AGAIN}",
                 )
             if feature != have[feature.name]:
                 differs = _difference(feature.model_dump(), have[feature.name].model_dump())
@@ -171,6 +171,15 @@ class Dataset:
                 f"set input: false for it, or {_AGAIN}",
             )
         raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)
+
+
+def describe_file(directory: Path, name: str) -> dict[str, Any]:
+    """A file's name, length and CRC-32C as ``dataset.json`` has them."""
+    crc = size = 0
+    with open(directory / name, "rb") as file:
+        while block := file.read(1 << 20):
+            crc, size = google_crc32c.extend(crc, block), size + len(block)
+    return {"file": name, "bytes": size, "crc32c": f"{crc:08x}"}
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def evaluate(
     metrics["settings"] = config.evaluate.model_dump(mode="json")
     metrics["training"] = read_json(run / RUN_FILE, "run", "")
     metrics["versions"] = versions()
-    with whole_directory(out, overwrite=overwrite) as aside:
+    with whole_directory(out, marker=METRICS_FILE, overwrite=overwrite) as aside:
         write_json(aside / METRICS_FILE, metrics)
         write_text(aside / REPORT_FILE, render(config, dataset.manifest, metrics))
     return metrics

@@ -15,6 +15,7 @@ from typing import Any
 from features.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
@@ -40,28 +41,79 @@ def clear_errors(where: str) -> Iterator[None]:
         full = no_room(error, where)
         if full is not None:
             raise full from error
-        if isinstance(error, PermissionError):
-            raise UserError(where, "writing is not permitted", "choose another directory") from error
+        if isinstance(error, OSError) and error.errno in _NO_PLACE:
+            raise UserError(where, f"cannot be written to ({error.strerror})", "choose another place") from error
         raise
 
 
+def local_path(text: str | Path) -> Path:
+    """A place to write to.
+
+    Raises:
+        UserError: it is an address of an object store, which clsd reads logs from and does not write to yet.
+    """
+    if "://" in str(text):
+        raise UserError(str(text), "is no local path", "write to a local directory and copy it from there")
+    return Path(text)
+
+
+def _is_empty(target: Path) -> bool:
+    return target.is_dir() and not any(target.iterdir())
+
+
+def require_ours(target: Path, markers: tuple[str, ...]) -> None:
+    """Refuse to overwrite a directory that holds none of the files which say that clsd made it.
+
+    Raises:
+        UserError: it is a file, or holds something else.
+    """
+    if (
+        target.exists()
+        and not _is_empty(target)
+        and not any((target / marker).is_file() for marker in markers if marker)
+    ):
+        raise UserError(
+            str(target), "holds something that clsd did not make", "choose another place, or empty it yourself"
+        )
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_room(error, str(path)) or UserError(
+            str(path), f"cannot be made ({error.strerror})", "choose another place"
+        ) from error
+
+
 @contextmanager
-def whole_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False) -> Iterator[Path]:
     """A directory that appears under its name only when the block ends well.
 
     Yields a directory beside the target; at the end it takes the target's place by one rename. On any error it is removed
     and the target is what it was.
 
+    Args:
+        target: the directory.
+        marker: a file that a directory of this kind has; only such a one is ever overwritten.
+        overwrite: whether one that exists is replaced.
+
     Raises:
-        UserError: the target exists and ``overwrite`` is false, the disk is full, or writing is not permitted.
+        UserError: the target exists and is not to be overwritten, the disk is full, or writing is not permitted.
     """
-    if target.exists() and not overwrite and any(target.iterdir() if target.is_dir() else [target]):
-        raise UserError(str(target), "exists already", "choose another --out, or pass --overwrite")
+    if target.exists() and not _is_empty(target):
+        if not overwrite:
+            raise UserError(str(target), "exists already", "choose another place, or pass --overwrite")
+        require_ours(target, (marker,))
     aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     with clear_errors(str(target)):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside.mkdir()
+            make_directory(aside)
             yield aside
             if target.exists():
                 old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"

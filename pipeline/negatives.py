@@ -35,8 +35,9 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
 
     def add_input(self, accumulator: list[pa.Table], batch: pa.RecordBatch) -> list[pa.Table]:
         training = pc.and_(pc.equal(batch.column(SPLIT), 0), pc.is_valid(batch.column(self._item)))
-        rows = pa.Table.from_batches([batch.filter(training)]).select([*dict.fromkeys(self._columns), KEY])
-        accumulator.append(self._reduce(rows.append_column("_clicks", pa.array(np.ones(rows.num_rows, np.int64)))))
+        rows = pa.Table.from_batches([batch.filter(training)])
+        items = rows.select([*dict.fromkeys(self._columns), KEY]).append_column("_clicks", rows[LABEL])
+        accumulator.append(self._reduce(items))
         return accumulator if len(accumulator) < 16 else [self._merge(accumulator)]
 
     def merge_accumulators(self, accumulators: Any) -> list[pa.Table]:
@@ -92,7 +93,8 @@ def add_negatives(
     drawn = np.full(len(row), -1, np.int64)
     open_ = np.arange(len(row))
     weights = catalogue["_clicks"].to_numpy().astype(np.float64)
-    cumulative = np.cumsum(weights) / weights.sum() if settings.source == "popularity" else None
+    popular = settings.source == "popularity" and weights.sum() > 0
+    cumulative = np.cumsum(weights) / weights.sum() if popular else None
     for attempt in range(_ATTEMPTS):
         u = unit_interval(seeded(keys[open_], attempt))
         if cumulative is None:

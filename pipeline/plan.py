@@ -6,6 +6,7 @@ file, whole files of what cannot be split.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.json
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from features.encode import raw_type
 from features.errors import UserError, did_you_mean
 from features.schema import Schema
 from pipeline.config import LogSettings
-from pipeline.parsing import Part, bisect, open_binary, open_parquet, parse_csv
+from pipeline.parsing import Part, bisect, decompressed, open_binary, open_parquet, parse_csv
 
 _HEAD_BYTES = 1 << 20
 
@@ -35,6 +36,7 @@ class Piece:
         index: position among all pieces of the job; part of each row's key.
         format: jsonl, csv or parquet.
         start, end: bytes of a text file, or the first and last-plus-one row group; end -1: all of it.
+        size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
         columns: names of a CSV file's fields, in order.
         types: Arrow type of each column that is read, by name.
     """
@@ -44,6 +46,8 @@ class Piece:
     format: str
     start: int = 0
     end: int = -1
+    size: int = 0
+    modified: float = 0.0
     columns: tuple[str, ...] = ()
     types: dict[str, pa.DataType] = field(default_factory=dict)
     has_header: bool = False
@@ -57,25 +61,26 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
     """
     if not logs.files:
         raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
-    paths: dict[str, int] = {}
+    paths: dict[str, FileMetadata] = {}
     for pattern, match in zip(logs.files, _match(logs.files), strict=True):
         if not match:
             raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
         paths |= match
     pieces: list[Piece] = []
-    for path, size in sorted(paths.items()):
-        for start, end, piece in _cut(path, size, logs, schema):
-            pieces.append(Piece(**{**piece, "index": len(pieces), "start": start, "end": end}))
+    for path, file in sorted(paths.items()):
+        found = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
+        for start, end, piece in _cut(path, file.size_in_bytes, logs, schema):
+            pieces.append(Piece(**{**piece, **found, "index": len(pieces), "start": start, "end": end}))
     return pieces
 
 
-def _match(patterns: list[str]) -> Iterator[dict[str, int]]:
+def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
     for pattern in patterns:
         try:
             (result,) = FileSystems.match([pattern])
         except (BeamIOError, ValueError) as error:
             raise UserError(pattern, f"cannot be looked up ({error})", "correct logs.files") from None
-        yield {metadata.path: metadata.size_in_bytes for metadata in result.metadata_list}
+        yield {metadata.path: metadata for metadata in result.metadata_list}
 
 
 def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -97,6 +102,9 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         found = _inferred_csv(path, head, columns, logs)
     else:
         found = _inferred_json(path, head)
+        # A key that the first lines leave out may come later: look for its name before calling it missing.
+        late = [column for column in schema.columns if column not in found]
+        found |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
     piece = {
         "path": path,
         "format": kind,
@@ -136,7 +144,7 @@ def _head(path: str) -> bytes:
         try:
             head = zlib.decompressobj(wbits=31).decompress(head)
         except zlib.error as error:
-            raise UserError(path, f"is no gzip file ({error})", "rename it, or compress it again") from None
+            raise UserError(path, f"is damaged, or no gzip file ({error})", "fetch it again, or rename it") from None
     head = head.removeprefix(b"\xef\xbb\xbf")
     return head if whole else head[: head.rfind(b"\n") + 1]
 
@@ -161,6 +169,23 @@ def _inferred_json(path: str, head: bytes) -> dict[str, pa.DataType]:
             path, "none of its first lines is JSON in UTF-8", "write one JSON object a line, or set logs.format"
         )
     return _majority(bisect(good, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))))
+
+
+def _keys_anywhere(path: str, columns: list[str]) -> list[str]:
+    """Those of the columns whose quoted name stands anywhere in a JSON file."""
+    open_ = {column: json.dumps(column, ensure_ascii=False).encode() for column in columns}
+    there, tail = [], b""
+    with open_binary(path) as raw:
+        file = decompressed(path, raw)
+        try:
+            while open_ and (block := file.read(8 << 20)):
+                window = tail + block
+                there += [column for column, name in open_.items() if name in window]
+                open_ = {column: name for column, name in open_.items() if column not in there}
+                tail = block[-256:]
+        except (EOFError, OSError, zlib.error):
+            pass  # a damaged file is refused, with its place, when it is read
+    return there
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -189,6 +214,7 @@ def _inferred_csv(path: str, head: bytes, columns: tuple[str, ...], logs: LogSet
 
 def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
     """The type to read each needed column as; optional columns that the file lacks are left out."""
+    found = {name: _plain(kind_of) for name, kind_of in found.items()}
     types: dict[str, pa.DataType] = {}
     for feature in schema.features:
         if feature.source not in found and not feature.optional:
@@ -200,7 +226,7 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
                 raise UserError(
                     path, f"'{feature.source}' is read as a list, and a CSV has none", "set the feature's separator"
                 )
-    for column in [schema.label, schema.user, schema.timestamp]:
+    for column in [schema.label, schema.user, schema.timestamp, schema.intensity, *schema.passthrough]:
         if column and column not in found:
             raise _missing_column(path, column, found)
     if schema.user:
@@ -210,11 +236,14 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
             types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
     if schema.timestamp and schema.timestamp_unit == "iso" and kind != "parquet":
         types[schema.timestamp] = pa.string()
-    if schema.intensity in found:
+    if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
     for column in schema.passthrough:
-        if column in found:
-            types.setdefault(column, pa.string() if kind == "csv" else found[column])
+        types.setdefault(column, pa.string() if kind == "csv" or pa.types.is_null(found[column]) else found[column])
+        if pa.types.is_nested(types[column]) and column not in [f.source for f in schema.features]:
+            raise UserError(
+                path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
+            )
     return types
 
 
@@ -240,6 +269,15 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, found: 
         )
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without its encoding: large and dictionary-encoded text is text."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
+
+
 def _text_or_int(kind: pa.DataType) -> pa.DataType:
     return pa.int64() if pa.types.is_integer(kind) else pa.string()
 
@@ -247,5 +285,5 @@ def _text_or_int(kind: pa.DataType) -> pa.DataType:
 def _missing_column(path: str, column: str, found: dict[str, Any]) -> UserError:
     hint = did_you_mean(column, found)
     return UserError(
-        path, f"has no column '{column}'", f"{hint} Correct the config's rows, or mark the feature optional: true"
+        path, f"has no column '{column}'", f"{hint}; correct the config's rows, or mark the feature optional: true"
     )

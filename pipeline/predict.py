@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from features.errors import UserError
+from features.errors import UserError, did_you_mean
 from features.schema import MISSING_INT
 from features.tf_runtime import tf
+from pipeline.files import read_json
 from pipeline.raw import as_arrays
 
 
@@ -30,23 +31,43 @@ class Predictor:
                 str(self.directory), f"is no whole model ({type(error).__name__})", "export it again"
             ) from error
         self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
+        self._columns = _columns_of(self.directory)
 
     def predict(self, rows: list[dict[str, Any]], where: str = "rows") -> list[dict[str, float]]:
-        """score, ctr and confidence of raw rows; what a row leaves out is missing, what the model does not know is ignored.
+        """score, ctr and confidence of raw rows, by the names of the features or of the log's columns.
+
+        What a row leaves out is missing, what the model does not know is ignored.
 
         Raises:
             UserError: a value of a type that the model does not take; ``where`` and the row stand in the message.
         """
         if not rows:
             return []
+        known = {*self.inputs, *self._columns.values()}
+        for at, row in enumerate(rows):
+            if row and not known & row.keys():
+                hint = did_you_mean(next(iter(row)), sorted(known))
+                raise UserError(f"{where}:{at + 1}", "names none of the model's inputs", hint)
         columns: dict[str, list[Any]] = {}
         for name, spec in self.inputs.items():
-            columns[name] = [_checked(row.get(name), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)]
+            column = self._columns.get(name, name)
+            columns[name] = [
+                _checked(row.get(name, row.get(column)), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)
+            ]
         tensors = {
             name: tf.constant(value, self.inputs[name].dtype) for name, value in as_arrays(columns, self.inputs).items()
         }
-        answer = {name: value.numpy() for name, value in self._signature(**tensors).items()}
+        answer = {name: value.numpy() for name, value in self._signature(**tensors).items()}  # float32 [rows] each
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
+
+
+def _columns_of(model: Path) -> dict[str, str]:
+    """Which log column each feature reads, where the model says so."""
+    path = model / "assets.extra" / "clsd.json"
+    if not path.exists():
+        return {}
+    features = read_json(path, "model", "export it again")["config"]["rows"]["features"]
+    return {feature["name"]: feature["column"] or feature["name"] for feature in features}
 
 
 def newest_version(directory: Path) -> Path:
@@ -57,14 +78,16 @@ def newest_version(directory: Path) -> Path:
     """
     if (directory / "saved_model.pb").exists():
         return directory
-    versions_there = (
-        [p for p in directory.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
-        if directory.is_dir()
-        else []
-    )
-    if not versions_there:
+    found = versions_in(directory)
+    if not found:
         raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
-    return max(versions_there, key=lambda p: int(p.name))
+    return found[-1]
+
+
+def versions_in(directory: Path) -> list[Path]:
+    """The whole versions in a directory, as a model server sees them, oldest first."""
+    there = directory.iterdir() if directory.is_dir() else iter(())
+    return sorted((p for p in there if p.name.isdigit() and (p / "saved_model.pb").exists()), key=lambda p: int(p.name))
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
@@ -76,6 +99,12 @@ def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
     if many != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
         expected = f"a list of {kind}" if many else kind
         raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes {expected}", "correct the row")
+    try:
+        "".join(v for v in values if isinstance(v, str)).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            where, f"'{name}' is {json.dumps(value)[:80]}, which is no Unicode text", "correct the row"
+        ) from None
     return value
 
 

@@ -11,6 +11,7 @@ of refused rows has been found small enough.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -37,8 +38,8 @@ from pipeline import negatives, progress, shards, splits
 from pipeline.analyse import MergePartials, fit, partials
 from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
 from pipeline.config import Config, LogSettings
-from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset
-from pipeline.files import whole_directory, write_json
+from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset, describe_file
+from pipeline.files import read_json, whole_directory, write_json
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
 from pipeline.validate import check, refused_text
@@ -63,6 +64,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         for part in self._reader.read(piece):
             if isinstance(part, Refused):
                 refusals.append(part)
+                progress.add("rows read", 1)
                 continue
             batch, wrong = check(self._schema, part)
             for row, reason in wrong:
@@ -287,14 +289,16 @@ def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_optio
     """
     pieces = plan(config.logs, config.rows)
     out = Path(out)
-    with whole_directory(out, overwrite=overwrite) as aside:
+    with whole_directory(out, marker="dataset.json", overwrite=overwrite) as aside:
         _run(config, pieces, aside, beam_options or [])
-        summary = json.loads((aside / "job.json").read_text())
+        summary = read_json(aside / "job.json", "summary of the job", "run it again")
         _refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
         for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
             left.unlink()
-        write_json(aside / "dataset.json", _manifest(config, pieces, summary))
+        others = sorted(str(p.relative_to(aside)) for p in [*aside.glob("vocabularies/*"), *aside.glob(GOLDEN_FILE)])
+        manifest = _manifest(config, pieces, summary)
+        write_json(aside / "dataset.json", {**manifest, "files": [describe_file(aside, name) for name in others]})
     return Dataset.load(out)
 
 
@@ -308,13 +312,26 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
             f"Beam does not take these options ({error})",
             "see `clsd preprocess --help`",
         ) from None
+    _warn_of_unknown(beam_options)
     build(pipeline, config, pieces, str(directory.resolve()))
     try:
         pipeline.run().wait_until_finish()
     except UserError:
         raise
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # the engine makes an error of its own of Ctrl-C
+            raise KeyboardInterrupt from None
         raise _inner_user_error(error) or error from None
+
+
+def _warn_of_unknown(beam_options: list[str]) -> None:
+    """Beam ignores an option that it does not know; a job server may know it, so this is no error."""
+    parser: Any = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    for option in parser.parse_known_args(beam_options)[1]:
+        if option.startswith("-"):
+            progress.console.print(f"[yellow]warning[/yellow] Beam itself does not know {option}", highlight=False)
 
 
 def _inner_user_error(error: BaseException) -> UserError | None:
@@ -334,6 +351,8 @@ def _inner_user_error(error: BaseException) -> UserError | None:
 
 def _refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
     rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
+    if rows == 0:
+        raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
         kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
         shutil.copyfile(aside / "dead_letters.jsonl.gz", kept)
@@ -346,6 +365,13 @@ def _refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pa
         )
     if not any(shard["split"] == "train" for shard in summary["shards"]):
         raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
+    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
+    clicks = sum(shard["clicks"] for shard in train)
+    if clicks in (0, sum(shard["rows"] for shard in train)):
+        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
+        raise UserError(
+            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
+        )
 
 
 def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> dict[str, Any]:
@@ -385,6 +411,6 @@ def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> d
 def fingerprint(config: Config, pieces: list[Piece]) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
-    parts["pieces"] = [(piece.path, piece.start, piece.end) for piece in pieces]
+    parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -51,4 +51,4 @@ def watching(title: str) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-    console.print(line(), highlight=False)
+    console.print(line(), highlight=False, soft_wrap=True)

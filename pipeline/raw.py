@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, l
         there = feature.source in table.schema.names
         column = table[feature.source].cast(kind).to_pylist() if there else [None] * table.num_rows
         if isinstance(feature, NumericFeature):
-            out[name] = column
+            out[name] = [value if value is not None and math.isfinite(value) else None for value in column]
         elif pa.types.is_list(kind):
             out[name] = [[_present(v, feature.dtype) for v in (row or [])] for row in column]
         else:

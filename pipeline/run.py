@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from features.errors import UserError
-from pipeline.config import Config
+from pipeline.config import Config, as_user_error
 from pipeline.files import read_json
-from pipeline.progress import console
+from pipeline.plan import Piece, plan
+from pipeline.progress import add, console, watching
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Outcome:
         paths: where.
         metrics: content of metrics.json.
         model: the exported version.
-        row, prediction: one raw row of the test split, and what the exported model says of it.
+        row, prediction: the golden row that the model likes best, and what the exported model says of it.
     """
 
     paths: Paths
@@ -62,7 +65,7 @@ class Outcome:
     prediction: dict[str, float]
 
 
-def fetch_logs(config: Config) -> None:
+def fetch_logs(config: Config, *, overwrite: bool = False) -> None:
     """Write the public data set that the config names to where the config reads it.
 
     Raises:
@@ -86,11 +89,17 @@ def fetch_logs(config: Config) -> None:
     if config.logs.dataset == "synthetic":
         try:
             synthetic = SyntheticSettings(**config.logs.dataset_options)
-        except TypeError as error:
-            raise UserError(
-                "logs.dataset_options", str(error).partition("() ")[2], "see `clsd dataset --help`"
-            ) from None
-    write_dataset(config.logs.dataset, target.parent, format=ending, synthetic=synthetic)
+        except ValidationError as error:
+            raise as_user_error(error, "logs.dataset_options", SyntheticSettings) from None
+    with watching(f"dataset {config.logs.dataset}"):
+        write_dataset(
+            config.logs.dataset,
+            target.parent,
+            format=ending,
+            synthetic=synthetic,
+            overwrite=overwrite,
+            on_rows=lambda n: add("rows written", n),
+        )
 
 
 def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: list[str] | None = None) -> Outcome:
@@ -103,16 +112,15 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         beam_options: passed through to the preprocessing job.
     """
     from pipeline.dataset import Dataset
-    from pipeline.plan import plan
     from pipeline.preprocess import fingerprint, preprocess
-    from pipeline.progress import watching
 
     _say(1, "click logs", ", ".join(config.logs.files))
-    fetch_logs(config)
+    fetch_logs(config, overwrite=overwrite)
 
     _say(2, "preprocess", str(paths.dataset))
     made = _json_or_none(paths.dataset / "dataset.json")
-    if made and made.get("fingerprint") == fingerprint(config, plan(config.logs, config.rows)):
+    pieces = plan(config.logs, config.rows)
+    if made and made.get("fingerprint") == fingerprint(config, pieces) and not _newer(pieces, paths.dataset):
         dataset = Dataset.load(paths.dataset)
         _reused()
     else:
@@ -143,29 +151,34 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
     from pipeline.export import PROVENANCE_FILE, export
+    from pipeline.predict import Predictor, versions_in
 
     _say(5, "export", str(paths.export))
-    found = [
-        p
-        for p in paths.export.glob("*/assets.extra")
-        if (_json_or_none(p / PROVENANCE_FILE) or {}).get("fingerprint") == mark
-    ]
+    found = [p for p in versions_in(paths.export) if _fingerprint_of(p / "assets.extra" / PROVENANCE_FILE) == mark]
     if found:
-        model = max((p.parent for p in found), key=lambda p: int(p.name))
+        model = found[-1]
         _reused()
     else:
         model = export(dataset, paths.train, paths.export)
 
-    from pipeline.predict import Predictor
-
     _say(6, "predict", str(model))
     golden = json.loads((model / "assets.extra" / "golden.json").read_text(encoding="utf-8"))
-    row = {name: values[0] for name, values in sorted(golden["inputs"].items())}
+    best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
+    row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
+
+
+def _newer(pieces: list[Piece], dataset: Path) -> bool:
+    """Whether a log was written after the data set was: its content may have changed at the same size."""
+    return max(piece.modified for piece in pieces) > (dataset / "dataset.json").stat().st_mtime
 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:
     return dict(read_json(path, "result", "")) if path.exists() else None
+
+
+def _fingerprint_of(path: Path) -> str:
+    return str((_json_or_none(path) or {}).get("fingerprint", ""))
 
 
 def _say(number: int, stage: str, where: str) -> None:

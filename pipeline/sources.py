@@ -7,6 +7,7 @@ shard, its place in the shuffle, its sampled negatives, is the same on every eng
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,16 @@ from features.errors import UserError
 from features.hashing import seeded
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
-from pipeline.parsing import bisect, decompressed, open_binary, open_parquet, parse_csv, parse_json
+from pipeline.parsing import (
+    decompressed,
+    odd_csv,
+    odd_json,
+    open_binary,
+    open_parquet,
+    parse_all,
+    parse_csv,
+    parse_json,
+)
 from pipeline.plan import Piece
 
 BLOCK_BYTES = 8 << 20
@@ -81,18 +91,18 @@ class Reader:
         table = self._placed(piece, table.select(list(piece.types)), np.arange(table.num_rows))
 
         def cast(rows: list[int]) -> pa.Table:
-            part = table.slice(rows[0], len(rows)).cast(target)
-            part.validate(full=True)
-            return part
+            part = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
+            columns = {f.name: _cast(part[f.name], f) for f in target}
+            found = pa.table(columns, schema=target)
+            found.validate(full=True)
+            return found
 
-        for part in bisect(list(range(table.num_rows)), cast):
-            if part.table is not None:
-                for batch in part.table.to_batches(max_chunksize=BATCH_ROWS):
-                    yield pa.concat_batches([batch])  # a copy: a slice is pickled with all that it was cut from
-            else:
-                for row, reason in zip(part.lines, part.reasons, strict=True):
-                    text = str({c: table[c][row].as_py() for c in piece.types})
-                    yield Refused(piece.path, self.line(piece, row), reason, text)
+        good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
+        for batch in good.to_batches(max_chunksize=BATCH_ROWS) if good is not None else []:
+            yield pa.concat_batches([batch])  # a copy: a slice is pickled with all that it was cut from
+        for row, reason in faults:
+            text = json.dumps({name: table[name][row].as_py() for name in piece.types}, ensure_ascii=False, default=str)
+            yield Refused(piece.path, self.line(piece, row), reason, text)
 
     def _read_text(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
         position = 0
@@ -100,15 +110,16 @@ class Reader:
             lines = block.split(b"\n")
             if lines[-1] == b"":
                 lines.pop()
-            numbers = list(range(len(lines)))
-            for part in bisect(numbers, lambda rows, lines=lines: self._parse(piece, lines, rows)):  # type: ignore[misc]
-                if part.table is not None:
-                    placed = self._placed(piece, part.table, position + np.asarray(part.lines))
-                    yield from placed.combine_chunks().to_batches()
-                    continue
-                for row, reason in zip(part.lines, part.reasons, strict=True):
-                    text = lines[row].decode("utf-8", errors="backslashreplace")
-                    yield Refused(piece.path, self.line(piece, position + row), reason, text)
+            table, places, faults = parse_all(
+                len(lines),
+                lambda rows, lines=lines: self._parse(piece, lines, rows),  # type: ignore[misc]
+                lambda row, lines=lines: self._odd(piece, lines[row]),  # type: ignore[misc]
+            )
+            if table is not None:
+                yield from self._placed(piece, table, position + np.asarray(places)).combine_chunks().to_batches()
+            for row, reason in faults:
+                text = lines[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
+                yield Refused(piece.path, self.line(piece, position + row), reason, text)
             position += len(lines)
 
     def _parse(self, piece: Piece, lines: list[bytes], rows: list[int]) -> pa.Table:
@@ -123,6 +134,11 @@ class Reader:
             )
         table.validate(full=True)
         return table
+
+    def _odd(self, piece: Piece, line: bytes) -> str | None:
+        if piece.format == "csv":
+            return odd_csv(line, piece.columns, piece.types, self._logs)
+        return odd_json(line, piece.types)
 
     def _blocks(self, piece: Piece) -> Iterator[bytes]:
         """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the piece in which it starts."""
@@ -152,6 +168,13 @@ class Reader:
                     return
                 at += len(block)
                 yield block
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"Column(/{field.name}) failed to cast: {error}") from None
 
 
 def _lines_before(piece: Piece) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from models.inputs import InputSpec
 from models.metrics import Measured, measure
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
-from pipeline.files import clear_errors, read_json, write_json, write_text
+from pipeline.files import clear_errors, make_directory, read_json, require_ours, write_json, write_text
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
 from pipeline.strategy import make_reproducible, make_strategy
@@ -98,20 +99,22 @@ def train(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fals
     """
     dataset.require(config.rows)
     fingerprint = run_fingerprint(config, dataset)
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    if (out / RUN_FILE).exists():
+    if overwrite:
+        require_ours(out, (RUN_FILE, "state.json", "config.yaml"))
+    if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
-    state = _state(out, fingerprint)
+    state = State(fingerprint) if overwrite else _state(out, fingerprint)
     make_reproducible(config.seed, config.train.deterministic)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset)
     with clear_errors(str(out)):
-        out.mkdir(parents=True, exist_ok=True)
+        if overwrite and out.exists():  # not before all that can be refused has been looked at
+            shutil.rmtree(out)
+        make_directory(out)
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", versions())
         return _Run(config, dataset, out, strategy, model, state).go()
@@ -171,10 +174,20 @@ class _Run:
     def go(self) -> dict[str, Any]:
         settings, state = self._config.train, self._state
         total = settings.epochs * _steps_per_epoch(self._config, self._dataset)
+        if settings.batch_size > self._dataset.rows("train"):
+            rows = self._dataset.rows("train")
+            console.print(
+                f"[yellow]warning[/yellow] train.batch_size {settings.batch_size} is more than the {rows} rows"
+            )
         if self._config.confidence.weighted and self._model.warmup_steps >= total:
             console.print(f"[yellow]warning[/yellow] the warm-up takes all {total} steps: no click will be weighted")
         if state.checkpoint:
-            self._checkpoint.restore(str(self._out / "checkpoints" / state.checkpoint)).expect_partial()
+            path = self._out / "checkpoints" / state.checkpoint
+            try:
+                self._checkpoint.restore(str(path)).expect_partial()
+            except (tf.errors.OpError, ValueError, IndexError) as error:
+                what = f"cannot be restored ({type(error).__name__})"
+                raise UserError(str(path), what, "pass --overwrite to start anew") from error
             console.print(f"going on after epoch {state.epoch} of {settings.epochs}")
         while state.epoch < settings.epochs and not state.stopped:
             figures = self._epoch(state.epoch + 1)
@@ -219,6 +232,13 @@ class _Run:
                 sums = self._run_steps(iterator, tf.constant(now))
                 figures = {name: float(value) for name, value in ClsdModel.figures(sums).items()}
                 total = [t + float(s) for t, s in zip(total, sums.numpy(), strict=True)]
+                if not math.isfinite(figures["loss"]):
+                    step = (number - 1) * steps + done + now
+                    raise UserError(
+                        "train",
+                        f"the loss is {figures['loss']} by step {step}",
+                        "lower the learning rates, then run again",
+                    )
                 bar.update(task, advance=now, shown=f"loss {figures['loss']:.4f}")
                 self._summarise("train", figures)
         return {name: float(value) for name, value in ClsdModel.figures(total).items()}
@@ -269,8 +289,11 @@ class _Run:
         ]
         if self._config.confidence.weighted:
             shown.append(f"effective clicks {figures['effective_clicks']:.1%}")
-        console.print(
-            "  ".join(shown) + ("  [green]best[/green]" if best == epoch else ""), highlight=False, soft_wrap=True
+        warming = (
+            self._config.confidence.weighted
+            and epoch * _steps_per_epoch(self._config, self._dataset) <= self._model.warmup_steps
         )
+        mark = "  warm-up" if warming else "  [green]best[/green]" if best == epoch else ""
+        console.print("  ".join(shown) + mark, highlight=False, soft_wrap=True)
         if self._state.stopped:
             console.print(f"stopped early: {self._state.stopped}; epoch {best} is kept", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from pipeline.columns import KEY, LABEL, POSITION, TIME, USER
 
+_YEAR_2200 = 7_258_118_400_000_000
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -40,6 +42,11 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
     if schema.timestamp:
         time = microseconds(batch.column(schema.timestamp), schema.timestamp_unit)
         refuse(_nulls(time), f"no valid {schema.timestamp}")
+        moments = pc.fill_null(time, 0).to_numpy(zero_copy_only=False)
+        refuse(
+            (moments < 0) | (moments >= _YEAR_2200),
+            f"{schema.timestamp} not within 1970-2199: is timestamp_unit right?",
+        )
     user = pa.array([""] * batch.num_rows, pa.string())
     if schema.user:
         user = batch.column(schema.user).cast(pa.string())
@@ -66,6 +73,9 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
     batch = (
         batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)
     )
+    # The raw label and time have done their work; files may write them in different types.
+    read = {*(feature.source for feature in schema.features), *schema.passthrough}
+    batch = batch.drop_columns([c for c in dict.fromkeys((schema.label, schema.timestamp)) if c and c not in read])
     usable = reasons == ""
     if usable.all():
         return batch, []
@@ -92,9 +102,8 @@ def microseconds(column: pa.Array, unit: str) -> pa.Array:
 
 def refused_text(batch: pa.RecordBatch, position: int) -> str:
     """A refused row as text, for its dead letter."""
-    return str(
-        {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
-    )
+    row = {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
+    return json.dumps(row, ensure_ascii=False, default=str)
 
 
 def _parse_iso(column: pa.Array) -> pa.Array:

@@ -14,12 +14,13 @@ the others are made, and memory does not grow with the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from features.errors import UserError
 from pipeline.datasets.movielens import AGE_BANDS
@@ -43,7 +44,7 @@ _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SyntheticSettings:
     """What the log should be like.
 

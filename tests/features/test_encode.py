@@ -178,12 +178,12 @@ def test_tokens_of_a_list_are_one_a_value():
 
 
 def test_a_constant_column_has_deviation_1():
-    assert NumericState.from_moments(1000, 100.0, 10.0) == NumericState(mean=0.1, sd=1.0)
-    assert NumericState.from_moments(0, 0.0, 0.0) == NumericState(mean=0.0, sd=1.0)
+    assert NumericState.from_moments([(400, 0.1, 0.0), (600, 0.1, 0.0)]) == NumericState(mean=0.1, sd=1.0)
+    assert NumericState.from_moments([(0, 0.0, 0.0)]) == NumericState(mean=0.0, sd=1.0)
 
 
 def test_moments_give_the_population_deviation():
-    assert NumericState.from_moments(4, 20.0, 120.0) == NumericState(mean=5.0, sd=math.sqrt(5.0))
+    assert NumericState.from_moments([(4, 5.0, 20.0)]) == NumericState(mean=5.0, sd=math.sqrt(5.0))
 
 
 def test_boundaries_are_values_of_the_sample_each_once():

@@ -88,12 +88,11 @@ def test_predictions_are_the_golden_scores(model: Path, golden: dict[str, Any]) 
 
 def test_missing_and_unknown_values_are_scored(model: Path) -> None:
     predictor = Predictor(model)
-    bare, unknown, extra = predictor.predict(
-        [{}, {"user_id": "nobody", "tags": [], "price": float("nan")}, {"other": 1}]
-    )
+    bare, unknown = predictor.predict([{}, {"user_id": "nobody", "tags": [], "price": float("nan"), "other": 1}])
     assert 0 < bare["ctr"] < 1
     assert unknown["score"] != bare["score"]
-    assert extra == bare
+    with pytest.raises(UserError, match="rows:1: names none of the model's inputs; did you mean 'user_id'"):
+        predictor.predict([{"userid": "u1"}])
     assert predictor.predict([]) == []
 
 

@@ -114,8 +114,10 @@ def test_columns_may_differ_in_order_and_optional_ones_may_lack(tmp_path: Path) 
     [
         (b"", "empty line"),
         (b'{"user": "x", "n": 1, "click"', "no JSON"),
-        (b'{"user": 5, "n": 1, "click": 1, "t": 1}', "wrong type"),
-        (b'{"user": "x", "n": "much", "click": 1, "t": 1}', "wrong type"),
+        (b'{"user": 5, "n": 1, "click": 1, "t": 1}', "wrong type in 'user'"),
+        (b'{"user": "x", "n": "much", "click": 1, "t": 1}', "wrong type in 'n'"),
+        (b'{"user": "x", "n": 1, "click": 1, "t": 1, "count": 1.5}', "wrong type in 'count'"),
+        (b'{"user": "x", "n": 1, "click": 1, "t": 1, "count": 1180591620717411303424}', "wrong type in 'count'"),
         (b'{"user": "\xff\xfe", "n": 1, "click": 1, "t": 1}', "broken UTF-8"),
     ],
 )
@@ -137,7 +139,8 @@ def test_a_bad_json_line_is_set_aside_with_its_number(tmp_path: Path, line: byte
     ("line", "reason"),
     [
         (b"x,1,1", "wrong number of fields"),
-        (b"x,much,1,5,1", "wrong type"),
+        (b"x,much,1,5,1", "wrong type in 'n'"),
+        (b'x,1,1,5,"1', "line break inside quotes"),
         (b"\xff\xfe,1,1,5,1", "broken UTF-8"),
     ],
 )
@@ -213,4 +216,4 @@ def test_a_parquet_value_that_does_not_fit_is_set_aside(tmp_path: Path) -> None:
     logs = LogSettings(files=[str(path)])
     good, refused = _read(logs, plan(logs, SCHEMA))
     assert len(good) == len(ROWS) - 1
-    assert [(r.line, r.reason) for r in refused] == [(100, "wrong type")]
+    assert [(r.line, r.reason) for r in refused] == [(100, "wrong type in 'count'")]

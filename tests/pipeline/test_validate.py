@@ -33,6 +33,7 @@ def _check(*rows: dict[str, Any]) -> tuple[pa.RecordBatch, list[tuple[int, str]]
         ({"user": None}, "no user"),
         ({"user": ""}, "no user"),
         ({"t": None}, "no valid t"),
+        ({"t": 1_780_000_000_000}, "t not within 1970-2199: is timestamp_unit right?"),
         ({"x": -0.5}, "x below 0"),
         ({"x": 11.0}, "x above 10"),
         ({"ids": "1|two"}, "ids holds something else than integers"),
