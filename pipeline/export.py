@@ -140,6 +140,7 @@ def _provenance(config: Config, dataset: Dataset, version: int) -> dict[str, Any
         "version": version,
         "fingerprint": run_fingerprint(config, dataset),
         "dataset_fingerprint": dataset.manifest["fingerprint"],
+        "columns": {feature.name: feature.source for feature in config.rows.features},
         "config": dump_config(config),
         "versions": versions(),
     }

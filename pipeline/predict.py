@@ -66,8 +66,7 @@ def _columns_of(model: Path) -> dict[str, str]:
     path = model / "assets.extra" / "clsd.json"
     if not path.exists():
         return {}
-    features = read_json(path, "model", "export it again")["config"]["rows"]["features"]
-    return {feature["name"]: feature["column"] or feature["name"] for feature in features}
+    return dict(read_json(path, "model", "export it again")["columns"])
 
 
 def newest_version(directory: Path) -> Path:

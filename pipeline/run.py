@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from features.errors import UserError
 from pipeline.config import Config, as_user_error
 from pipeline.files import read_json
-from pipeline.plan import Piece, plan
 from pipeline.progress import add, console, watching
+
+if TYPE_CHECKING:
+    from pipeline.plan import Piece  # brings Beam along; `clsd --help` must not wait for that
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         beam_options: passed through to the preprocessing job.
     """
     from pipeline.dataset import Dataset
+    from pipeline.plan import plan
     from pipeline.preprocess import fingerprint, preprocess
 
     _say(1, "click logs", ", ".join(config.logs.files))

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
         ],
     },
     "preprocess": {"rows_per_block": 64, "rows_per_shard": 2000, "golden_rows": 100},
-    "model": {"backbone": "deepfm", "embedding_dim": 4, "options": {"hidden_units": [16]}},
+    "model": {"backbone": "deepfm", "embedding_dim": 4, "options": {"hidden_units": [16], "dropout": 0.1}},
     "train": {"batch_size": 256, "epochs": 3, "early_stopping": None, "tensorboard": False},
     "evaluate": {"item": "item_id"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -219,3 +220,91 @@ def test_the_installed_command_in_a_process_of_its_own(tmp_path: Path) -> None:
         == "error: none.yaml: cannot be read (No such file or directory); give the path of a YAML file with --config\n"
     )
     assert done.stdout == ""
+
+
+def test_a_changed_log_is_not_taken_for_the_same(
+    cli: Cli, settings: dict[str, Any], small_log: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl.gz"
+    log.write_bytes(gzip.compress(small_log.read_bytes()))
+    settings["logs"]["files"] = [str(log)]
+    settings["train"]["epochs"] = 1
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    common = ("--config", config, "--runs", tmp_path / "runs")
+    assert cli("run", *common).exit_code == 0
+    text = small_log.read_bytes()
+    log.write_bytes(gzip.compress(text[: text.index(b"\n", len(text) // 2) + 1]))
+    _refused(cli("run", *common), "dataset: exists already", "--overwrite")
+    assert cli("run", *common, "--overwrite").exit_code == 0
+    assert Dataset.load(tmp_path / "runs" / "small" / "dataset").manifest["rows"]["read"] < 4000
+
+
+def test_an_interrupted_job_says_so_and_leaves_no_data_set(
+    settings: dict[str, Any], small_log: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(small_log.read_bytes() * 60)
+    settings["logs"]["files"] = [str(log)]
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "preprocess",
+        "--config",
+        str(config),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    root = tmp_path / "runs" / "small"
+    while process.poll() is None and not list(root.glob(".dataset.*.partial")):
+        pass  # until the job has begun
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not (root / "dataset").exists()
+
+
+def test_outputs_that_cannot_be(cli: Cli, config_file: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    _refused(cli("preprocess", "--config", config_file, "--out", tmp_path / "file" / "x"), "cannot be made")
+    _refused(cli("preprocess", "--config", config_file, "--out", "/proc/none/x"), "cannot be made")
+    given = ("--config", config_file, "--dataset", small_dataset.directory)
+    _refused(cli("train", *given, "--out", "/proc/none/x"), "cannot be made")
+    _refused(cli("preprocess", "--config", config_file, "--out", "s3://bucket/x"), "is no local path")
+
+
+@pytest.mark.parametrize(("returned", "fine"), [("[:, :1]", True), ("[:, 0]", True), ("", False)])
+def test_logits_may_be_a_column_and_nothing_wider(
+    cli: Cli,
+    settings: dict[str, Any],
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    returned: str,
+    fine: bool,
+) -> None:
+    name = f"shape_{len(returned)}"
+    (tmp_path / f"{name}.py").write_text(
+        "from features.tf_runtime import keras\n"
+        "class Two(keras.Model):\n"
+        "    def __init__(self, spec, embedding_dim):\n"
+        "        super().__init__()\n"
+        "        self.table = keras.layers.Embedding(next(f.size for f in spec.fields if f.name == 'item_id'), 2)\n"
+        "    def call(self, inputs, training=False):\n"
+        f"        return self.table(inputs['item_id']){returned}\n"
+    )
+    settings["model"] = {"backbone": f"{name}:Two"}
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", "--config", config, "--dataset", small_dataset.directory, "--set", "train.epochs=2")
+    if fine:
+        assert result.exit_code == 0
+    else:
+        _refused(result, "[2, 2] for 2 rows", "return float32 logits, [rows] or [rows, 1]")

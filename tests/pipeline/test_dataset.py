@@ -105,3 +105,18 @@ def test_a_config_that_does_not_fit_is_refused_with_the_difference(
         small_dataset.require(_change(small_dataset.schema, change))
     assert said in str(error.value)
     small_dataset.require(_change(small_dataset.schema, lambda r: None))
+
+
+def test_a_damaged_vocabulary_or_manifest_is_named(copy: Path) -> None:
+    vocabulary = copy / "vocabularies" / "item_id.parquet"
+    data = bytearray(vocabulary.read_bytes())
+    data[len(data) // 2] ^= 1
+    vocabulary.write_bytes(data)
+    with pytest.raises(UserError, match=r"item_id.parquet: is not the file that preprocessing wrote"):
+        Dataset.load(copy).verify()
+    vocabulary.unlink()
+    with pytest.raises(UserError, match=r"item_id.parquet: is missing"):
+        Dataset.load(copy)
+    (copy / "dataset.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match=r"dataset.json: is not whole"):
+        Dataset.load(copy)

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import UserError
 from features.tf_runtime import tf
+from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.export import _fly_canary, export
 from pipeline.predict import Predictor, newest_version, read_rows
+from pipeline.preprocess import preprocess
+from pipeline.train import train
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +124,25 @@ def test_lines_that_are_no_rows_are_named() -> None:
         read_rows(["{}", "{"], "f")
     with pytest.raises(UserError, match="f:1: is no JSON object"):
         read_rows(["[]"], "f")
+
+
+def test_a_log_with_nan_exports_and_rows_may_use_the_logs_names(
+    make_config: Callable[..., Config], settings: dict[str, Any], small_log: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in small_log.read_text().splitlines()]
+    for at, row in enumerate(rows):
+        row["price"] = float("nan") if at % 3 == 0 else float("inf") if at % 3 == 1 else row["price"]
+        row["sku"] = row.pop("item_id")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    features = [{**f, "column": "sku"} if f["name"] == "item_id" else f for f in settings["rows"]["features"]]
+    config = make_config(
+        logs={"files": [str(tmp_path / "log.parquet")]}, rows={"features": features}, train={"epochs": 2}
+    )
+    dataset = preprocess(config, tmp_path / "dataset")
+    train(config, dataset, tmp_path / "run")
+    predictor = Predictor(export(dataset, tmp_path / "run", tmp_path / "models"))
+    known = dataset.transform.vocabularies["item_id"].tokens[0].as_py()
+    by_column, by_name, without = predictor.predict([{"sku": known}, {"item_id": known}, {}])
+    assert by_column == by_name != without
+    with pytest.raises(UserError, match=r"rows:1: 'item_id' is .* no Unicode text"):
+        predictor.predict([{"sku": "\ud800"}])

@@ -187,7 +187,7 @@ def test_refused_rows_become_dead_letters_with_place_reason_and_text(
         "click is neither 0 nor 1": 1,
         "empty line": 1,
         "no JSON": 1,
-        "wrong type": 1,
+        "wrong type in 'user_id'": 1,
     }
     text = gzip.decompress((tmp_path / "dataset" / "dead_letters.jsonl.gz").read_bytes())
     letters = [json.loads(line) for line in text.splitlines()]
@@ -240,3 +240,33 @@ def test_nothing_to_train_on_is_said(make_config: Callable[..., Config], tmp_pat
 def test_options_that_beam_does_not_take_are_said(small_config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NoSuchRunner"):
         preprocess(small_config, tmp_path / "dataset", beam_options=["--runner=NoSuchRunner"])
+
+
+def test_labels_of_different_types_in_two_files(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    lines = small_log.read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines[:3000]))
+    as_bool = [line.replace('"click":0', '"click":false').replace('"click":1', '"click":true') for line in lines[3000:]]
+    (tmp_path / "b.jsonl").write_text("".join(as_bool))
+    split = {"by": "user_time", "validation": 0.1, "test": 0.1}
+    config = make_config(logs={"files": [str(tmp_path / "*.jsonl")]}, preprocess={"split": split})
+    made = preprocess(config, tmp_path / "dataset")
+    assert made.manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0}
+    assert sum(made.manifest["splits"][s]["clicks"] for s in made.splits) == sum('"click":1' in line for line in lines)
+
+
+def test_a_log_of_one_class_is_refused_with_the_mend(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    clicks = tmp_path / "log.jsonl"
+    clicks.write_text("".join(line + "\n" for line in small_log.read_text().splitlines() if '"click":1' in line))
+    with pytest.raises(UserError, match=r"every training row has click = 1; .* \(preprocess.negatives\)"):
+        preprocess(make_config(logs={"files": [str(clicks)]}), tmp_path / "dataset")
+
+
+def test_only_a_data_set_is_ever_overwritten(small_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(UserError, match="holds something that clsd did not make"):
+        preprocess(small_config, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()

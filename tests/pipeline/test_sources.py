@@ -217,3 +217,48 @@ def test_a_parquet_value_that_does_not_fit_is_set_aside(tmp_path: Path) -> None:
     good, refused = _read(logs, plan(logs, SCHEMA))
     assert len(good) == len(ROWS) - 1
     assert [(r.line, r.reason) for r in refused] == [(100, "wrong type in 'count'")]
+
+
+def test_a_key_that_comes_late_is_no_missing_column(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "n"} for row in ROWS] * 15 + ROWS  # 3,000 lines without it
+    path = _jsonl(tmp_path / "log.jsonl", rows)
+    logs = LogSettings(files=[str(path)])
+    found, refused = _read(logs, plan(logs, SCHEMA))
+    assert refused == []
+    assert [row["n"] for row in found] == [None] * 3000 + [row["n"] for row in ROWS]
+
+
+def test_a_role_that_the_log_lacks_is_no_silent_absence(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.jsonl")
+    for role in ({"intensity": "m"}, {"passthrough": ["m"]}, {"user": "m"}):
+        schema = Schema.model_validate({**SCHEMA.model_dump(), **role})
+        with pytest.raises(UserError, match="has no column 'm'"):
+            plan(LogSettings(files=[str(path)]), schema)
+
+
+def test_encoded_and_large_text_of_parquet_is_text(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    user = table.schema.get_field_index("user")
+    time = table.schema.get_field_index("t")
+    stamps = pa.array([f"2026-05-01T00:00:{i % 60:02}Z" for i in range(len(ROWS))], pa.large_string())
+    table = table.set_column(user, "user", table["user"].dictionary_encode()).set_column(time, "t", stamps)
+    pq.write_table(table, tmp_path / "log.parquet")
+    schema = Schema.model_validate({**SCHEMA.model_dump(), "timestamp_unit": "iso", "user": "user"})
+    logs = LogSettings(files=[str(tmp_path / "log.parquet")])
+    rows, _ = _read(logs, plan(logs, schema))
+    assert rows[0]["t"] == "2026-05-01T00:00:00Z"
+    assert [row["user"] for row in rows] == [row["user"] for row in ROWS]
+
+
+def test_many_bad_lines_leave_one_batch_a_block(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.jsonl", ROWS * 10)
+    lines = path.read_bytes().split(b"\n")
+    for at in range(0, 2000, 20):
+        lines[at] = b'{"user": "x", "n": "much", "click": 1, "t": 1}'
+    path.write_bytes(b"\n".join(lines))
+    logs = LogSettings(files=[str(path)])
+    (piece,) = plan(logs, SCHEMA)
+    parts = list(Reader(logs, seed=1).read(piece))
+    batches = [part for part in parts if not isinstance(part, Refused)]
+    assert [batch.num_rows for batch in batches] == [1900]
+    assert [part.line for part in parts if isinstance(part, Refused)] == list(range(1, 2001, 20))

@@ -146,3 +146,54 @@ def test_a_damaged_or_missing_model_is_named(small_dataset: Dataset, small_run: 
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(UserError, match=r"best/weights: cannot be restored"):
         load_trained(copy, small_dataset)
+
+
+def test_a_run_that_ends_in_its_warm_up_corrects_nothing(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    from pipeline.scoring import Scorer
+
+    train(make_config(train={"epochs": 1}), small_dataset, tmp_path / "run")
+    _, model = load_trained(tmp_path / "run", small_dataset)
+    rows = Scorer(model, small_dataset, tf.distribute.get_strategy()).score("test")
+    assert set(rows["weight"].tolist()) == set(rows["confidence"].tolist()) == {1.0}
+
+
+def test_a_run_that_diverges_is_stopped_with_its_step(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = make_config(train={"dense_optimizer": {"name": "sgd", "learning_rate": 1e20}})
+    with pytest.raises(UserError, match=r"train: the loss is (nan|inf) by step \d+; lower the learning rates"):
+        train(config, small_dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_overwriting_looks_first_and_deletes_afterwards(
+    make_config: Callable[..., Config], small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    with pytest.raises(UserError, match="no such option"):
+        train(make_config(model={"options": {"foo": 1}}), small_dataset, copy, overwrite=True)
+    with pytest.raises(UserError, match="do not divide"):
+        train(make_config(train={"replicas": 3}), small_dataset, copy, overwrite=True)
+    assert (copy / "run.json").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("three years")
+    with pytest.raises(UserError, match="holds something that clsd did not make"):
+        train(make_config(), small_dataset, tmp_path / "thesis", overwrite=True)
+    train(make_config(train={"epochs": 1}), small_dataset, copy, overwrite=True)
+    assert json.loads((copy / "run.json").read_text())["epochs"] == 1
+
+
+def test_a_lost_checkpoint_is_named(
+    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    (copy / "run.json").unlink()
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints/ckpt-3: cannot be restored"):
+        train(small_config, small_dataset, copy)
