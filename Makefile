@@ -17,8 +17,8 @@ setup: $(VENV)/.done  ## make the virtual environment and install everything, on
 $(VENV)/.done: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "making $(VENV) with $(PYTHON); the packages are about 0.8 GB to download, 3 GB on disk"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "bringing $(VENV) up to date"; \
+	else echo "making $(VENV) with $(PYTHON): about 0.8 GB to download, 3 GB on disk, some minutes"; $(PYTHON) -m venv $(VENV); fi
 	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

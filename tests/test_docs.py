@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from features.tf_runtime import tf
+from models.settings import ModelSettings
 from pipeline.cli import main
-from pipeline.config import parse_config
+from pipeline.config import Config, parse_config
+from pipeline.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +38,21 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_command_named_exists(page: Path) -> None:
     for command in re.findall(r"clsd ([a-z]+) --", page.read_text()):
         assert command in main.commands
+
+
+def test_the_documented_backbone_is_one(
+    small_config: Config, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.train import build_model
+
+    source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(), re.DOTALL)
+    assert source is not None
+    (tmp_path / "documented_models.py").write_text(source[1])
+    monkeypatch.chdir(tmp_path)
+    settings = ModelSettings(backbone="documented_models:TwoSums", embedding_dim=8, options={"hidden_units": [32]})
+    model = build_model(small_config.model_copy(update={"model": settings}), small_dataset)
+    rows = small_dataset.read("test").take(slice(0, 5))
+    assert model.score(tf.constant(rows.ids), tf.constant(rows.values)).logit.shape == (5,)
 
 
 def test_the_readmes_own_example_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,9 @@ def test_an_interrupted_job_says_so_and_leaves_no_data_set(
         "--runs",
         str(tmp_path / "runs"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     root = tmp_path / "runs" / "small"
     while process.poll() is None and not list(root.glob(".dataset.*.partial")):
         pass  # until the job has begun
