@@ -1,7 +1,7 @@
 """What every benchmark shares: paired rounds, medians, a table, and the last line that a script reads.
 
 Both sides are measured in one run, in turn (A B A B ...), so that a machine that slows down slows both. The last line is
-``name ratio goal holds|falls short``; the exit code is 1 where a goal falls short.
+``name ratio goal holds|falls short`` (one a goal, where a script has several); the exit code is 1 where a goal falls short.
 """
 
 from __future__ import annotations
@@ -77,8 +77,11 @@ def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[G
     table.add_column("side")
     for column in ("median", "lowest", "highest"):
         table.add_column(f"{column}, {unit}", justify="right")
+    first = next(iter(found))
+    table.add_column(f"{first} is faster by", justify="right")
     for name, values in found.items():
-        table.add_row(name, *(f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values))))
+        figures = (f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values)))
+        table.add_row(name, *figures, "" if name == first else f"{median_ratio(found, first, name):.1f}")
     Console().print(table)
     if out:
         out.write_text(json.dumps({"rates": found, "unit": unit, "goals": [asdict(goal) for goal in goals]}, indent=2))

@@ -137,12 +137,9 @@ def main() -> None:
         # A fast reader reads the file more often, so that no side's time is that of starting tf.data.
         often = dict(zip(readers, (24, 4, 1), strict=True))
         found = rates({name: read(make, often[name]) for name, make in readers.items()}, rounds)
-    ours, batched, by_row = readers
-    goals = [
-        # The design's figures: 3.6-6.0 M rows/s of blocks against 0.3-0.5 M by batch and 18,000 row by row.
-        Goal("reader_vs_rows", median_ratio(found, ours, by_row), 50),
-        Goal("reader_vs_batched", median_ratio(found, ours, batched), 5),
-    ]
+    ours, batched, _ = readers
+    # The design's figures are 3.6-6.0 M rows/s of blocks against 0.4-0.5 M by batch; row by row nobody should read.
+    goals = [Goal("reader_vs_batched", median_ratio(found, ours, batched), 7)]
     conclude(f"reading {n:,} rows of {CATEGORICAL} + {NUMERIC} features", "rows/s", found, goals, options.json)
 
 

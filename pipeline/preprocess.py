@@ -304,7 +304,9 @@ def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_optio
 
 def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str]) -> None:
     try:
-        options = PipelineOptions(beam_options, save_main_session=False)
+        # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
+        quiet = "--default_sdk_harness_log_level=ERROR"
+        options = PipelineOptions([quiet, *beam_options], save_main_session=False)
         pipeline = beam.Pipeline(options=options)
     except (SystemExit, ValueError) as error:
         raise UserError(
