@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,14 +34,14 @@ from features.schema import Schema
 from features.transform import Transform
 from pipeline import negatives, progress, shards, splits
 from pipeline.analyse import MergePartials, fit, partials
-from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
+from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config, LogSettings
-from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset, describe_file
+from pipeline.dataset import GOLDEN_FILE, Dataset
 from pipeline.files import read_json, whole_directory, write_json
+from pipeline.manifest import manifest, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
 from pipeline.validate import check, refused_text
-from pipeline.versions import versions
 
 #: Parts into which users are hashed where a step needs all rows of a user at once.
 USER_PARTS = 32
@@ -292,13 +290,11 @@ def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_optio
     with whole_directory(out, marker="dataset.json", overwrite=overwrite) as aside:
         _run(config, pieces, aside, beam_options or [])
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
-        _refuse_if_bad(config, summary, aside, out)
+        refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
         for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
             left.unlink()
-        others = sorted(str(p.relative_to(aside)) for p in [*aside.glob("vocabularies/*"), *aside.glob(GOLDEN_FILE)])
-        manifest = _manifest(config, pieces, summary)
-        write_json(aside / "dataset.json", {**manifest, "files": [describe_file(aside, name) for name in others]})
+        write_json(aside / "dataset.json", manifest(config, pieces, summary, aside))
     return Dataset.load(out)
 
 
@@ -349,70 +345,3 @@ def _inner_user_error(error: BaseException) -> UserError | None:
             return UserError(where, what, "")
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
-    rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
-    if rows == 0:
-        raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
-    if refused > config.preprocess.max_refused * max(rows, 1):
-        kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
-        shutil.copyfile(aside / "dead_letters.jsonl.gz", kept)
-        first = summary["dead"][0]["first"]
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
-        raise UserError(
-            f"{first['path']}:{first['line']}",
-            f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
-            f"mend the log (every refused row is in {kept}), or raise max_refused",
-        )
-    if not any(shard["split"] == "train" for shard in summary["shards"]):
-        raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
-    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
-    clicks = sum(shard["clicks"] for shard in train)
-    if clicks in (0, sum(shard["rows"] for shard in train)):
-        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
-        raise UserError(
-            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
-        )
-
-
-def _manifest(config: Config, pieces: list[Piece], summary: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {}
-    for name in SPLITS:
-        members = [shard for shard in summary["shards"] if shard["split"] == name]
-        if members:
-            found[name] = {
-                "rows": sum(shard["rows"] for shard in members),
-                "clicks": sum(shard["clicks"] for shard in members),
-                "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
-                "quality": {
-                    feature.name: {"missing": counts[0], "out_of_vocabulary": counts[1]}
-                    for feature in config.rows.categorical
-                    if (counts := summary["quality"].get(f"{name}/{feature.name}"))
-                },
-            }
-    dead = summary["dead"][0] if summary["dead"] else {"rows": 0, "reasons": {}}
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": config.name,
-        "fingerprint": fingerprint(config, pieces),
-        "schema_digest": config.rows.digest,
-        "schema": config.rows.model_dump(mode="json"),
-        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
-        "seed": config.seed,
-        "sources": sorted({piece.path for piece in pieces}),
-        "rows": summary["rows"],
-        "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
-        "rows_per_block": config.preprocess.rows_per_block,
-        "splits": found,
-        **summary["transform"],
-        "versions": versions(),
-    }
-
-
-def fingerprint(config: Config, pieces: list[Piece]) -> str:
-    """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
-    parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
-    parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
-    parts["format_version"] = FORMAT_VERSION
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

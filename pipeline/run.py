@@ -114,8 +114,9 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         beam_options: passed through to the preprocessing job.
     """
     from pipeline.dataset import Dataset
+    from pipeline.manifest import fingerprint
     from pipeline.plan import plan
-    from pipeline.preprocess import fingerprint, preprocess
+    from pipeline.preprocess import preprocess
 
     _say(1, "click logs", ", ".join(config.logs.files))
     fetch_logs(config, overwrite=overwrite)

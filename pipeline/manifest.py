@@ -1,0 +1,104 @@
+"""The end of the preprocessing job, in the launching process: whether its result may stand, and ``dataset.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from features.errors import UserError
+from pipeline.columns import SPLITS
+from pipeline.config import Config
+from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, describe_file
+from pipeline.plan import Piece
+from pipeline.versions import versions
+
+
+def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+    """Refuse a job that read nothing, refused too much, or left nothing to learn from.
+
+    Args:
+        config: of the run.
+        summary: what the job wrote of itself, ``job.json``.
+        aside: where the job wrote; its dead letters are copied from there to beside ``out``.
+        out: the data set's directory, which is not made.
+
+    Raises:
+        UserError: names the first refused row, or the setting, and the mend.
+    """
+    rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
+    if rows == 0:
+        raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
+    if refused > config.preprocess.max_refused * max(rows, 1):
+        kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
+        shutil.copyfile(aside / "dead_letters.jsonl.gz", kept)
+        first = summary["dead"][0]["first"]
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
+        raise UserError(
+            f"{first['path']}:{first['line']}",
+            f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
+            f"mend the log (every refused row is in {kept}), or raise max_refused",
+        )
+    if not any(shard["split"] == "train" for shard in summary["shards"]):
+        raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
+    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
+    clicks = sum(shard["clicks"] for shard in train)
+    if clicks in (0, sum(shard["rows"] for shard in train)):
+        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
+        raise UserError(
+            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
+        )
+
+
+def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The content of ``dataset.json``: schema, settings, rows, and every file with its length and checksum.
+
+    Args:
+        config: of the run.
+        pieces: of the logs that were read.
+        summary: what the job wrote of itself, ``job.json``.
+        directory: where the files are.
+    """
+    others = [*directory.glob("vocabularies/*"), *directory.glob(GOLDEN_FILE)]
+    found: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
+        members = [shard for shard in summary["shards"] if shard["split"] == name]
+        if members:
+            found[name] = {
+                "rows": sum(shard["rows"] for shard in members),
+                "clicks": sum(shard["clicks"] for shard in members),
+                "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
+                "quality": {
+                    feature.name: {"missing": counts[0], "out_of_vocabulary": counts[1]}
+                    for feature in config.rows.categorical
+                    if (counts := summary["quality"].get(f"{name}/{feature.name}"))
+                },
+            }
+    dead = summary["dead"][0] if summary["dead"] else {"rows": 0, "reasons": {}}
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": config.name,
+        "fingerprint": fingerprint(config, pieces),
+        "schema_digest": config.rows.digest,
+        "schema": config.rows.model_dump(mode="json"),
+        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
+        "seed": config.seed,
+        "sources": sorted({piece.path for piece in pieces}),
+        "rows": summary["rows"],
+        "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
+        "rows_per_block": config.preprocess.rows_per_block,
+        "splits": found,
+        "files": [describe_file(directory, name) for name in sorted(str(p.relative_to(directory)) for p in others)],
+        **summary["transform"],
+        "versions": versions(),
+    }
+
+
+def fingerprint(config: Config, pieces: list[Piece]) -> str:
+    """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
+    parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
+    parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
+    parts["format_version"] = FORMAT_VERSION
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
