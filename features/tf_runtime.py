@@ -4,12 +4,14 @@
 
 - ``TF_USE_LEGACY_KERAS=1`` must be set before the import: tensorflow-recommenders needs Keras 2, and Keras 3 turns
   sparse embedding gradients dense.
+- tf_keras 2.16 draws seeds with ``randint(1, 1e9)``, which Python 3.12 refuses for the float.
 - AutoGraph of TF 2.16 would convert the source of tf_keras itself, which makes the first step take up to a minute.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 from typing import Any
 
@@ -31,3 +33,12 @@ keras: Any = _tf_keras
 
 if not any(getattr(rule, "_prefix", "") == "tf_keras" for rule in _autograph.CONVERSION_RULES):
     _autograph.CONVERSION_RULES = (_autograph.DoNotConvert("tf_keras"), *_autograph.CONVERSION_RULES)
+
+
+def _drawn_seed() -> int:
+    generator = getattr(_backend._SEED_GENERATOR, "generator", None) or random
+    return int(generator.randint(1, 10**9))
+
+
+_tf_utils.get_random_seed = _drawn_seed
+_backend.RandomGenerator._create_seed = lambda self, given: _drawn_seed() if given is None else given
