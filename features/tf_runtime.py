@@ -26,6 +26,8 @@ if "keras" in sys.modules and "tf_keras" not in sys.modules:
 import tensorflow as _tensorflow
 import tf_keras as _tf_keras
 from tensorflow.python.autograph.core import config as _autograph
+from tf_keras.src import backend as _backend
+from tf_keras.src.utils import tf_utils as _tf_utils
 
 # Neither package ships types that fit; Any says so once, here.
 tf: Any = _tensorflow
