@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -224,5 +224,9 @@ class Schema(Strict):
         meant = self.model_dump(mode="json")
         for feature, dumped in zip(self.features, meant["features"], strict=True):
             dumped["column"] = feature.source
-        text = json.dumps(meant, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(meant)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, the first 16 hex digits: what settings and data are told apart by."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

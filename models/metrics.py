@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -35,7 +36,7 @@ def auc(label: Array, score: Array) -> float | None:
     n0 = len(positive) - n1
     if n1 == 0 or n0 == 0:
         return None
-    ranks = _mid_ranks(np.asarray(score))
+    ranks = rankdata(np.asarray(score))
     return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
@@ -95,7 +96,7 @@ def calibration_curve(label: Array, probability: Array, bins: int = 15) -> Array
     """
     n = len(label)
     y, p = np.asarray(label, np.float64), np.asarray(probability, np.float64)
-    where = np.minimum(((_mid_ranks(p) - 0.5) * bins / max(n, 1)).astype(np.int64), bins - 1)
+    where = np.minimum(((rankdata(p) - 0.5) * bins / max(n, 1)).astype(np.int64), bins - 1)
     rows = np.bincount(where, minlength=bins)
     sums = np.stack([np.bincount(where, weights=values, minlength=bins) for values in (p, y)], axis=1)
     filled = rows > 0
@@ -164,10 +165,3 @@ def sigmoid(logit: Array) -> Array:
     """1 / (1 + exp(-s)) in float64, without overflow."""
     s = np.asarray(logit, np.float64)
     return np.asarray(np.exp(-np.logaddexp(0.0, -s)))
-
-
-def _mid_ranks(score: Array) -> Array:
-    """Ranks from 1, ties sharing their mean."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse])

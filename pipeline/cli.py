@@ -66,6 +66,9 @@ _runs_option = click.option(
 _overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace a result that was made from other settings."
 )
+_dataset_option = click.option(
+    "--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs."
+)
 _beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 
 
@@ -200,7 +203,7 @@ def _show_dataset(dataset: Any) -> None:
 @_config_option
 @_set_option
 @_runs_option
-@click.option("--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs.")
+@_dataset_option
 @click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
 @_overwrite_option
 def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, out: str, overwrite: bool) -> None:
@@ -227,9 +230,6 @@ def _results(
     return config, paths, Dataset.load(dataset_dir or paths.dataset), Path(run_dir) if run_dir else paths.train
 
 
-_dataset_option = click.option(
-    "--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs."
-)
 _run_option = click.option("--run", "run_dir", metavar="DIR", help="The training run, instead of the one under --runs.")
 
 

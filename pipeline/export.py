@@ -23,11 +23,11 @@ from pipeline.columns import KEY
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
 from pipeline.files import whole_directory, write_json
+from pipeline.predict import GOLDEN_FILE, PROVENANCE_FILE
 from pipeline.raw import raw_inputs
 from pipeline.train import load_trained, run_fingerprint
 from pipeline.versions import versions
 
-PROVENANCE_FILE = "clsd.json"
 OUTPUTS = ("score", "ctr", "confidence")
 
 
@@ -87,11 +87,10 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
     with whole_directory(target) as aside, tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets:
         serving = ServingModel(model, ServingTransform(dataset.transform, Path(assets)))
         tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
-        extra = aside / "assets.extra"
-        extra.mkdir()
-        write_json(extra / "golden.json", golden_rows(dataset, model, list(serving.transform.signature())))
-        write_json(extra / PROVENANCE_FILE, _provenance(config, dataset, number))
-        _fly_canary(aside, extra / "golden.json", config.export.canary_tolerance)
+        (aside / GOLDEN_FILE).parent.mkdir()
+        write_json(aside / GOLDEN_FILE, golden_rows(dataset, model, list(serving.transform.signature())))
+        write_json(aside / PROVENANCE_FILE, _provenance(config, dataset, number))
+        _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
     return target
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
+from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, describe_file
@@ -101,4 +100,4 @@ def fingerprint(config: Config, pieces: list[Piece]) -> str:
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
     parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(parts)

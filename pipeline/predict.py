@@ -13,6 +13,10 @@ from features.tf_runtime import tf
 from pipeline.files import read_json
 from pipeline.raw import as_arrays
 
+#: Beside the graph in every exported version: what it is from, and raw rows with their scores.
+PROVENANCE_FILE = "assets.extra/clsd.json"
+GOLDEN_FILE = "assets.extra/golden.json"
+
 
 class Predictor:
     """An exported model.
@@ -63,7 +67,7 @@ class Predictor:
 
 def _columns_of(model: Path) -> dict[str, str]:
     """Which log column each feature reads, where the model says so."""
-    path = model / "assets.extra" / "clsd.json"
+    path = model / PROVENANCE_FILE
     if not path.exists():
         return {}
     return dict(read_json(path, "model", "export it again")["columns"])

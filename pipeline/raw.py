@@ -54,13 +54,12 @@ def as_arrays(inputs: dict[str, list[Any]], signature: dict[str, Any]) -> dict[s
         if dtype == "float32":
             out[name] = np.array([np.nan if v is None else v for v in values], np.float32)
             continue
+        python = object if dtype == "string" else np.int64
         if spec.shape.rank == 2:
             width = max((len(row) for row in values), default=0)
             padding = "" if dtype == "string" else MISSING_INT
-            values = [[*row, *[padding] * (width - len(row))] for row in values]
-        shape = (len(values), -1) if spec.shape.rank == 2 and values and values[0] else None
-        array = np.array(values, dtype=object if dtype == "string" else np.int64)
-        if spec.shape.rank == 2 and shape is None:
-            array = array.reshape(len(values), 0)
-        out[name] = array
+            padded = [[*row, *[padding] * (width - len(row))] for row in values]
+            out[name] = np.array(padded, dtype=python).reshape(len(values), width)
+        else:
+            out[name] = np.array(values, dtype=python)
     return out

@@ -154,11 +154,11 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from pipeline.export import PROVENANCE_FILE, export
-    from pipeline.predict import Predictor, versions_in
+    from pipeline.export import export
+    from pipeline.predict import GOLDEN_FILE, PROVENANCE_FILE, Predictor, versions_in
 
     _say(5, "export", str(paths.export))
-    found = [p for p in versions_in(paths.export) if _fingerprint_of(p / "assets.extra" / PROVENANCE_FILE) == mark]
+    found = [p for p in versions_in(paths.export) if _fingerprint_of(p / PROVENANCE_FILE) == mark]
     if found:
         model = found[-1]
         _reused()
@@ -166,7 +166,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         model = export(dataset, paths.train, paths.export)
 
     _say(6, "predict", str(model))
-    golden = json.loads((model / "assets.extra" / "golden.json").read_text(encoding="utf-8"))
+    golden = json.loads((model / GOLDEN_FILE).read_text(encoding="utf-8"))
     best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
     row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])

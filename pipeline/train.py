@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from features.errors import UserError
 from features.parse import batches
+from features.schema import digest_of
 from features.tf_runtime import tf
 from models.clsd import SUMS, ClsdModel
 from models.inputs import InputSpec
@@ -124,7 +123,7 @@ def run_fingerprint(config: Config, dataset: Dataset) -> str:
     """Equal if and only if the same training would run."""
     parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
     parts["dataset"] = dataset.manifest["fingerprint"]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(parts)
 
 
 def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
