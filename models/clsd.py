@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any, NamedTuple
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
-from models import weights
+from models import controls, figures, weights
 from models.adgate import AdGate
+from models.calibration import Calibrator
 from models.inputs import InputSpec
 from models.optimizers import build_optimizer, split_variables
 from models.registry import build_backbone
+from models.replicas import gather, own, replicas, sum_over
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-
-#: What one step adds up over the global batch; ratios of these are the figures that a person watches.
-SUMS = ("rows", "loss", "predicted", "clicks", "weight", "weight_squared", "gate_loss", "gate_rows")
+from models.teacher import SEPARATE, TeacherUpdates
 
 
 class Scores(NamedTuple):
@@ -23,14 +24,27 @@ class Scores(NamedTuple):
 
     Args:
         logit: s of the backbone.
-        confidence: a / c, the confidence in units of the mean positive's; 1 for a model without weighting, and for one
-            whose training ended within the warm-up.
-        weight: w that a click on the row would get.
+        confidence: a / c, the confidence in units of the mean positive's; 1 for a model without weighting, for a control
+            whose weights say nothing of the row, and for a model whose training ended within the warm-up.
+        weight: w that a click on the row would get, in units of a non-click's.
+        correction: g of the gate; 0 without one.
+        ctr_logit: s - log w + log r, the calibrated log odds; r is the share of non-clicks that training kept.
     """
 
     logit: Any
     confidence: Any
     weight: Any
+    correction: Any
+    ctr_logit: Any
+
+
+class Weighted(NamedTuple):
+    """What the weighting makes of a batch, float32 ``[B]`` each: weights of clicks and of non-clicks, the gate's losses."""
+
+    click: Any
+    non_click: Any
+    gate_losses: Any
+    gate_rows: Any
 
 
 class ClsdModel(keras.Model):  # type: ignore[misc]
@@ -49,9 +63,12 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         l2: weight of half the squared norm of the dense kernels.
         prior_ctr: CTR of the training split; its log odds are added to the backbone's output, so that training begins at
             the right mean instead of spending its first steps, the largest, on finding it.
+        kept_negatives: r, the share of the non-clicks that are in the training data.
+        popularity: name of the item's feature and its training clicks by id, float32 ``[size]``; for ``teacher: popularity``.
 
     A batch is a dictionary: ids int32 ``[B, width]``, values float32 ``[B, n]``, label float32 ``[B]``, valid float32
-    ``[B]`` (0 for padding).
+    ``[B]`` (0 for padding); ``teacher: intensity`` reads intensity float32 ``[B]``; where a batch brings
+    teacher float32 ``[B]``, those are the scores q of its positives and the teacher is not asked.
     """
 
     def __init__(
@@ -65,13 +82,16 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         dense_optimizer: OptimizerSettings,
         l2: float = 0.0,
         prior_ctr: float = 0.5,
+        kept_negatives: float = 1.0,
+        popularity: tuple[str, Any] | None = None,
     ) -> None:
         super().__init__(name="clsd")
         self.spec, self.confidence_settings, self.l2 = spec, confidence, l2
         self.warmup_steps = warmup_steps
         self._prior_logit = math.log(prior_ctr / (1.0 - prior_ctr))
+        self._log_kept = math.log(kept_negatives)
         self.backbone = build_backbone(model, spec)
-        self.teacher: Any = build_backbone(model, spec) if confidence.teacher in ("frozen", "ema", "previous") else None
+        self.teacher: Any = build_backbone(model, spec) if confidence.teacher in SEPARATE else None
         self.gate: Any = None
         if confidence.weighted and confidence.gate != "off":
             sizes = [size for _, size in spec.groups]
@@ -79,6 +99,14 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         replicated = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         self.step = tf.Variable(0, dtype=tf.int64, name="step", **replicated)
         self.moments = tf.Variable(tf.zeros([4]), name="moments", **replicated)
+        self.weight_moments = tf.Variable(tf.zeros([2]), name="weight_moments", **replicated)
+        self._seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
+        self._item, self._popularity = "", None
+        if confidence.teacher == "popularity":
+            assert popularity is not None
+            self._item, clicks = popularity
+            shares = tf.constant(clicks, tf.float32) / max(float(max(clicks)), 1.0)
+            self._popularity = tf.Variable(shares, name="popularity", trainable=False)
         self._build_weights()
         self._tables, self._dense = split_variables(self.backbone)
         self.table_optimizer = build_optimizer(embedding_optimizer)
@@ -93,14 +121,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         ids, values = tf.zeros([2, width], tf.int32), tf.zeros([2, len(self.spec.value_columns)])
         inputs = self.spec.unpack(ids, values)
         self._check_output(self.backbone(inputs, training=False))
+        self._updates: Any = None
         if self.teacher is not None:
             self.teacher(inputs, training=False)
-            # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables; kept in a
-            # function, because Keras would take a list of variables for trainable ones of this model.
-            pairs = list(zip(self.teacher.variables, self.backbone.variables, strict=True))
-            self._teacher_pairs: Any = lambda: pairs
-            self.teacher.trainable = False
-            self._copy_teacher()
+            self._updates = TeacherUpdates(self.confidence_settings, self.teacher, self.backbone, self.warmup_steps)
+            self._updates.copy()
         if self.gate is not None:
             self.gate(self.spec.group_ids(ids))
         self.built = True
@@ -109,17 +134,51 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def score(self, ids: Any, values: Any) -> Scores:
         """Scores of encoded rows as evaluation and serving see them (dropout off)."""
+        settings = self.confidence_settings
         inputs = self.spec.unpack(ids, values)
         logit = self._logit(self.backbone, inputs, training=False)
-        if not self.confidence_settings.weighted:
-            return Scores(logit, tf.ones_like(logit), tf.ones_like(logit))
-        q = tf.sigmoid(logit if self.teacher is None else self._logit(self.teacher, inputs, training=False))
-        c = weights.normaliser(self.moments, self.confidence_settings.normalise)
-        a = self._confidence(q, self._correction(ids, q), c)
+        one = tf.ones_like(logit)
+        confidence, weight, g = one, one, tf.zeros_like(logit)
         # Before the first weighted step the teacher knows nothing and every click weighed 1.
         begun = self.moments[0] > 0
-        weight = tf.where(begun, weights.positive_weight(a, c, self.confidence_settings.blend), 1.0)
-        return Scores(logit, tf.where(begun, a / c, 1.0), weight)
+        if settings.control == "rce":
+            confidence, non_click = controls.reweighted(tf.sigmoid(logit), settings.rce_exponent)
+            weight = confidence / non_click
+        elif settings.blind:
+            weight = one * weights.mean_weight(self.weight_moments)
+        elif settings.weighted and settings.control == "none":
+            if self.teacher is None:
+                q = tf.sigmoid(logit) if self._popularity is None else self._popular(ids)
+            else:
+                q = tf.sigmoid(self._logit(self.teacher, inputs, training=False))
+            c = weights.normaliser(self.moments, settings.normalise)
+            g = self._correction(ids, q)
+            a = self._confidence(q, g, c)
+            confidence, weight = a / c, weights.positive_weight(a, c, settings.blend)
+        weight = tf.where(begun, weight, 1.0)
+        ctr = weights.calibrated_logit(logit, weight, self._log_kept)
+        return Scores(logit, tf.where(begun, confidence, 1.0), weight, g, ctr)
+
+    def score_cheaply(self, ids: Any, values: Any, calibrator: Calibrator) -> Scores:
+        """As :meth:`score`, without asking the teacher: weight and confidence are what the calibrator makes of s and g."""
+        logit = self._logit(self.backbone, self.spec.unpack(ids, values), training=False)
+        g = self._correction(ids, logit)
+        weight = tf.exp(calibrator.log_weight(logit, g))
+        found = weights.confidence_of_weight(weight, self.confidence_settings.blend)
+        return Scores(logit, found, weight, g, weights.calibrated_logit(logit, weight, self._log_kept))
+
+    @property
+    def statistics(self) -> list[Any]:
+        """Variables beside those of backbone, teacher and gate that scores depend on."""
+        return [self.moments, self.weight_moments, *([] if self._popularity is None else [self._popularity])]
+
+    def copy_teacher(self) -> None:
+        """Make the separate teacher the student, as the end of warm-up does; outside of a step."""
+        self._updates.copy()
+
+    def teacher_logit(self, ids: Any, values: Any) -> Any:
+        """Log odds of the separate teacher, float32 ``[B]``."""
+        return self._logit(self.teacher, self.spec.unpack(ids, values), training=False)
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """Logits float32 ``[B]`` of a batch, by the backbone alone."""
@@ -136,6 +195,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
+    def _popular(self, ids: Any) -> Any:
+        return tf.gather(self._popularity, ids[:, self.spec.id_slices[self._item].start])
+
     def _correction(self, ids: Any, q: Any) -> Any:
         return self.gate(self.spec.group_ids(ids)) if self.gate is not None else tf.zeros_like(q)
 
@@ -147,95 +209,118 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def train_step(self, data: dict[str, Any]) -> dict[str, Any]:
         """One step, for ``compile`` and ``fit``; the figures are those of the global batch."""
-        return self.figures(self.train_sums(data))
+        return figures.figures(self.train_totals(data))
 
     def test_step(self, data: dict[str, Any]) -> dict[str, Any]:
         """Mean loss and predicted / real CTR of a batch, unweighted."""
         s, valid = self(data), data["valid"]
         losses = weights.row_losses(s, data["label"], tf.ones_like(s))
-        n = _over_replicas(
+        n = sum_over(
             tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), data["label"])])
         )
         return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
 
-    def train_sums(self, data: dict[str, Any]) -> Any:
-        """One step; returns :data:`SUMS` over the global batch, float32 ``[8]``, the same on every replica."""
+    def train_totals(self, data: dict[str, Any]) -> Any:
+        """One step; returns :data:`models.figures.TOTALS` over the global batch, the same on every replica."""
         settings = self.confidence_settings
-        ids, y, valid = data["ids"], data["label"], data["valid"]
-        inputs = self.spec.unpack(ids, data["values"])
-        weighted = tf.constant(False)
-        if settings.weighted:
-            weighted = self.step >= self.warmup_steps
-            self._in_cross_replica(self._before_step)
+        y, valid = data["label"], data["valid"]
         positive = y * valid
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        inputs = self.spec.unpack(data["ids"], data["values"])
+        if self._updates is not None:
+            self._updates.before_step(self.step)
 
         with tf.GradientTape() as tape:
             s = self._logit(self.backbone, inputs, training=True)
-            w, gate_losses, gate_rows = tf.ones_like(s), tf.zeros_like(s), tf.zeros_like(s)
             p = tf.stop_gradient(tf.sigmoid(s))
             if settings.weighted:
-                q = self._teacher_scores(inputs, p, positive, valid, weighted)
-                moments = self._update_moments(q, p, positive, weighted)
-                c = weights.normaliser(moments, settings.normalise)
-                g = self._correction(ids, q)
-                a = self._confidence(q, g, c)
-                w = tf.where(weighted, weights.positive_weight(a, c, settings.blend), 1.0)
-                if self.gate is not None:
-                    centre = weights.mean_confidence(moments)
-                    gate_losses, counted = weights.gate_losses(
-                        q, g, y, centre, kind=settings.gate, alpha=settings.alpha
-                    )
-                    gate_rows = tf.where(weighted, counted * valid, 0.0)
-            losses = weights.row_losses(s, y, tf.stop_gradient(w)) * valid
-            gate_losses = gate_losses * gate_rows
-            local = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive, gate_losses, gate_rows]
-            local_sums = tf.stack([tf.reduce_sum(part) for part in local])
-            sums = _over_replicas(tf.stop_gradient(local_sums))
+                found = self._weigh(data, inputs, p, positive)
+            else:
+                found = Weighted(tf.ones_like(s), tf.ones_like(s), tf.zeros_like(s), tf.zeros_like(s))
+            w = found.click
+            losses = weights.row_losses(s, y, tf.stop_gradient(w), tf.stop_gradient(found.non_click)) * valid
+            gate_losses = found.gate_losses * found.gate_rows
+            columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
+            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, found.gate_rows)]
+            totals = figures.over_replicas(tf.stop_gradient(figures.local_totals(local, w, positive)))
             # Sums over this replica by the count of all: the optimizers add replicas' gradients up to the global mean.
-            objective = local_sums[1] / tf.maximum(sums[0], 1.0) + local_sums[6] / tf.maximum(sums[7], 1.0)
+            objective = local[1] / tf.maximum(totals[0], 1.0) + local[6] / tf.maximum(totals[7], 1.0)
             if self.l2 > 0:
                 kernels = [tf.nn.l2_loss(v) for v in self._dense if "kernel" in v.name]
-                objective += self.l2 * tf.add_n(kernels) / tf.cast(replicas, tf.float32)
+                objective += self.l2 * tf.add_n(kernels) / float(replicas())
 
         gate_variables = self.gate.trainable_variables if self.gate is not None else []
         n_tables, n_dense = len(self._tables), len(self._dense)
         gradients = tape.gradient(objective, [*self._tables, *self._dense, *gate_variables])
-        if settings.teacher == "previous":
-            self._in_cross_replica(self._after_forward)
+        if self._updates is not None:
+            self._updates.after_forward(self.step)
         _apply(self.table_optimizer, gradients[:n_tables], self._tables)
         _apply(self.dense_optimizer, gradients[n_tables : n_tables + n_dense], self._dense)
         _apply(self.gate_optimizer, gradients[n_tables + n_dense :], gate_variables)
         if self.gate is not None:
             # Adam's correction for its first steps counts the gate's own; else they would be 3 to 6 times too long.
             self.gate_optimizer.iterations.assign(tf.maximum(self.step + 1 - self.warmup_steps, 0))
-        if settings.teacher == "ema":
-            self._in_cross_replica(self._after_update)
+        if self._updates is not None:
+            self._updates.after_update(self.step)
+        if settings.blind:
+            self._move(self.weight_moments, totals[3:5], self._weighted())
         self.step.assign_add(1)
-        return sums
+        return totals
 
-    @staticmethod
-    def figures(sums: Any) -> dict[str, Any]:
-        """Sums of one or more steps as figures: mean loss, predicted and real CTR, mean weight of positives, their share
-        of effective sample size ``(sum w)**2 / (n * sum w**2)``, and the gate's mean squared error."""
-        s = dict(zip(SUMS, tf.unstack(sums) if tf.is_tensor(sums) else list(sums), strict=True))
-        n, clicks = s["rows"], s["clicks"]
-        return {
-            "loss": s["loss"] / n,
-            "predicted_ctr": s["predicted"] / n,
-            "ctr": clicks / n,
-            "mean_weight": s["weight"] / tf.maximum(clicks, 1.0),
-            "effective_clicks": tf.square(s["weight"]) / tf.maximum(clicks * s["weight_squared"], 1e-12),
-            "gate_loss": s["gate_loss"] / tf.maximum(s["gate_rows"], 1.0),
-        }
+    def _weighted(self) -> Any:
+        return self.step >= self.warmup_steps
 
-    def _teacher_scores(self, inputs: Any, p: Any, positive: Any, valid: Any, weighted: Any) -> Any:
+    def _weigh(self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any) -> Weighted:
+        """Weights of clicks and non-clicks and the gate's losses; all weights are 1 and the gate rests in warm-up."""
+        settings, weighted = self.confidence_settings, self._weighted()
+        valid, one = data["valid"], tf.ones_like(p)
+        w, non_click, gate_losses, gate_rows = one, one, tf.zeros_like(p), tf.zeros_like(p)
+        if settings.control in ("rce", "tce"):
+            if settings.control == "rce":
+                w, non_click = controls.reweighted(p, settings.rce_exponent)
+            else:
+                share = controls.drop_share(self.step - self.warmup_steps, settings.tce_share, settings.tce_ramp_steps)
+                w = own(controls.truncated(gather(p), gather(positive), share), p)
+            # The moments say that weighting has begun.
+            self._move(self.moments, sum_over(weights.moment_sums(p, p, positive, 1.0)), weighted)
+            return Weighted(tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0), gate_losses, gate_rows)
+        q = self._scores_of_clicks(data, inputs, p, positive, weighted)
+        known = positive * tf.cast(tf.math.is_finite(q), tf.float32)  # an intensity may be missing
+        q = tf.where(tf.math.is_finite(q), q, 0.0)
+        moments = self._move(self.moments, sum_over(weights.moment_sums(q, p, known, settings.alpha)), weighted)
+        c = weights.normaliser(moments, settings.normalise)
+        g = self._correction(data["ids"], q)
+        w = weights.positive_weight(self._confidence(q, g, c), c, settings.blend)
+        if settings.teacher == "intensity":
+            w = tf.where(known < positive, 1.0, w)
+        if settings.control == "constant":
+            w = own(controls.constant(gather(w), gather(positive)), w)
+        elif settings.control == "permuted":
+            seed = tf.stack([tf.constant(self._seed, tf.int64), self.step])
+            w = own(controls.permuted(gather(w), gather(positive), seed), w)
+        if self.gate is not None:
+            centre = weights.mean_confidence(moments)
+            gate_losses, counted = weights.gate_losses(
+                q, g, data["label"], centre, kind=settings.gate, alpha=settings.alpha
+            )
+            rows = known if settings.gate == "centre" else counted * valid
+            gate_rows = tf.where(weighted, rows, 0.0)
+        return Weighted(tf.where(weighted, w, 1.0), non_click, gate_losses, gate_rows)
+
+    def _scores_of_clicks(
+        self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any, weighted: Any
+    ) -> Any:
         """q ``[B]``, without gradient: of every row where the gate's calibration asks for it, else of the positives."""
+        settings = self.confidence_settings
+        if settings.teacher == "intensity":
+            return tf.maximum(data["intensity"], 0.0)  # a NaN stays one
+        if self._popularity is not None:
+            return self._popular(data["ids"])
         if self.teacher is None:
             return p
-        settings = self.confidence_settings
+        if "teacher" in data:
+            return data["teacher"]
         every = self.gate is not None and settings.gate == "calibration"
-        rows = tf.where((valid if every else positive) > 0)
+        rows = tf.where((data["valid"] if every else positive) > 0)
 
         def teach() -> Any:
             picked = {name: tf.gather(x, rows[:, 0]) for name, x in inputs.items()}
@@ -244,61 +329,13 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
         return tf.stop_gradient(tf.cond(weighted, teach, lambda: tf.zeros_like(p)))
 
-    def _update_moments(self, q: Any, p: Any, positive: Any, weighted: Any) -> Any:
-        """The moving sums behind c, with this global batch in them; unchanged in warm-up and by a batch without clicks."""
+    def _move(self, moments: Any, batch: Any, weighted: Any) -> Any:
+        """Moving sums with this global batch in them; unchanged in warm-up and by a batch without clicks (``batch[0]`` 0)."""
         decay = self.confidence_settings.mean_decay
-        batch = _over_replicas(weights.moment_sums(q, p, positive, self.confidence_settings.alpha))
-        moved = decay * self.moments + (1.0 - decay) * batch
-        moments = tf.where(tf.logical_and(weighted, batch[0] > 0), moved, tf.identity(self.moments))
-        self.moments.assign(moments)
-        return moments
-
-    # ------------------------------------------------ the teacher's weights, in cross-replica context
-
-    @staticmethod
-    def _in_cross_replica(update: Any) -> None:
-        # Variables of user's models have no aggregation, so copies are made where all replicas are one.
-        tf.distribute.get_replica_context().merge_call(lambda strategy: update())
-
-    def _copy_teacher(self) -> None:
-        for mine, theirs in self._teacher_pairs():
-            mine.assign(theirs)
-
-    def _before_step(self) -> None:
-        if self.teacher is None:
-            return
-        settings, since = self.confidence_settings, self.step - self.warmup_steps
-        due = tf.equal(since, 0)
-        if settings.teacher == "frozen" and settings.refresh_steps:
-            due = tf.logical_and(since >= 0, tf.equal(since % settings.refresh_steps, 0))
-        tf.cond(due, lambda: self._copied(self._copy_teacher), lambda: tf.constant(0))
-
-    def _after_forward(self) -> None:
-        tf.cond(self.step >= self.warmup_steps, lambda: self._copied(self._copy_teacher), lambda: tf.constant(0))
-
-    def _after_update(self) -> None:
-        decay = self.confidence_settings.ema_decay
-
-        def move() -> None:
-            for mine, theirs in self._teacher_pairs():
-                if mine.dtype.is_floating:
-                    mine.assign(decay * mine + (1.0 - decay) * theirs)
-                else:
-                    mine.assign(theirs)
-
-        tf.cond(self.step >= self.warmup_steps, lambda: self._copied(move), lambda: tf.constant(0))
-
-    @staticmethod
-    def _copied(update: Any) -> Any:
-        update()  # in a graph, automatic control dependencies run the assignments
-        return tf.constant(0)
-
-
-def _over_replicas(values: Any) -> Any:
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+        moved = decay * moments + (1.0 - decay) * batch
+        now = tf.where(tf.logical_and(weighted, batch[0] > 0), moved, tf.identity(moments))
+        moments.assign(now)
+        return now
 
 
 def _apply(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:

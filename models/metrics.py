@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from models.ranking import gauc_by_user
+
 Array: TypeAlias = npt.NDArray[Any]
 
 ONE_CLASS = "all labels are equal"
@@ -51,27 +53,8 @@ def gauc(label: Array, score: Array, user: Array) -> tuple[float | None, int]:
 
     Source: Zhu et al. 2017, "Optimized Cost per Click in Taobao Display Advertising".
     """
-    if len(label) == 0:
-        return None, 0
-    _, code = np.unique(user, return_inverse=True)
-    order = np.lexsort((score, code))
-    code, value, positive = code[order], np.asarray(score)[order], np.asarray(label)[order] > 0.5
-    n = np.bincount(code)
-    n1 = np.bincount(code, weights=positive)
-    n0 = n - n1
-    start = (np.cumsum(n) - n)[code]
-    # Mid-ranks within the user: rows of one user with one score share the mean of their places.
-    new_run = np.concatenate([[True], (code[1:] != code[:-1]) | (value[1:] != value[:-1])])
-    run = np.cumsum(new_run) - 1
-    first = np.flatnonzero(new_run)
-    length = np.diff(np.append(first, len(code)))
-    rank = (first + (length + 1) / 2)[run] - start
-    rank_sum = np.bincount(code, weights=rank * positive)
-    both = (n1 > 0) & (n0 > 0)
-    if not both.any():
-        return None, 0
-    aucs = (rank_sum[both] - n1[both] * (n1[both] + 1) / 2) / (n1[both] * n0[both])
-    return float(np.average(aucs, weights=n[both])), int(both.sum())
+    _, aucs, rows = gauc_by_user(label, score, user)
+    return (float(np.average(aucs, weights=rows)), len(aucs)) if len(aucs) else (None, 0)
 
 
 def log_loss(label: Array, logit: Array) -> float:

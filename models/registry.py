@@ -9,12 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, did_you_mean
+from models.autoint import AutoInt
 from models.dcn import DCNv2
 from models.deepfm import DeepFM
+from models.din import DIN
+from models.dlrm import DLRM
+from models.fibinet import FiBiNET
 from models.inputs import InputSpec
 from models.settings import ModelSettings
+from models.wide_deep import WideDeep
 
-BACKBONES: dict[str, Any] = {"deepfm": DeepFM, "dcn_v2": DCNv2}
+BACKBONES: dict[str, Any] = {
+    "deepfm": DeepFM,
+    "dcn_v2": DCNv2,
+    "wide_deep": WideDeep,
+    "fibinet": FiBiNET,
+    "autoint": AutoInt,
+    "dlrm": DLRM,
+    "din": DIN,
+}
 
 
 def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:

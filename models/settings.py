@@ -13,7 +13,7 @@ from features.schema import Strict
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {},
     "paper": {"teacher": "self", "normalise": "none", "blend": math.inf, "gate": "centre"},
-    "plain": {"teacher": "none", "gate": "off"},
+    "plain": {"teacher": "none", "gate": "off", "warmup_epochs": 0.0},
 }
 
 
@@ -27,9 +27,10 @@ class ConfidenceSettings(Strict):
     preset: Literal["stable", "paper", "plain"] = Field(
         default="stable", description="stable: the defaults; paper: a literal reading of the paper; plain: no weighting"
     )
-    teacher: Literal["frozen", "ema", "previous", "self", "none"] = Field(
+    teacher: Literal["frozen", "ema", "previous", "self", "popularity", "intensity", "none"] = Field(
         default="frozen",
-        description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass",
+        description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass; "
+        "or, as controls, the item's share of training clicks, or the click's own intensity; none: no weighting",
     )
     refresh_steps: int = Field(
         default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never"
@@ -43,6 +44,13 @@ class ConfidenceSettings(Strict):
     alpha: float = Field(default=1.0, gt=0, description="exponent of the teacher's score")
     eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
+    control: Literal["none", "constant", "permuted", "rce", "tce"] = Field(
+        default="none",
+        description="for comparisons: weights replaced by their mean, dealt out anew among the clicks, by R-CE or by T-CE",
+    )
+    rce_exponent: float = Field(default=0.25, gt=0, description="R-CE: p**this on clicks, (1 - p)**this on non-clicks")
+    tce_share: float = Field(default=0.1, ge=0, lt=1, description="T-CE: share of the clicks dropped, by largest loss")
+    tce_ramp_steps: int = Field(default=1000, ge=0, description="T-CE: steps in which the share grows from 0")
     gate: Literal["centre", "calibration", "off"] = Field(
         default="centre", description="AdGate's aim: equal mean confidence in every group; calibrated groups; no gate"
     )
@@ -72,6 +80,11 @@ class ConfidenceSettings(Strict):
         """Whether clicks are weighted at all."""
         return self.teacher != "none"
 
+    @property
+    def blind(self) -> bool:
+        """Whether the weights of training say nothing of a row that is scored: the best guess is their mean then."""
+        return self.weighted and (self.control in ("constant", "permuted") or self.teacher == "intensity")
+
 
 class OptimizerSettings(Strict):
     """One optimizer. Tables want one whose update touches the batch's rows alone: adagrad or sgd, not adam."""
@@ -84,7 +97,9 @@ class ModelSettings(Strict):
     """The backbone and its options."""
 
     backbone: str = Field(
-        default="deepfm", description="deepfm, dcn_v2, or the dotted path of your own Keras model, package.module:Class"
+        default="deepfm",
+        description="deepfm, dcn_v2, wide_deep, fibinet, autoint, dlrm, din, or the dotted path of your own Keras model, "
+        "package.module:Class",
     )
     embedding_dim: int = Field(default=16, ge=1, description="length of every embedding vector")
     options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")

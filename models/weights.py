@@ -35,9 +35,16 @@ def positive_weight(a: Any, c: Any, blend: float) -> Any:
     return ratio if math.isinf(blend) else (1.0 + blend * ratio) / (1.0 + blend)
 
 
-def row_losses(s: Any, y: Any, w: Any) -> Any:
-    """-(y * w * log p + (1 - y) * log(1 - p)), computed from the logit, float32 ``[B]``."""
-    return y * w * tf.nn.softplus(-s) + (1.0 - y) * tf.nn.softplus(s)
+def confidence_of_weight(w: Any, blend: float) -> Any:
+    """a / c that :func:`positive_weight` made w of; 1 for a blend of 0, which no longer knows. ``[B]``."""
+    if math.isinf(blend):
+        return w
+    return tf.ones_like(w) if blend == 0 else ((1.0 + blend) * w - 1.0) / blend
+
+
+def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0) -> Any:
+    """-(y * w * log p + (1 - y) * v * log(1 - p)), v = ``non_click``, computed from the logit, float32 ``[B]``."""
+    return y * w * tf.nn.softplus(-s) + (1.0 - y) * non_click * tf.nn.softplus(s)
 
 
 def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:
@@ -79,9 +86,23 @@ def normaliser(moments: Any, kind: str) -> Any:
     return mean_confidence(moments) if kind == "mean" else _ratio(moments[2], moments[3])
 
 
-def calibrated_logit(s: Any, w: Any) -> Any:
-    """s - log w: with a fixed weight the optimum has odds w times the true odds, so this undoes it exactly. ``[B]``."""
-    return s - tf.math.log(w)
+def mean_weight(weight_moments: Any) -> Any:
+    """E+[w], scalar, from the moving sums of 1 and w over the positives; 1 before any was seen."""
+    return _ratio(weight_moments[1], weight_moments[0])
+
+
+def calibrated_logit(s: Any, w: Any, log_kept: float = 0.0) -> Any:
+    """s - log w + log r, float32 ``[B]``.
+
+    With a fixed weight w the optimum has odds w times those of the training data; of whose non-clicks a share r was kept, so
+    that they have odds 1 / r times the true ones. Both factors are undone exactly.
+
+    Args:
+        s: logit, float32 ``[B]``.
+        w: weight of a click on the row, float32 ``[B]``.
+        log_kept: log r.
+    """
+    return s - tf.math.log(w) + log_kept
 
 
 def _power(q: Any, alpha: float) -> Any:

@@ -89,6 +89,7 @@ def main(verbose: bool) -> None:
       clsd preprocess   click logs -> TFRecords + dataset.json
       clsd train        -> checkpoints
       clsd evaluate     -> metrics.json + report.html
+      clsd compare      variants against controls, over seeds -> compare.json + report.html
       clsd export       -> a versioned SavedModel for TF Serving
       clsd predict      ask the exported model
     `clsd run` does all of them and uses again what is there.
@@ -259,6 +260,64 @@ def evaluate(
 @_set_option
 @_runs_option
 @_dataset_option
+@click.option("--variants", default="", metavar="A,B,…", help="Variants beside the controls; `configured` if left out.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each variant.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at the same time.")
+@click.option("--no-controls", is_flag=True, help="Leave the controls out; not for a claim.")
+@click.option("--out", metavar="DIR", help="Directory of the comparison, instead of the one under --runs.")
+@_overwrite_option
+def compare(
+    config_path: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    dataset_dir: str,
+    variants: str,
+    seeds: int,
+    jobs: int,
+    no_controls: bool,
+    out: str,
+    overwrite: bool,
+) -> None:
+    """What the method gains on your data, held against controls, over seeds.
+
+    \b
+    All variants of a seed start from one warm-up. Always carried, as far as the log allows:
+      plain, constant, permuted, permuted-raw, popularity, rce, tce, oracle
+    To be named with --variants:
+      configured (the config's own), stable, paper, no-gate, gate-calibration, no-blend, gradient-mass,
+      ema, previous, self, self-no-blend, and those of compare.variants in the config
+
+    A comparison that was stopped goes on where it stood. compare.json and report.html are written last; * marks a
+    difference that is beyond chance after correction for the number of variants.
+    """
+    from pipeline.compare import REPORT_FILE
+    from pipeline.compare import compare as job
+    from pipeline.compare_report import table
+    from pipeline.dataset import Dataset
+
+    config, paths = _load(config_path, overrides, runs)
+    target = local_path(out) if out else paths.compare
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    found = job(
+        config,
+        Dataset.load(dataset_dir or paths.dataset),
+        target,
+        variants=names,
+        seeds=seeds,
+        jobs=jobs,
+        controls=not no_controls,
+        overwrite=overwrite,
+    )
+    for reference in found["differences"]:
+        console.print(table(found, reference))
+    click.echo(target / REPORT_FILE)
+
+
+@main.command()
+@_config_option
+@_set_option
+@_runs_option
+@_dataset_option
 @_run_option
 @click.option(
     "--out", metavar="DIR", help="The directory that the model server watches, instead of the one under --runs."
@@ -330,6 +389,8 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     table.add_column("")
     table.add_column("score, as trained", justify="right")
     table.add_column("ctr, corrected", justify="right")
+    if "ctr_cheap" in metrics:
+        table.add_column("corrected cheaply", justify="right")
     reasons: dict[str, str] = {}
     for label, *cells in summary_rows(metrics):
         reasons.update((label, cell) for cell in cells if cell.startswith("undefined"))

@@ -76,6 +76,12 @@ class PreprocessSettings(Strict):
 
     split: SplitSettings = Field(default=SplitSettings(), description="train, validation, test")
     negatives: NegativeSettings | None = Field(default=None, description="sampled non-clicks; none by default")
+    keep_negatives: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the training split's non-clicks that is kept, at random; ctr is corrected for it",
+    )
     max_refused: float = Field(
         default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails"
     )
@@ -101,6 +107,18 @@ class EarlyStopping(Strict):
         return self
 
 
+class MonitorSettings(Strict):
+    """Bounds that a weighted run must keep, looked at over a window of steps; what falls below one has collapsed."""
+
+    action: Literal["stop", "warn"] = Field(default="stop", description="stop the run with an error, or warn once")
+    window_steps: int = Field(default=200, ge=1, description="weighted steps of a window")
+    predicted_over_real: float = Field(default=0.4, ge=0, description="least mean prediction, as a share of the CTR")
+    effective_clicks: float = Field(
+        default=0.1, ge=0, le=1, description="least share of the clicks that the weights leave effective"
+    )
+    largest_weight: float = Field(default=0.1, ge=0, description="least value of the largest weight of a click")
+
+
 class TrainSettings(Strict):
     """The training loop."""
 
@@ -121,6 +139,12 @@ class TrainSettings(Strict):
         default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    teacher_cache_clicks: int = Field(
+        default=20_000_000,
+        ge=0,
+        description="most training clicks whose frozen teacher's scores are kept in memory, some 40 bytes each; 0: none",
+    )
+    monitor: MonitorSettings = Field(default=MonitorSettings(), description="stops a run that collapses")
 
 
 class EvaluateSettings(Strict):
@@ -134,9 +158,27 @@ class EvaluateSettings(Strict):
     calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
 
 
+class CompareSettings(Strict):
+    """``clsd compare``: variants of the method against its controls."""
+
+    variants: dict[str, dict[str, Any]] = Field(
+        default={}, description="variants of your own: by name, what each changes of confidence"
+    )
+    references: list[str] = Field(
+        default=["plain", "permuted", "popularity"], description="variants that the others are held against"
+    )
+    level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of the intervals")
+    bootstrap_rounds: int = Field(default=1000, ge=0, description="draws of users for one pair of models; 0: none")
+    ndcg_at: int = Field(default=10, ge=1, description="rank at which NDCG by intensity ends")
+
+
 class ExportSettings(Strict):
     """The SavedModel."""
 
+    calibration: Literal["exact", "cheap"] = Field(
+        default="exact",
+        description="ctr: exact asks the teacher as well, a second forward pass; cheap estimates the weight from the first",
+    )
     canary_tolerance: float = Field(
         default=1e-5, gt=0, description="largest difference of a score that the canary accepts"
     )
@@ -154,6 +196,7 @@ class Config(Strict):
     confidence: ConfidenceSettings = Field(default=ConfidenceSettings(), description="the method")
     train: TrainSettings = Field(default=TrainSettings(), description="the training loop")
     evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="the report")
+    compare: CompareSettings = Field(default=CompareSettings(), description="the comparison")
     export: ExportSettings = Field(default=ExportSettings(), description="the SavedModel")
 
     @model_validator(mode="after")

@@ -98,6 +98,11 @@ class Dataset:
         entry = self.manifest["splits"][split]
         return float(entry["clicks"] / entry["rows"])
 
+    @property
+    def kept_negatives(self) -> float:
+        """Share of the training split's non-clicks that were kept; 1 where none were dropped."""
+        return float(self.manifest.get("kept_negatives", 1.0))
+
     def files(self, split: str) -> list[str]:
         """Paths of a split's shards.
 

@@ -7,22 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import UserError, did_you_mean
-from features.schema import NumericFeature
 from features.tf_runtime import tf
-from features.transform import first_value_id
+from models.calibration import Calibrator
 from models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
+from models.ranking import group_spread, intensity_auc, ndcg
 from pipeline.config import Config, EvaluateSettings
 from pipeline.dataset import Dataset
 from pipeline.files import read_json, whole_directory, write_json, write_text
+from pipeline.popularity import item_popularity
 from pipeline.relation import relate
 from pipeline.report import render
-from pipeline.scoring import Scorer
+from pipeline.scoring import Scorer, cheap_calibrator
 from pipeline.train import RUN_FILE, load_trained
 from pipeline.versions import versions
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
+_CALIBRATION = ("predicted_over_real", "ece")
 
 
 def evaluate(
@@ -48,7 +49,9 @@ def evaluate(
         config = config.model_copy(update={"evaluate": settings})
     split = config.evaluate.split
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(split)
-    metrics = measure_rows(config, dataset, rows)
+    asks = config.confidence.weighted and model.teacher is not None  # else one forward pass knows the weight exactly
+    calibrator = cheap_calibrator(model, dataset) if asks else None
+    metrics = measure_rows(config, dataset, rows, calibrator)
     metrics["split"] = split
     metrics["settings"] = config.evaluate.model_dump(mode="json")
     metrics["training"] = read_json(run / RUN_FILE, "run", "")
@@ -59,17 +62,20 @@ def evaluate(
     return metrics
 
 
-def measure_rows(config: Config, dataset: Dataset, rows: dict[str, Any]) -> dict[str, Any]:
+def measure_rows(
+    config: Config, dataset: Dataset, rows: dict[str, Any], calibrator: Calibrator | None = None
+) -> dict[str, Any]:
     """All metrics of scored rows: overall, calibrated, by group, and confidence against intensity.
 
     Args:
         config: of the run.
         dataset: whose rows these are.
         rows: what :meth:`pipeline.scoring.Scorer.score` gives.
+        calibrator: the cheap calibration, measured beside the exact one.
     """
     label, logit = rows["label"], rows["logit"]
     user = rows["user"] if config.rows.user else None
-    calibrated = logit - np.log(rows["weight"])
+    calibrated = rows["ctr_logit"]
     clicked = label > 0.5
     bins = config.evaluate.calibration_bins
     out: dict[str, Any] = {
@@ -79,18 +85,33 @@ def measure_rows(config: Config, dataset: Dataset, rows: dict[str, Any]) -> dict
             "score": calibration_curve(label, sigmoid(logit), bins).tolist(),
             "ctr": calibration_curve(label, sigmoid(calibrated), bins).tolist(),
         },
-        "confidence": {"clicks": _spread(rows["confidence"][clicked]), "all": _spread(rows["confidence"])},
+        "confidence": {
+            "clicks": _spread(rows["confidence"][clicked]),
+            "all": _spread(rows["confidence"]),
+            **_spreads(config, rows, clicked),
+        },
         "groups": {},
     }
     for group in config.rows.groups:
         ids = rows["ids"][:, config.rows.id_slices[group].start]
         names = dict(enumerate(dataset.transform.id_names(group)))
         measured = measure_groups(ids, names, label, logit, user)
+        corrected = measure_groups(ids, names, label, calibrated, None)
         codes = {names.get(int(g), str(g)): int(g) for g in np.unique(ids)}
         out["groups"][group] = {
-            name: {**_plain(found), "confidence": _spread(rows["confidence"][clicked & (ids == codes[name])])}
+            name: {
+                **_plain(found),
+                **{f"ctr_{key}": value for key, value in corrected[name].values.items() if key in _CALIBRATION},
+                "confidence": _spread(rows["confidence"][clicked & (ids == codes[name])]),
+            }
             for name, found in measured.items()
         }
+    if calibrator is not None:
+        cheap = logit - calibrator.log_weight(logit, rows["correction"]).numpy() + np.log(dataset.kept_negatives)
+        out["ctr_cheap"] = _plain(measure(label, cheap, user))
+        out["calibrator"] = calibrator._asdict()
+    if config.rows.intensity:
+        out["ranking"] = _ranking(config, rows, user)
     if config.confidence.weighted and config.rows.intensity:
         known = clicked & np.isfinite(rows["intensity"])
         popularity = _popularity(config, dataset, rows["ids"])
@@ -103,24 +124,66 @@ def measure_rows(config: Config, dataset: Dataset, rows: dict[str, Any]) -> dict
     return out
 
 
+#: Headline metrics of a model by name, and where :func:`measure_rows` puts them.
+HEADLINES: dict[str, tuple[str, str]] = {
+    "auc": ("score", "auc"),
+    "gauc": ("score", "gauc"),
+    "log_loss": ("ctr", "log_loss"),
+    "log_loss_score": ("score", "log_loss"),
+    "ndcg": ("ranking", "ndcg"),
+    "intensity_auc": ("ranking", "intensity_auc"),
+    "predicted_over_real": ("ctr", "predicted_over_real"),
+    "predicted_over_real_score": ("score", "predicted_over_real"),
+    "ece": ("ctr", "ece"),
+    "ece_score": ("score", "ece"),
+    "group_spread": ("confidence", "group_spread"),
+    "confidence_given_popularity": ("intensity", "given_popularity"),
+}
+
+
+def headline(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics by which models are compared; what is undefined is left out."""
+    return {name: metrics[part][key] for name, (part, key) in HEADLINES.items() if key in metrics.get(part, {})}
+
+
+def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
+    """How the order of scores fits the intensity of the clicks: NDCG a user, and AUC among the clicks alone."""
+    if not np.isfinite(rows["logit"]).all():
+        return {"undefined": dict.fromkeys(("ndcg", "intensity_auc"), "some predictions are not finite")}
+    at = config.compare.ndcg_at
+    known = (rows["label"] > 0.5) & np.isfinite(rows["intensity"])
+    gain = np.where(known, np.maximum(rows["intensity"], 0.0), 0.0)
+    found: dict[str, tuple[float | None, str]] = {
+        "intensity_auc": (
+            intensity_auc(rows["logit"][known], rows["intensity"][known]),
+            "fewer than 2 clicks, or all of one intensity",
+        ),
+        "ndcg": (None, "the log names no users"),
+    }
+    users = 0
+    if user is not None:
+        value, users = ndcg(user, rows["logit"], gain, at)
+        found["ndcg"] = (value, "no user has a click of an intensity above 0")
+    out: dict[str, Any] = {name: value for name, (value, _) in found.items() if value is not None}
+    undefined = {name: reason for name, (value, reason) in found.items() if value is None}
+    return {"at": at, "users": users, **out, **({"undefined": undefined} if undefined else {})}
+
+
+def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, float]:
+    """Largest by smallest group mean of the clicks' confidence, of the group feature where that is largest."""
+    ids = rows["ids"][clicked]
+    found = [
+        group_spread(rows["confidence"][clicked], ids[:, config.rows.id_slices[group].start])
+        for group in config.rows.groups
+    ]
+    known = [value for value in found if value is not None]
+    return {"group_spread": max(known)} if known else {}
+
+
 def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
     """Training clicks of each row's item, ``[n]``; None where no vocabulary feature names the item."""
-    item = config.evaluate.item
-    if not item and config.preprocess.negatives:
-        source = config.preprocess.negatives.item
-        item = next((f.name for f in config.rows.categorical if f.source == source), "")
-    if not item:
-        return None
-    try:
-        feature = config.rows.feature(item)
-    except KeyError:
-        hint = did_you_mean(item, [f.name for f in config.rows.categorical])
-        raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
-    if isinstance(feature, NumericFeature) or config.rows.owner(feature).encoding != "vocabulary":
-        return None
-    owner = config.rows.owner(feature)
-    clicks = np.concatenate([np.zeros(first_value_id(owner)), dataset.transform.vocabularies[owner.name].clicks])
-    return clicks[ids[:, config.rows.id_slices[item].start]]
+    found = item_popularity(config, dataset)
+    return None if found is None else found[1][ids[:, config.rows.id_slices[found[0]].start]]
 
 
 def _plain(measured: Measured) -> dict[str, Any]:

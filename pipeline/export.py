@@ -6,8 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,7 @@ from features.encode import encode
 from features.errors import UserError
 from features.serving import ServingTransform
 from features.tf_runtime import tf
-from models import weights
-from models.clsd import ClsdModel
+from models.clsd import ClsdModel, Scores
 from pipeline import canary
 from pipeline.columns import KEY
 from pipeline.config import Config, dump_config
@@ -25,10 +25,12 @@ from pipeline.dataset import Dataset
 from pipeline.files import whole_directory, write_json
 from pipeline.predict import GOLDEN_FILE, PROVENANCE_FILE
 from pipeline.raw import raw_inputs
+from pipeline.scoring import cheap_calibrator
 from pipeline.train import load_trained, run_fingerprint
 from pipeline.versions import versions
 
 OUTPUTS = ("score", "ctr", "confidence")
+Score: TypeAlias = Callable[[Any, Any], Scores]
 
 
 class ServingModel(tf.Module):  # type: ignore[misc]
@@ -40,19 +42,20 @@ class ServingModel(tf.Module):  # type: ignore[misc]
     Args:
         model: the trained model, on one device.
         transform: the raw-feature transform, whose tables become assets.
+        score: ids and values to :class:`models.clsd.Scores`.
     """
 
-    def __init__(self, model: ClsdModel, transform: ServingTransform) -> None:
+    def __init__(self, model: ClsdModel, transform: ServingTransform, score: Score) -> None:
         super().__init__(name="clsd_serving")
         self.transform = transform
         # The variables and not the Keras objects: those would bring their optimizers and training graphs along.
         parts = [part for part in (model.backbone, model.teacher, model.gate) if part is not None]
-        self.weights = [*(v for part in parts for v in part.variables), model.moments]
+        self.weights = [*(v for part in parts for v in part.variables), *model.statistics]
         specs = transform.signature()
 
         def answer(raw: dict[str, Any]) -> dict[str, Any]:
-            scores = model.score(*transform(raw))
-            ctr = tf.sigmoid(weights.calibrated_logit(scores.logit, scores.weight))
+            scores = score(*transform(raw))
+            ctr = tf.sigmoid(scores.ctr_logit)
             found = {"score": tf.sigmoid(scores.logit), "ctr": ctr, "confidence": scores.confidence}
             return {name: tf.identity(value, name=name) for name, value in found.items()}
 
@@ -85,28 +88,48 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
     number = int(time.time()) if version is None else version
     target = out / str(number)
     with whole_directory(target) as aside, tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets:
-        serving = ServingModel(model, ServingTransform(dataset.transform, Path(assets)))
+        score = scoring_of(config, dataset, model)
+        serving = ServingModel(model, ServingTransform(dataset.transform, Path(assets)), score)
         tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
         (aside / GOLDEN_FILE).parent.mkdir()
-        write_json(aside / GOLDEN_FILE, golden_rows(dataset, model, list(serving.transform.signature())))
+        write_json(aside / GOLDEN_FILE, golden_rows(dataset, score, list(serving.transform.signature())))
         write_json(aside / PROVENANCE_FILE, _provenance(config, dataset, number))
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
     return target
 
 
-def golden_rows(dataset: Dataset, model: ClsdModel, inputs: list[str]) -> dict[str, Any]:
+def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
+    """How the exported model scores: exactly, or without a second forward pass, as ``export.calibration`` says.
+
+    Raises:
+        UserError: a control, which is for comparisons alone; a cheap calibration without a validation split.
+    """
+    settings = config.confidence
+    if settings.weighted and (settings.control != "none" or settings.teacher in ("popularity", "intensity")):
+        named = f"control: {settings.control}" if settings.control != "none" else f"teacher: {settings.teacher}"
+        raise UserError(f"confidence.{named}", "is a control of a comparison", "export a model of the method instead")
+    if config.export.calibration == "exact" or model.teacher is None:
+        return model.score
+    calibrator = cheap_calibrator(model, dataset)
+    if calibrator is None:
+        what = "has no validation split to fit the cheap calibration on"
+        raise UserError(str(dataset.directory), what, "set export.calibration: exact")
+    return lambda ids, values: model.score_cheaply(ids, values, calibrator)
+
+
+def golden_rows(dataset: Dataset, score: Score, inputs: list[str]) -> dict[str, Any]:
     """Raw test rows and the scores that the trainer's own path gives them."""
     table = dataset.golden()
-    return {"inputs": raw_inputs(dataset.schema, table, inputs), "expected": trainer_scores(dataset, model, table)}
+    return {"inputs": raw_inputs(dataset.schema, table, inputs), "expected": trainer_scores(dataset, score, table)}
 
 
-def trainer_scores(dataset: Dataset, model: ClsdModel, table: pa.Table) -> dict[str, list[float]]:
+def trainer_scores(dataset: Dataset, score: Score, table: pa.Table) -> dict[str, list[float]]:
     """The outputs for raw rows by the path that training took: encoded by Arrow and NumPy, scored by the model."""
     out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
     for batch in table.drop_columns([KEY]).combine_chunks().to_batches(max_chunksize=8192):
         ids, values = encode(dataset.transform, batch)
-        scores = model.score(tf.constant(ids), tf.constant(values))
-        ctr = tf.sigmoid(weights.calibrated_logit(scores.logit, scores.weight))
+        scores = score(tf.constant(ids), tf.constant(values))
+        ctr = tf.sigmoid(scores.ctr_logit)
         for name, value in zip(OUTPUTS, (tf.sigmoid(scores.logit), ctr, scores.confidence), strict=True):
             out[name] += np.asarray(value).astype(float).tolist()
     return out

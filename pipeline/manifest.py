@@ -83,6 +83,7 @@ def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], direc
         "schema_digest": config.rows.digest,
         "schema": config.rows.model_dump(mode="json"),
         "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
+        "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
         "sources": sorted({piece.path for piece in pieces}),
         "rows": summary["rows"],

@@ -1,4 +1,4 @@
-"""Sampled non-clicks for logs that hold clicks alone.
+"""Non-clicks: sampled for logs that hold clicks alone, thinned out for logs that hold too many.
 
 A click's non-clicks copy its user, its time and its split, and take another item: one of the training split's items, that
 the user clicked in no split. Every draw comes from the click's key, so it does not depend on the workers.
@@ -121,3 +121,19 @@ def add_negatives(
         [c.cast(f.type) for c, f in zip(columns, batch.schema, strict=True)], schema=batch.schema
     )
     return pa.Table.from_batches([batch, sampled]).combine_chunks().to_batches()[0]
+
+
+def keep_share(share: float, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without a random ``1 - share`` of the training split's non-clicks.
+
+    Which ones depends on the row's key and the seed alone. Validation and test rows stay as the log has them, so that what
+    is measured there is the CTR that a served model meets; :func:`models.weights.calibrated_logit` undoes the sampling.
+
+    Args:
+        share: of the non-clicks to keep, in (0, 1).
+        seed: of the draws.
+        batch: rows with their splits.
+    """
+    drawn = unit_interval(seeded(batch.column(KEY).to_numpy(), seed, 0x4B45))
+    kept = (batch.column(LABEL).to_numpy() == 1) | (batch.column(SPLIT).to_numpy() != 0) | (drawn < share)
+    return batch.filter(pa.array(kept))

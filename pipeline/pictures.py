@@ -102,3 +102,37 @@ def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: i
             lines, labels = lines + more[0], labels + more[1]
         axes.legend(lines, labels, frameon=False, loc="center right")
     return out[0]
+
+
+def intervals(differences: dict[str, dict[str, Any]], scale: float, unit: str, alpha: float) -> str:
+    """Mean difference and its interval, a row a variant; filled where the corrected p is below ``alpha``.
+
+    Args:
+        differences: by variant, as ``compare.json`` has them.
+        scale, unit: of the axis.
+        alpha: of the test.
+    """
+    with _picture(height=1.1 + 0.27 * max(len(differences), 2)) as (axes, out):
+        axes.axvline(0.0, color=GREY, linewidth=1, linestyle="--")
+        for place, found in enumerate(differences.values()):
+            beyond = found["p_corrected"] is not None and found["p_corrected"] < alpha
+            if found["low"] is not None:
+                axes.plot([scale * found["low"], scale * found["high"]], [place, place], color=BLUE, linewidth=1.4)
+            face = BLUE if beyond else "white"
+            axes.plot(scale * found["mean"], place, "o", color=BLUE, markersize=6, markerfacecolor=face)
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_ylim(len(differences) - 0.5, -0.5)
+        axes.set_xlabel(f"difference, {unit}")
+        # A collapsed variant would press all others together: the axis shows the middle, an arrow points beyond it.
+        ends = [abs(scale * found["mean"]) for found in differences.values()]
+        middle = sorted(ends)[len(ends) // 2] if ends else 1.0
+        reach = max((e for e in ends if e <= max(12 * middle, 1e-9)), default=1.0) * 1.6 or 1.0
+        axes.set_xlim(-reach, reach)
+        for place, found in enumerate(differences.values()):
+            if abs(scale * found["mean"]) > reach:
+                side = -reach if found["mean"] < 0 else reach
+                text = f"{scale * found['mean']:+.0f} "
+                axes.annotate(
+                    text, (side, place), color=ORANGE, va="center", ha="left" if side < 0 else "right", fontsize=9
+                )
+    return out[0]

@@ -2,7 +2,7 @@
 
 Every element is an Arrow record batch or a block of encoded rows, never a single row::
 
-    pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
+    pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
                  └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
 
 Nothing is learnt from validation or test rows. ``dataset.json`` is written last, by the launching process, after the share
@@ -101,6 +101,8 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
     if job.negatives:
         catalogue = rows | "Catalogue" >> beam.CombineGlobally(negatives.Catalogue(job.negatives))
         rows = rows | "Negatives" >> beam.Map(_negatives, config, beam.pvalue.AsSingleton(catalogue))
+    if job.keep_negatives < 1:
+        rows = rows | "KeepNegatives" >> beam.Map(partial(negatives.keep_share, job.keep_negatives, seed))
 
     merged = (
         rows

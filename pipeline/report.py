@@ -18,6 +18,17 @@ _ROWS = (
 )
 
 
+def environment() -> Environment:
+    """Where the pages' templates are; an unknown name in one is an error."""
+    return Environment(
+        loader=PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The report as HTML.
 
@@ -30,42 +41,40 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) ->
     steps = max(1, -(-manifest["splits"]["train"]["rows"] // config.train.batch_size))
     weighted = config.confidence.weighted
     warmup = run["warmup_steps"] / steps if weighted else 0.0
-    curves = metrics["calibration"] if weighted else {"score": metrics["calibration"]["score"]}
-    environment = Environment(
-        loader=PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        config=config,
-        weighted=weighted,
-        manifest=manifest,
-        metrics=metrics,
-        run=run,
-        rows=[
-            (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form))
-            for name, label, form in _ROWS
-        ],
-        groups={
-            group: [(name, found, _group_cells(found)) for name, found in found_groups.items()]
-            for group, found_groups in metrics["groups"].items()
-        },
-        calibration=pictures.calibration(curves),
-        training=pictures.training_curves(run["history"], warmup, run["best_epoch"]),
-        confidence={group: pictures.confidence_by_group(found) for group, found in metrics["groups"].items()}
-        if weighted
-        else {},
-        resolved=dump_config(config),
+    corrected = weighted or manifest.get("kept_negatives", 1) < 1
+    curves = metrics["calibration"] if corrected else {"score": metrics["calibration"]["score"]}
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            config=config,
+            weighted=weighted,
+            corrected=corrected,
+            manifest=manifest,
+            metrics=metrics,
+            run=run,
+            rows=[
+                (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form))
+                for name, label, form in _ROWS
+            ],
+            groups={
+                group: [(name, found, _group_cells(found, corrected, weighted)) for name, found in found_groups.items()]
+                for group, found_groups in metrics["groups"].items()
+            },
+            calibration=pictures.calibration(curves),
+            training=pictures.training_curves(run["history"], warmup, run["best_epoch"]),
+            confidence={group: pictures.confidence_by_group(found) for group, found in metrics["groups"].items()}
+            if weighted
+            else {},
+            resolved=dump_config(config),
+        )
     )
 
 
-def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value as trained, value corrected for the weights) for a table in the terminal."""
-    return [
-        (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form)) for name, label, form in _ROWS
-    ]
+def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """(name, value as trained, value corrected for the weights, and by the cheap calibration where there is one)."""
+    columns = [metrics[part] for part in ("score", "ctr", "ctr_cheap") if part in metrics]
+    return [(label, *(_cell(column, name, form) for column in columns)) for name, label, form in _ROWS]
 
 
 def _cell(values: dict[str, Any], name: str, form: str) -> str:
@@ -74,6 +83,11 @@ def _cell(values: dict[str, Any], name: str, form: str) -> str:
     return f"undefined: {values.get('undefined', {}).get(name, 'not measured')}"
 
 
-def _group_cells(found: dict[str, Any]) -> list[str]:
-    cells = [_cell(found, name, form) for name, _, form in _ROWS[:4]]
-    return [*cells, f"{found['confidence']['mean']:.3f}" if found["confidence"]["rows"] else "no clicks"]
+def _group_cells(found: dict[str, Any], corrected: bool, weighted: bool) -> list[str]:
+    shown = [(name, form) for name, _, form in _ROWS]
+    if corrected:
+        shown += [(f"ctr_{name}", form) for name, form in shown[-2:]]  # predicted / real CTR and ECE
+    cells = [_cell(found, name, form) for name, form in shown]
+    if weighted:
+        cells.append(f"{found['confidence']['mean']:.3f}" if found["confidence"]["rows"] else "no clicks")
+    return cells

@@ -44,6 +44,11 @@ class Paths:
         return self.root / "evaluation"
 
     @property
+    def compare(self) -> Path:
+        """Runs of a comparison, compare.json and report.html."""
+        return self.root / "compare"
+
+    @property
     def export(self) -> Path:
         """SavedModel versions."""
         return self.root / "export"

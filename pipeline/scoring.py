@@ -11,6 +11,7 @@ import numpy as np
 from features.errors import UserError
 from features.parse import ALL_COLUMNS, batches
 from features.tf_runtime import tf
+from models.calibration import Calibrator
 from pipeline.dataset import Dataset
 
 #: The largest batch that scoring uses; scores do not depend on it.
@@ -41,8 +42,8 @@ class Scorer:
         """Every row of a split, in the order on disk.
 
         Returns:
-            logit, confidence, weight, label, intensity float32 ``[n]``; user, key, timestamp int64 ``[n]``;
-            ids int32 ``[n, width]``.
+            logit, confidence, weight, correction, ctr_logit, label, intensity float32 ``[n]``; user, key, timestamp int64
+            ``[n]``; ids int32 ``[n, width]``.
         """
         data = batches(
             self._dataset.schema,
@@ -64,6 +65,14 @@ class Scorer:
         whole = {name: np.concatenate(values) for name, values in parts.items()}
         real = whole.pop("valid") > 0
         return {name: value[real] for name, value in whole.items()}
+
+
+def cheap_calibrator(model: Any, dataset: Dataset) -> Calibrator | None:
+    """Fitted on the validation split of a trained model; None where there are not rows enough."""
+    if not dataset.rows("validation"):
+        return None
+    rows = Scorer(model, dataset, tf.distribute.get_strategy()).score("validation")
+    return Calibrator.fit(rows["logit"], rows["correction"], rows["weight"])
 
 
 @contextmanager

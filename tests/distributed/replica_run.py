@@ -13,6 +13,7 @@ import numpy as np
 
 from features.tf_runtime import tf
 from models.clsd import ClsdModel
+from models.figures import figures
 from models.inputs import Field, InputSpec
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
@@ -113,21 +114,21 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
 
     @tf.function
     def step(batch: Any) -> Any:
-        return tf.stack(strategy.experimental_local_results(strategy.run(model.train_sums, args=(batch,))))
+        return tf.stack(strategy.experimental_local_results(strategy.run(model.train_totals, args=(batch,))))
 
     replicas = strategy.num_replicas_in_sync
-    figures, moments = [], []
+    shown, moments = [], []
     for batch in global_batches():
         parts = [{k: tf.constant(np.split(x, replicas)[i]) for k, x in batch.items()} for i in range(replicas)]
-        sums = step(
+        totals = step(
             strategy.experimental_distribute_values_from_function(
                 lambda context, parts=parts: parts[context.replica_id_in_sync_group]
             )
         ).numpy()
-        assert (sums == sums[0]).all(), "the sums must be those of the global batch on every replica"
-        figures.append([float(x) for x in ClsdModel.figures(tf.constant(sums[0])).values()])
+        assert (totals == totals[0]).all(), "the totals must be those of the global batch on every replica"
+        shown.append([float(x) for x in figures(tf.constant(totals[0])).values()])
         moments.append(model.moments.numpy())
-    out = {f"{name}/figures": np.array(figures), f"{name}/moments": np.array(moments)}
+    out = {f"{name}/figures": np.array(shown), f"{name}/moments": np.array(moments)}
     for part in ("backbone", "teacher", "gate"):
         owner = getattr(model, part)
         for number, variable in enumerate([] if owner is None else owner.variables):

@@ -14,7 +14,8 @@ import pytest
 from features.schema import Schema
 from features.tf_runtime import keras, tf
 from models.clsd import ClsdModel
-from models.inputs import InputSpec
+from models.inputs import FieldEmbedding, InputSpec
+from models.registry import build_backbone
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 # One column each: user, item, band, city; then three of genres and four of history.
@@ -52,9 +53,50 @@ def make_batch() -> Callable[..., dict[str, Any]]:
             "values": rng.normal(size=(rows, N_VALUES)).astype(np.float32),
             "label": (rng.random(rows) < ctr).astype(np.float32),
             "valid": np.ones(rows, np.float32),
+            "intensity": rng.exponential(size=rows).astype(np.float32),
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """A backbone alone, with weights large enough to see, and its inputs."""
+
+    def build(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+        model = build_backbone(ModelSettings(backbone=backbone, embedding_dim=4, options=options), spec)
+        inputs = spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
+        model(inputs)
+        rng = np.random.default_rng(5)
+        for variable in model.trainable_variables:
+            variable.assign(rng.normal(scale=0.5, size=variable.shape))
+        return model, inputs
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def field_vectors() -> Callable[..., np.ndarray]:
+    """What a FieldEmbedding gives, ``[B, F, D]``, row by row and value by value; of all fields of the spec unless told."""
+
+    def vectors(embedding: FieldEmbedding, spec: InputSpec, batch: dict[str, Any], fields: Any = None) -> np.ndarray:
+        tables = {name: layer.embeddings.numpy().astype(np.float64) for name, layer in embedding.tables.items()}
+        fields = spec.fields if fields is None else fields
+        numbers = iter(embedding.number_vectors.numpy().astype(np.float64) if embedding._numbers else ())
+        columns = []
+        for field in fields:
+            if field.kind == "number":
+                columns.append(np.outer(batch["values"][:, spec.value_columns[field.name]], next(numbers)))
+                continue
+            rows = []
+            for ids in batch["ids"][:, spec.id_slices[field.name]]:
+                there = [i for i in ids if i != 0 or field.kind == "id"]
+                found = [tables[field.table][i] for i in there]
+                rows.append(np.mean(found, axis=0) if found else np.zeros(tables[field.table].shape[1]))
+            columns.append(np.array(rows))
+        return np.stack(columns, axis=1)
+
+    return vectors
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +109,16 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
         backbone: str = "deepfm",
         options: dict[str, Any] | None = None,
         optimizers: str = "sgd",
+        learning_rate: float = 0.1,
         l2: float = 0.0,
         prior_ctr: float = 0.5,
+        kept_negatives: float = 1.0,
+        popularity: tuple[str, Any] | None = None,
         **confidence: Any,
     ) -> ClsdModel:
         keras.utils.set_random_seed(1)
         options = {"hidden_units": [8]} if options is None else options
-        settings = OptimizerSettings(name=optimizers, learning_rate=0.1)
+        settings = OptimizerSettings(name=optimizers, learning_rate=learning_rate)
         model = ClsdModel(
             spec,
             ModelSettings(backbone=backbone, embedding_dim=4, options=options),
@@ -83,12 +128,14 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
             dense_optimizer=settings,
             l2=l2,
             prior_ctr=prior_ctr,
+            kept_negatives=kept_negatives,
+            popularity=popularity,
         )
         rng = np.random.default_rng(3)
         for variable in model.backbone.trainable_variables:
             variable.assign(rng.normal(scale=0.3, size=variable.shape))
         if model.teacher is not None:
-            model._copy_teacher()
+            model.copy_teacher()
         if model.gate is not None:
             for variable in model.gate.trainable_variables[:-2]:  # the output layer starts at zero
                 variable.assign(rng.normal(scale=0.3, size=variable.shape))
@@ -99,18 +146,18 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
 
 @pytest.fixture(scope="session")
 def step() -> Callable[..., np.ndarray]:
-    """One eager step; the sums over the batch."""
+    """One eager step; the totals of the batch."""
 
     def run(model: ClsdModel, batch: dict[str, Any]) -> np.ndarray:
-        return model.train_sums({name: tf.constant(x) for name, x in batch.items()}).numpy()
+        return model.train_totals({name: tf.constant(x) for name, x in batch.items()}).numpy()
 
     return run
 
 
 @pytest.fixture(scope="session")
-def values() -> Callable[[Any], list[np.ndarray]]:
-    """Copies of a model's variables."""
-    return lambda model: [variable.numpy().copy() for variable in model.variables]
+def values() -> Callable[[Any], np.ndarray]:
+    """Copies of a model's variables, one after the other in a flat array."""
+    return lambda model: np.concatenate([variable.numpy().ravel() for variable in model.variables])
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Backbones against their formula in plain NumPy with the layers' own weights, and how a backbone is found by name."""
+"""What backbones see, what they all do, and how one is found by name; their formulas are in test_backbone_formulas.py."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,52 +13,16 @@ import pytest
 
 from features.errors import UserError
 from features.tf_runtime import tf
+from models.clsd import ClsdModel
 from models.inputs import FieldEmbedding, InputSpec
 from models.optimizers import split_variables
-from models.registry import build_backbone
+from models.registry import BACKBONES, build_backbone
 from models.settings import ModelSettings
 
 DIM = 4
 MakeBatch = Callable[..., dict[str, Any]]
-
-
-def _built(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A backbone with weights large enough to see, and its inputs."""
-    model = build_backbone(ModelSettings(backbone=backbone, embedding_dim=DIM, options=options), spec)
-    inputs = spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
-    model(inputs)
-    rng = np.random.default_rng(5)
-    for variable in model.trainable_variables:
-        variable.assign(rng.normal(scale=0.5, size=variable.shape))
-    return model, inputs
-
-
-def _fields(embedding: FieldEmbedding, spec: InputSpec, batch: dict[str, Any]) -> np.ndarray:
-    """Vectors ``[B, F, D]``, row by row and value by value."""
-    tables = {name: layer.embeddings.numpy().astype(np.float64) for name, layer in embedding.tables.items()}
-    numbers = iter(embedding.number_vectors.numpy().astype(np.float64))
-    columns = []
-    for field in spec.fields:
-        if field.kind == "number":
-            columns.append(np.outer(batch["values"][:, spec.value_columns[field.name]], next(numbers)))
-            continue
-        rows = []
-        for ids in batch["ids"][:, spec.id_slices[field.name]]:
-            there = [i for i in ids if i != 0 or field.kind == "id"]
-            vectors = [tables[field.table][i] for i in there]
-            rows.append(np.mean(vectors, axis=0) if vectors else np.zeros(tables[field.table].shape[1]))
-        columns.append(np.array(rows))
-    return np.stack(columns, axis=1)
-
-
-def _dense(layer: Any, x: np.ndarray) -> np.ndarray:
-    return x @ layer.kernel.numpy().astype(np.float64) + (layer.bias.numpy() if layer.use_bias else 0.0)
-
-
-def _deep(model: Any, x: np.ndarray) -> np.ndarray:
-    for layer in model.deep.layers:
-        x = np.maximum(_dense(layer, x), 0.0)
-    return x
+Built = Callable[..., tuple[Any, dict[str, Any]]]
+FieldVectors = Callable[..., np.ndarray]
 
 
 # ---------------------------------------------------------------- fields
@@ -76,17 +41,21 @@ def test_group_ids_are_the_groups_columns(spec: InputSpec, make_batch: MakeBatch
     np.testing.assert_array_equal(spec.group_ids(tf.constant(ids)), ids[:, [2, 3]])
 
 
-def test_field_embedding_equals_a_loop_over_values(spec: InputSpec, make_batch: MakeBatch) -> None:
+def test_field_embedding_equals_a_loop_over_values(
+    spec: InputSpec, make_batch: MakeBatch, built: Built, field_vectors: FieldVectors
+) -> None:
     batch = make_batch()
-    model, inputs = _built(spec, batch, "dcn_v2", hidden_units=[3])
-    np.testing.assert_allclose(model.embedding(inputs), _fields(model.embedding, spec, batch), atol=1e-6)
+    model, inputs = built(spec, batch, "dcn_v2", hidden_units=[3])
+    np.testing.assert_allclose(model.embedding(inputs), field_vectors(model.embedding, spec, batch), atol=1e-6)
 
 
-def test_bag_and_sequence_are_means_without_padding_and_zero_when_empty(spec: InputSpec, make_batch: MakeBatch) -> None:
+def test_bag_and_sequence_are_means_without_padding_and_zero_when_empty(
+    spec: InputSpec, make_batch: MakeBatch, built: Built
+) -> None:
     batch = make_batch(rows=2)
     batch["ids"][:, 4:7] = [[0, 3, 5], [0, 0, 0]]  # genres
     batch["ids"][:, 7:11] = [[2, 2, 9, 0], [0, 0, 0, 0]]  # history
-    model, inputs = _built(spec, batch, "deepfm", hidden_units=[3])
+    model, inputs = built(spec, batch, "deepfm", hidden_units=[3])
     genres, items = (model.embedding.tables[name].embeddings.numpy() for name in ("genres", "item"))
     vectors = model.embedding(inputs).numpy()
     np.testing.assert_allclose(vectors[0, 4], (genres[3] + genres[5]) / 2, atol=1e-6)
@@ -94,11 +63,11 @@ def test_bag_and_sequence_are_means_without_padding_and_zero_when_empty(spec: In
     np.testing.assert_array_equal(vectors[1, 4:6], 0.0)
 
 
-def test_features_that_share_have_one_table(spec: InputSpec, make_batch: MakeBatch) -> None:
+def test_features_that_share_have_one_table(spec: InputSpec, make_batch: MakeBatch, built: Built) -> None:
     batch = make_batch(rows=1)
     batch["ids"][:, 1] = 7
     batch["ids"][:, 7:11] = [0, 0, 0, 7]
-    model, inputs = _built(spec, batch, "deepfm", hidden_units=[3])
+    model, inputs = built(spec, batch, "deepfm", hidden_units=[3])
     vectors = model.embedding(inputs).numpy()
     np.testing.assert_array_equal(vectors[0, 1], vectors[0, 5])
     assert set(model.embedding.tables) == {"user", "item", "band", "genres"}
@@ -114,49 +83,21 @@ def test_tables_of_equal_shape_start_differently(spec: InputSpec) -> None:
     assert not any(np.array_equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
 
 
-# ---------------------------------------------------------------- formulas
+# ---------------------------------------------------------------- what every backbone does
 
 
-def test_deepfm_is_its_formula(spec: InputSpec, make_batch: MakeBatch) -> None:
-    batch = make_batch()
-    model, inputs = _built(spec, batch, "deepfm", hidden_units=[6, 5])
-    rows = _fields(model.embedding, spec, batch)
-    first, v = rows[:, :, -1].sum(axis=1), rows[:, :, :-1]
-    n = v.shape[1]
-    pairs = sum((v[:, i] * v[:, j]).sum(axis=1) for i in range(n) for j in range(i + 1, n))
-    deep = _dense(model.head, _deep(model, v.reshape(len(v), -1)))[:, 0]
-    np.testing.assert_allclose(model(inputs), first + pairs + deep, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("structure", ["parallel", "stacked"])
-@pytest.mark.parametrize("rank", [None, 3])
-def test_dcn_v2_is_its_formula(spec: InputSpec, make_batch: MakeBatch, structure: str, rank: int | None) -> None:
-    batch = make_batch()
-    options = {"cross_layers": 2, "projection_dim": rank, "hidden_units": [6, 5], "structure": structure}
-    model, inputs = _built(spec, batch, "dcn_v2", **options)
-    x0 = _fields(model.embedding, spec, batch).reshape(len(batch["ids"]), -1)
-    x = x0
-    for cross in model.crosses:
-        kernels = [v.numpy().astype(np.float64) for v in cross.trainable_variables if "kernel" in v.name]
-        (bias,) = [v.numpy() for v in cross.trainable_variables if "bias" in v.name]
-        assert [k.shape for k in kernels] == ([(28, 28)] if rank is None else [(28, rank), (rank, 28)])
-        x = x0 * (x @ np.linalg.multi_dot([*kernels, np.eye(28)]) + bias) + x
-    top = np.concatenate([x, _deep(model, x0)], axis=1) if structure == "parallel" else _deep(model, x)
-    np.testing.assert_allclose(model(inputs), _dense(model.head, top)[:, 0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("backbone", ["deepfm", "dcn_v2"])
-def test_dropout_acts_in_training_alone(spec: InputSpec, make_batch: MakeBatch, backbone: str) -> None:
-    model, inputs = _built(spec, make_batch(), backbone, hidden_units=[16], dropout=0.5)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_dropout_acts_in_training_alone(spec: InputSpec, make_batch: MakeBatch, built: Built, backbone: str) -> None:
+    model, inputs = built(spec, make_batch(), backbone, hidden_units=[16], dropout=0.5)
     np.testing.assert_array_equal(model(inputs), model(inputs, training=False))
     assert not np.array_equal(model(inputs, training=True), model(inputs, training=True))
 
 
-@pytest.mark.parametrize("backbone", ["deepfm", "dcn_v2"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_gradients_of_tables_are_sparse_and_of_the_rest_dense(
-    spec: InputSpec, make_batch: MakeBatch, backbone: str
+    spec: InputSpec, make_batch: MakeBatch, built: Built, backbone: str
 ) -> None:
-    model, inputs = _built(spec, make_batch(), backbone, hidden_units=[3])
+    model, inputs = built(spec, make_batch(), backbone, hidden_units=[3])
     tables, dense = split_variables(model)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(model(inputs))
@@ -166,7 +107,85 @@ def test_gradients_of_tables_are_sparse_and_of_the_rest_dense(
     assert len(tables) + len(dense) == len(model.trainable_variables)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_teacher_pairs_up_with_its_student(
+    spec: InputSpec, make_batch: MakeBatch, built: Built, backbone: str
+) -> None:
+    student, inputs = built(spec, make_batch(), backbone, hidden_units=[5], dropout=0.5)
+    teacher = build_backbone(
+        ModelSettings(backbone=backbone, embedding_dim=DIM, options={"hidden_units": [5], "dropout": 0.5}), spec
+    )
+    teacher({name: x[:2] for name, x in inputs.items()})
+    pairs = list(zip(teacher.variables, student.variables, strict=True))
+    assert [a.shape for a, _ in pairs] == [b.shape for _, b in pairs]
+    assert not np.allclose(teacher(inputs), student(inputs), atol=1e-3)
+    for mine, theirs in pairs:
+        mine.assign(theirs)
+    np.testing.assert_array_equal(teacher(inputs), student(inputs))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_row_is_scored_for_itself(spec: InputSpec, make_batch: MakeBatch, built: Built, backbone: str) -> None:
+    """Beside rows of padding, as in an epoch's last batch, and in a graph that takes any number of rows, also none."""
+    model, inputs = built(spec, make_batch(rows=9), backbone, hidden_units=[6])
+    signature = {name: tf.TensorSpec([None, *x.shape[1:]], x.dtype) for name, x in inputs.items()}
+    score = tf.function(model, input_signature=[signature])
+    logits = model(inputs).numpy()
+    assert logits.shape == (9,) and logits.dtype == np.float32 and len(np.unique(logits)) == 9
+    padded = {name: tf.concat([x, tf.zeros_like(x[:5])], axis=0) for name, x in inputs.items()}
+    np.testing.assert_allclose(score(padded)[:9], logits, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(score(padded)).all()
+    np.testing.assert_allclose(score({name: x[3:4] for name, x in inputs.items()}), logits[3:4], rtol=1e-5, atol=1e-5)
+    assert score({name: x[:0] for name, x in inputs.items()}).shape == (0,)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_fits_restores_and_exports(
+    make_model: Callable[..., ClsdModel], make_batch: MakeBatch, tmp_path: Path, backbone: str
+) -> None:
+    model = make_model(backbone=backbone, warmup_steps=4, optimizers="adagrad")
+    batch = make_batch(rows=256)
+    model.compile()
+    history = model.fit(tf.data.Dataset.from_tensor_slices(batch).batch(64), epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.95 * history["loss"][0] and np.isfinite(history["loss"]).all()
+    ids, values = tf.constant(batch["ids"]), tf.constant(batch["values"])
+    expected = model.score(ids, values)
+
+    restored = make_model(backbone=backbone, warmup_steps=4, optimizers="adagrad")
+    assert not np.allclose(restored.score(ids, values).logit, expected.logit, atol=1e-3)
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "weights"))
+    tf.train.Checkpoint(model=restored).read(path).assert_existing_objects_matched().expect_partial()
+    for found, wanted in zip(restored.score(ids, values), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+    served = tf.Module()
+    served.weights = model.variables
+    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in (ids, values)]
+    served.score = tf.function(lambda ids, values: tuple(model.score(ids, values)), input_signature=signature)
+    tf.saved_model.save(served, str(tmp_path / "served"))
+    loaded = tf.saved_model.load(str(tmp_path / "served"))
+    for found, wanted in zip(loaded.score(ids[:7], values[:7]), expected, strict=True):
+        np.testing.assert_allclose(found, wanted[:7], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_alone_is_saved_and_loaded(
+    spec: InputSpec, make_batch: MakeBatch, built: Built, tmp_path: Path, backbone: str
+) -> None:
+    model, inputs = built(spec, make_batch(rows=6), backbone, hidden_units=[3])
+    signature = {name: tf.TensorSpec([None, *x.shape[1:]], x.dtype, name=name) for name, x in inputs.items()}
+    serve = tf.function(lambda inputs: {"logit": model(inputs)}, input_signature=[signature])
+    tf.saved_model.save(model, str(tmp_path / "saved"), signatures=serve)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    answer = loaded.signatures["serving_default"](**inputs)
+    np.testing.assert_allclose(answer["logit"], model(inputs), rtol=1e-5, atol=1e-6)
+
+
 # ---------------------------------------------------------------- registry
+
+
+def _only(spec: InputSpec, names: set[str]) -> InputSpec:
+    return dataclasses.replace(spec, fields=tuple(field for field in spec.fields if field.name in names))
 
 
 def _refusal(spec: InputSpec, backbone: str, **options: Any) -> str:
@@ -177,12 +196,22 @@ def _refusal(spec: InputSpec, backbone: str, **options: Any) -> str:
     return message
 
 
+def test_backbones_by_name(spec: InputSpec) -> None:
+    made = {name: type(build_backbone(ModelSettings(backbone=name), spec)).__name__ for name in BACKBONES}
+    assert made == {
+        "deepfm": "DeepFM", "dcn_v2": "DCNv2", "wide_deep": "WideDeep", "fibinet": "FiBiNET", "autoint": "AutoInt",
+        "dlrm": "DLRM", "din": "DIN",
+    }  # fmt: skip
+    described = ModelSettings.model_fields["backbone"].description
+    assert described is not None and described.startswith(", ".join(BACKBONES) + ", or ")
+
+
 def test_unknown_backbone_names_the_nearest(spec: InputSpec) -> None:
     assert "did you mean 'deepfm'?" in _refusal(spec, "deep_fm")
 
 
 def test_backbone_like_no_other_lists_all(spec: InputSpec) -> None:
-    assert "deepfm, dcn_v2" in _refusal(spec, "xgboost")
+    assert ", ".join(BACKBONES) in _refusal(spec, "xgboost")
 
 
 def test_unknown_option_names_the_nearest(spec: InputSpec) -> None:
@@ -196,20 +225,36 @@ def test_option_of_another_backbone_is_refused(spec: InputSpec) -> None:
 
 def test_wrong_value_of_an_option_is_refused(spec: InputSpec) -> None:
     assert "neither parallel nor stacked" in _refusal(spec, "dcn_v2", structure="sideways")
+    assert "none of field_all, field_each and field_interaction" in _refusal(spec, "fibinet", bilinear="all")
+
+
+@pytest.mark.parametrize("without", ["history", "item"])
+def test_din_without_a_history_of_a_feature_is_refused(spec: InputSpec, without: str) -> None:
+    message = _refusal(_only(spec, {field.name for field in spec.fields} - {without}), "din")
+    assert message.startswith("model.backbone: din: ")
+    assert message.endswith("add a sequence feature with `share: <item feature>`")
+
+
+def test_pairs_of_too_few_vectors_are_refused(spec: InputSpec) -> None:
+    assert "no pairs" in _refusal(_only(spec, {"user"}), "fibinet")
+    for names in ({"user"}, {"price", "age"}):
+        assert "no product" in _refusal(_only(spec, names), "dlrm")
 
 
 @pytest.mark.parametrize("separator", [":", "."])
 def test_users_own_model_is_found_by_dotted_path(
-    spec: InputSpec, make_batch: MakeBatch, own_backbone: str, separator: str
+    spec: InputSpec, make_batch: MakeBatch, built: Built, own_backbone: str, separator: str
 ) -> None:
     path = own_backbone.replace(":", separator)
-    model, inputs = _built(spec, make_batch(rows=9), path, width=5)
+    model, inputs = built(spec, make_batch(rows=9), path, width=5)
     assert type(model).__name__ == "Net" and model.block.hidden.units == 5
     assert model(inputs).shape == (9,)
 
 
-def test_tables_of_users_own_model_are_found(spec: InputSpec, make_batch: MakeBatch, own_backbone: str) -> None:
-    model, _ = _built(spec, make_batch(), own_backbone)
+def test_tables_of_users_own_model_are_found(
+    spec: InputSpec, make_batch: MakeBatch, built: Built, own_backbone: str
+) -> None:
+    model, _ = built(spec, make_batch(), own_backbone)
     tables, _ = split_variables(model)
     assert [id(v) for v in tables] == [id(model.table.embeddings)]
 

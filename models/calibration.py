@@ -1,0 +1,47 @@
+"""The cheap calibration: the logarithm of the weight from what one forward pass knows, instead of asking the teacher."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.tf_runtime import tf
+
+
+class Calibrator(NamedTuple):
+    """log w is about b0 + b1 s + b2 g, within [low, high], the range that was seen.
+
+    Args:
+        intercept, of_logit, of_correction: b0, b1, b2.
+        low, high: bounds of log w.
+    """
+
+    intercept: float
+    of_logit: float
+    of_correction: float
+    low: float
+    high: float
+
+    @classmethod
+    def fit(cls, logit: Any, correction: Any, weight: Any) -> Calibrator | None:
+        """Least squares of log w on s and g over the rows of the validation split; no label is looked at.
+
+        Args:
+            logit, correction, weight: s, g and w of each row, float32 ``[n]``.
+
+        Returns:
+            None for fewer than three rows, or where something is not finite.
+        """
+        s, g, target = (np.asarray(x, np.float64) for x in (logit, correction, np.log(weight)))
+        if len(s) < 3 or not all(np.isfinite(x).all() for x in (s, g, target)):
+            return None
+        design = np.stack([np.ones_like(s), s, g], axis=1)
+        # The smallest solution: without a gate g is 0 everywhere, and its coefficient then 0.
+        b0, b1, b2 = np.linalg.lstsq(design, target, rcond=None)[0]
+        return cls(float(b0), float(b1), float(b2), float(target.min()), float(target.max()))
+
+    def log_weight(self, logit: Any, correction: Any) -> Any:
+        """log w of rows, float32 ``[B]``, as a graph or eagerly."""
+        found = self.intercept + self.of_logit * logit + self.of_correction * correction
+        return tf.clip_by_value(found, self.low, self.high)

@@ -1,0 +1,35 @@
+"""Sums and columns over all replicas of a step; on one replica each is the value itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from features.tf_runtime import tf
+
+
+def replicas() -> int:
+    """Number of replicas that take this step together."""
+    return int(tf.distribute.get_replica_context().num_replicas_in_sync)
+
+
+def sum_over(values: Any) -> Any:
+    """Sum of a tensor over the replicas, the same on each."""
+    if replicas() == 1:
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def gather(values: Any) -> Any:
+    """Rows ``[B / N, ...]`` of this replica to those of the global batch, ``[B, ...]``, in the order of the replicas."""
+    if replicas() == 1:
+        return values
+    return tf.distribute.get_replica_context().all_gather(values, axis=0)
+
+
+def own(values: Any, like: Any) -> Any:
+    """This replica's rows of a global column: what :func:`gather` made of ``like`` and what it became since."""
+    if replicas() == 1:
+        return values
+    rows = tf.shape(like)[0]
+    start = tf.distribute.get_replica_context().replica_id_in_sync_group * rows
+    return values[start : start + rows]

@@ -1,0 +1,68 @@
+"""The teacher as a model of its own: a second backbone that is copied from the student when the settings say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from features.tf_runtime import tf
+from models.settings import ConfidenceSettings
+
+#: Teachers that are a second set of weights; all others need none.
+SEPARATE = ("frozen", "ema", "previous")
+
+
+class TeacherUpdates:
+    """When and how the teacher's variables follow the student's, in cross-replica context and inside the step's graph.
+
+    Args:
+        settings: of the method.
+        teacher, student: two built backbones by the same constructor, the teacher still trainable.
+        warmup_steps: steps after which the teacher is first copied.
+    """
+
+    def __init__(self, settings: ConfidenceSettings, teacher: Any, student: Any, warmup_steps: int) -> None:
+        self._settings, self._warmup = settings, warmup_steps
+        # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables.
+        self._pairs = list(zip(teacher.variables, student.variables, strict=True))
+        teacher.trainable = False
+
+    def copy(self) -> None:
+        """Teacher = student."""
+        for mine, theirs in self._pairs:
+            mine.assign(theirs)
+
+    def before_step(self, step: Any) -> None:
+        """The copy at the end of warm-up, and a frozen teacher's refreshing."""
+        since = step - self._warmup
+        due = tf.equal(since, 0)
+        if self._settings.teacher == "frozen" and self._settings.refresh_steps:
+            due = tf.logical_and(since >= 0, tf.equal(since % self._settings.refresh_steps, 0))
+        _across(lambda: _where(due, self.copy))
+
+    def after_forward(self, step: Any) -> None:
+        """``previous``: the weights that this step is about to change."""
+        if self._settings.teacher == "previous":
+            _across(lambda: _where(step >= self._warmup, self.copy))
+
+    def after_update(self, step: Any) -> None:
+        """``ema``: teacher = decay * teacher + (1 - decay) * student."""
+        if self._settings.teacher == "ema":
+            _across(lambda: _where(step >= self._warmup, self._move))
+
+    def _move(self) -> None:
+        decay = self._settings.ema_decay
+        for mine, theirs in self._pairs:
+            mine.assign(decay * mine + (1.0 - decay) * theirs if mine.dtype.is_floating else theirs)
+
+
+def _across(update: Any) -> None:
+    # Variables of users' models have no aggregation, so copies are made where all replicas are one.
+    tf.distribute.get_replica_context().merge_call(lambda strategy: update())
+
+
+def _where(due: Any, update: Any) -> None:
+    def updated() -> Any:
+        update()  # in a graph, automatic control dependencies run the assignments
+        return tf.constant(0)
+
+    tf.cond(due, updated, lambda: tf.constant(0))

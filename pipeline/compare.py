@@ -1,0 +1,258 @@
+"""Variants of the method against its controls, over seeds: training and measuring each pair of seed and variant.
+
+Every seed has one warm-up, from which all its variants start; so they differ in nothing but the weights. Each run leaves
+``result.json`` last, and a comparison that was killed goes on with what is missing::
+
+    compare/seed-1/warmup/  compare/seed-1/<variant>/{config.yaml, best/, scores.npz, result.json}  compare/compare.json
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from features.errors import UserError
+from pipeline.comparison import compare_results
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.files import make_directory, read_json, write_json, write_text
+from pipeline.progress import console
+from pipeline.variants import CONFIGURED, choose
+
+COMPARE_FILE = "compare.json"
+REPORT_FILE = "report.html"
+RESULT_FILE = "result.json"
+SCORES_FILE = "scores.npz"
+
+
+def compare(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    *,
+    variants: list[str],
+    seeds: int,
+    jobs: int = 1,
+    controls: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train and measure every variant under every seed, and write ``compare.json`` and ``report.html``.
+
+    Args:
+        config: whose ``confidence`` is the configured method.
+        dataset: what to train and measure on.
+        out: the comparison's directory.
+        variants: names beside the controls, see :mod:`pipeline.variants`.
+        seeds: trainings of each variant, with the seeds ``config.seed``, ``config.seed + 1``, ...
+        jobs: processes that train at the same time, sharing the cores.
+        controls: whether the controls are carried.
+        overwrite: train anew what was trained with other settings.
+
+    Returns:
+        the content of compare.json.
+
+    Raises:
+        UserError: an unknown variant, a run that fails, results of other settings in ``out``.
+    """
+    from pipeline.compare_report import render
+
+    dataset.require(config.rows)
+    chosen, left_out = choose(config, variants, controls=controls)
+    for name, reason in left_out.items():
+        console.print(f"[yellow]left out[/yellow] {name}: {reason}", highlight=False, soft_wrap=True)
+    make_directory(out)
+    started = time.monotonic()
+    numbers = [config.seed + i for i in range(seeds)]
+    tasks = [(made.model_copy(update={"seed": seed}), name, seed) for seed in numbers for name, made in chosen.items()]
+    with _workers(out, jobs) as submit, _progress(len(numbers) + len(tasks)) as done:
+        # The controls come with the seed, so that the first seed is whole early; warm-ups first, they are waited for.
+        warmups = {
+            seed: submit(_warm_up, tasks[0][0].model_copy(update={"seed": seed}), dataset.directory, out, seed)
+            for seed in numbers
+        }
+        for future in as_completed(warmups.values()):
+            done("warm-up", future.result())
+        runs = {
+            submit(_run, made, dataset.directory, out, name, seed, overwrite): (name, seed)
+            for made, name, seed in tasks
+        }
+        for future in as_completed(runs):
+            done("{} seed {}".format(*runs[future]), future.result())
+    results = {
+        name: {seed: read_json(_place(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
+        for name in chosen
+    }
+    found = compare_results(config, results, _bootstraps(config, dataset, out, list(chosen), numbers[0]))
+    found |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
+    write_json(out / COMPARE_FILE, found)
+    write_text(out / REPORT_FILE, render(config, dataset.manifest, found))
+    return found
+
+
+def _place(out: Path, seed: int, name: str) -> Path:
+    return out / f"seed-{seed}" / name
+
+
+# ---------------------------------------------------------------- in the worker
+
+
+def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int) -> str:
+    from pipeline.train import warm_up
+
+    with _logged(out, f"seed {seed} warm-up"):
+        warm_up(config, Dataset.load(dataset_dir), _place(out, seed, "warmup"))
+    return ""
+
+
+def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
+    """Train and measure one variant under one seed; nothing where its result is there."""
+    from pipeline.train import run_fingerprint, train
+
+    dataset, place = Dataset.load(dataset_dir), _place(out, seed, name)
+    split = config.evaluate.split
+    if (place / RESULT_FILE).exists():
+        result = read_json(place / RESULT_FILE, "result", "pass --overwrite")
+        if result["fingerprint"] == run_fingerprint(config, dataset) and result["split"] == split:
+            return "was there"
+        if not overwrite:
+            what = "holds the result of other settings or data"
+            raise UserError(str(place), what, "pass --overwrite, or choose another --out")
+    with _logged(out, f"seed {seed} {name}"):
+        if overwrite:
+            shutil.rmtree(place, ignore_errors=True)
+        trained = train(config, dataset, place, start=_place(out, seed, "warmup"))
+        result, scores = _measure(dataset, place)
+        np.savez(place / SCORES_FILE, **scores)
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the best one stays
+        keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
+        write_json(place / RESULT_FILE, {**{key: trained[key] for key in keys}, "split": split, "metrics": result})
+    return f"auc {result['auc']:.4f}" if "auc" in result else ""
+
+
+def _measure(dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headline metrics of the kept model, and what a bootstrap over users needs of its scores."""
+    import gc
+
+    from features.tf_runtime import keras, tf
+    from pipeline.evaluate import headline, measure_rows
+    from pipeline.scoring import Scorer
+    from pipeline.train import load_trained
+
+    config, model = load_trained(run, dataset)
+    rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(config.evaluate.split)
+    measured = headline(measure_rows(config, dataset, rows))
+    kept = {name: rows[name] for name in ("logit", "label", "user", "intensity")}
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    return measured, kept
+
+
+@contextmanager
+def _logged(out: Path, title: str) -> Iterator[None]:
+    """What a run says goes to a file: many speak at once."""
+    with open(out / "log.txt", "a", encoding="utf-8") as file:
+        file.write(f"== {title}\n")
+        console.file = file
+        try:
+            yield
+        finally:
+            file.flush()
+
+
+def _begin_worker(threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launching process ends its workers
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # a killed comparison leaves no process that would write into the next one
+
+    threading.Thread(target=watch, daemon=True).start()
+    from features.tf_runtime import tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+# ---------------------------------------------------------------- in the launching process
+
+
+@contextmanager
+def _workers(out: Path, jobs: int) -> Iterator[Callable[..., Future[str]]]:
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(threads, os.getpid())
+    )
+    try:
+        yield pool.submit
+    except BrokenProcessPool:
+        what = "a training process died, perhaps for want of memory"
+        raise UserError(str(out), what, "see log.txt there; the same command goes on where it stood") from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+    columns = (TextColumn("compare"), BarColumn(), MofNCompleteColumn(), TextColumn("trainings"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def done(what: str, said: str) -> None:
+            bar.advance(task)
+            console.print(f"{what:<32} {said}", highlight=False, soft_wrap=True)
+
+        yield done
+
+
+def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], seed: int) -> dict[str, Any]:
+    """Over users, of the first seed's pair of models: each variant against the first reference."""
+    from pipeline.statistics import bootstrap_users
+
+    references = [name for name in config.compare.references if name in names]
+    rounds = config.compare.bootstrap_rounds
+    if not references or not rounds or not config.rows.user:
+        return {}
+    reference, found = references[0], {}
+    base = dict(np.load(_place(out, seed, reference) / SCORES_FILE))
+    gain = np.nan_to_num(base["intensity"]) * base["label"] if config.rows.intensity else None
+    for name in names:
+        if name == reference:
+            continue
+        other = np.load(_place(out, seed, name) / SCORES_FILE)["logit"]
+        if not (np.isfinite(other).all() and np.isfinite(base["logit"]).all()):
+            continue
+        intervals = bootstrap_users(
+            base["label"],
+            base["logit"],
+            other,
+            base["user"],
+            rounds=rounds,
+            seed=config.seed,
+            gain=gain,
+            k=config.compare.ndcg_at,
+            level=config.compare.level,
+        )
+        found[name] = {metric: vars(interval) for metric, interval in intervals.items()}
+    return {"reference": reference, "seed": seed, "rounds": rounds, "variants": found}
+
+
+__all__ = ["COMPARE_FILE", "CONFIGURED", "REPORT_FILE", "compare"]

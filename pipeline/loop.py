@@ -1,0 +1,313 @@
+"""The loop over steps and epochs of one training run, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from features.errors import UserError
+from features.parse import TRAINING_COLUMNS, batches
+from features.tf_runtime import tf
+from models import figures
+from models.clsd import ClsdModel
+from models.metrics import Measured, measure
+from pipeline import teacher_cache
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.files import read_json, write_json
+from pipeline.monitor import CollapseMonitor, known_to_collapse
+from pipeline.progress import console
+from pipeline.scoring import Scorer, reading
+
+STATE_FILE = "state.json"
+BEST = "best/weights"
+
+
+@dataclass
+class State:
+    """How far a run came; written after each checkpoint, so it never names one that is not whole.
+
+    Args:
+        fingerprint: of settings and data.
+        epoch: whole epochs done.
+        step: steps done of the next one, and ``totals`` what they added up; not 0 only where a warm-up ended within an epoch.
+        checkpoint: name of the newest one.
+        best_epoch, best_value: the kept epoch and its validation metric.
+        stopped: why the run ended before its last epoch.
+        collapsed: what the monitor found where it only warns.
+        seconds, weighted_steps: time spent in weighted steps, and their number.
+        history: figures of each epoch.
+    """
+
+    fingerprint: str
+    epoch: int = 0
+    step: int = 0
+    totals: list[float] = field(default_factory=list)
+    checkpoint: str = ""
+    best_epoch: int = 0
+    best_value: float | None = None
+    stopped: str = ""
+    collapsed: str = ""
+    seconds: float = 0.0
+    weighted_steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: Path) -> State:
+        """The state of a run that was begun."""
+        return cls(**read_json(directory / STATE_FILE, "run", "pass --overwrite to start anew"))
+
+
+def steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    """Batches of the training split, the last one padded."""
+    return -(-dataset.rows("train") // config.train.batch_size)
+
+
+def warmup_steps(config: Config, dataset: Dataset) -> int:
+    """Steps of plain loss."""
+    if config.confidence.warmup_steps is not None:
+        return config.confidence.warmup_steps
+    return round(config.confidence.warmup_epochs * steps_per_epoch(config, dataset))
+
+
+class Loop:
+    """One training run.
+
+    Args:
+        config, dataset: what is trained on what.
+        out: the run's directory.
+        strategy: under whose scope ``model`` was built.
+        model: to be trained.
+        state: where the run stands; its checkpoint is restored.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, out: Path, strategy: Any, model: ClsdModel, state: State
+    ) -> None:
+        self._config, self._dataset, self._out, self.state = config, dataset, out, state
+        self._strategy, self._model = strategy, model
+        self._steps = steps_per_epoch(config, dataset)
+        self._checkpoint = tf.train.Checkpoint(model=model)
+        keep = config.train.keep_checkpoints
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(out / "checkpoints"), max_to_keep=keep)
+        self._validates = dataset.rows("validation") > 0
+        self._scorer = Scorer(model, dataset, strategy)
+        self._writer = tf.summary.create_file_writer(str(out / "tensorboard")) if config.train.tensorboard else None
+        self._monitor = CollapseMonitor(config.train.monitor)
+        self._window = figures.nothing(), 0
+        self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+        @tf.function
+        def run_steps(iterator: Any, steps: Any) -> Any:
+            totals = figures.nothing()
+            for _ in tf.range(steps):
+                now = strategy.run(model.train_totals, args=(next(iterator),))
+                first = strategy.experimental_local_results(now)[0]  # the same on every replica
+                totals = figures.merged(tf.stack([totals, first]))
+            return totals
+
+        self._run_steps = run_steps
+
+    def restore(self, directory: Path) -> None:
+        """Read the state's checkpoint from a run's directory; what it does not hold keeps its start."""
+        if not self.state.checkpoint:
+            return
+        path = directory / "checkpoints" / self.state.checkpoint
+        try:
+            self._checkpoint.restore(str(path)).expect_partial()
+        except (tf.errors.OpError, ValueError, IndexError) as error:
+            what = f"cannot be restored ({type(error).__name__})"
+            raise UserError(str(path), what, "pass --overwrite to start anew") from error
+
+    def go(self, until: int | None = None) -> State:
+        """Train to the end, or until so many steps are done in all.
+
+        Raises:
+            UserError: the loss is not finite, the run collapsed, a shard is damaged.
+        """
+        settings, state = self._config.train, self.state
+        total = settings.epochs * self._steps
+        if state.epoch:
+            console.print(f"going on after epoch {state.epoch} of {settings.epochs}")
+        elif settings.batch_size > self._dataset.rows("train"):
+            rows = self._dataset.rows("train")
+            _warn(f"train.batch_size {settings.batch_size} is more than the {rows} rows")
+        if self._config.confidence.weighted:
+            if self._model.warmup_steps >= total:
+                _warn(f"the warm-up takes all {total} steps: no click will be weighted")
+            if expected := known_to_collapse(self._config.confidence, self._dataset.ctr("train")):
+                _warn(expected)
+        end = total if until is None else min(until, total)
+        while state.epoch * self._steps + state.step < end and not state.stopped:
+            totals = self._epoch(min(self._steps, end - state.epoch * self._steps))
+            if state.step < self._steps:  # a warm-up ended within the epoch
+                state.totals = [float(t) for t in totals.numpy()]
+                self._save(state.epoch * self._steps + state.step)
+                break
+            found = {name: float(value) for name, value in figures.figures(totals).items()}
+            measured = self._validate()
+            self._keep(found, measured)
+            self._say(found, measured)
+        return state
+
+    def _epoch(self, last: int) -> Any:
+        """Steps of the running epoch up to ``last``; the totals of the epoch so far."""
+        config, state, number = self._config, self.state, self.state.epoch + 1
+        iterator = self._reader(number)
+        warmup = self._model.warmup_steps - state.epoch * self._steps  # its end, as a step of this epoch
+        weighted = config.confidence.weighted
+        title = f"epoch {number}/{config.train.epochs}" + (" (warm-up)" if weighted and warmup >= last else "")
+        totals = tf.constant(state.totals) if state.totals else figures.nothing()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        with (
+            Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar,
+            reading(self._dataset),
+        ):
+            task = bar.add_task(title, total=self._steps, completed=state.step, shown="")
+            while state.step < last:
+                stops = [last, state.step + config.train.steps_per_call, *([warmup] if warmup > state.step else [])]
+                now = min(stops) - state.step
+                started = time.perf_counter()
+                found = self._run_steps(iterator, tf.constant(now))
+                shown = {name: float(value) for name, value in figures.figures(found).items()}
+                if state.step >= warmup:
+                    state.seconds += time.perf_counter() - started
+                    state.weighted_steps += now
+                state.step += now
+                totals = figures.merged(tf.stack([totals, found]))
+                self._look(shown, found, now, weighted and state.step > warmup)
+                bar.update(task, advance=now, shown=f"loss {shown['loss']:.4f}")
+                self._summarise("train", shown)
+        return totals
+
+    def _reader(self, number: int) -> Any:
+        """Batches of an epoch from the state's step on."""
+        config, dataset = self._config, self._dataset
+        columns: tuple[str, ...] = TRAINING_COLUMNS
+        if config.confidence.weighted and config.confidence.teacher == "intensity":
+            columns = (*columns, "intensity")
+        cached = self._cache(number)
+        data = batches(
+            dataset.schema,
+            dataset.files("train"),
+            config.train.batch_size,
+            shuffle_seed=config.seed * 1_000_003 + number,
+            columns=(*columns, "key") if cached else columns,
+            rows_per_block=dataset.rows_per_block,
+        )
+        data = data.skip(self.state.step) if self.state.step else data
+        data = data.map(cached) if cached else data
+        return iter(self._strategy.experimental_distribute_dataset(data))
+
+    def _cache(self, number: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """The lookup of teacher's scores for an epoch that is weighted from its first step on, if one pays."""
+        done = (number - 1) * self._steps
+        # By where the warm-up ended and not by where a resumed run stands: both must read the same.
+        first_whole = -(-self._model.warmup_steps // self._steps) + 1
+        clicks = round(self._dataset.ctr("train") * self._dataset.rows("train"))
+        if number < first_whole or not teacher_cache.worth_it(
+            self._config, clicks, self._config.train.epochs - first_whole + 1
+        ):
+            return None
+        if self._cached is None:
+            if done == self._model.warmup_steps:  # not copied yet: the first weighted step would do it
+                self._model.copy_teacher()
+            self._cached = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
+        return self._cached
+
+    def _look(self, shown: dict[str, float], found: Any, steps: int, weighted: bool) -> None:
+        """Stop at a loss that is no number, or at a window of weighted steps that collapsed."""
+        state, settings = self.state, self._config.train.monitor
+        if not math.isfinite(shown["loss"]):
+            step = state.epoch * self._steps + state.step
+            what = f"the loss is {shown['loss']} by step {step}"
+            raise UserError("train", what, "lower the learning rates, then run again")
+        if not weighted or state.collapsed:
+            return
+        totals, seen = self._window
+        self._window = figures.merged(tf.stack([totals, found])), seen + steps
+        if self._window[1] < settings.window_steps:
+            return
+        problem = self._monitor.problem({k: float(v) for k, v in figures.figures(self._window[0]).items()})
+        self._window = figures.nothing(), 0
+        if not problem:
+            return
+        at = f"by step {state.epoch * self._steps + state.step}"
+        if settings.action == "stop":
+            mend = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if you mean it"
+            raise UserError("train", f"the run collapsed {at}: {problem}", mend)
+        state.collapsed = f"{problem} {at}"
+        _warn(f"the run collapsed: {state.collapsed}")
+
+    def _validate(self) -> Measured:
+        if not self._validates:
+            return Measured({}, {"auc": "the data set has no validation split"})
+        rows = self._scorer.score("validation")
+        user = rows["user"] if self._dataset.schema.user else None
+        measured = measure(rows["label"], rows["logit"], user)
+        calibrated = measure(rows["label"], rows["ctr_logit"])
+        measured.values.update(
+            (f"ctr_{name}", calibrated.values[name])
+            for name in ("log_loss", "ece", "predicted_over_real")
+            if name in calibrated.values
+        )
+        self._summarise("validation", measured.values)
+        return measured
+
+    def _keep(self, found: dict[str, float], measured: Measured) -> None:
+        """Checkpoint the epoch, keep the best one, decide whether to stop; state.json comes last."""
+        state, stopping = self.state, self._config.train.early_stopping
+        state.epoch, state.step, state.totals = state.epoch + 1, 0, []
+        state.history.append({"epoch": state.epoch, "train": found, "validation": measured.values})
+        after_warmup = state.epoch * self._steps > self._model.warmup_steps
+        value = measured.values.get(stopping.metric) if stopping else None
+        # A model of the warm-up is no candidate: what is kept must have been trained with the weights.
+        improved = (
+            value is None
+            or state.best_value is None
+            or (value > state.best_value) == (stopping is not None and stopping.mode == "max")
+        )
+        if (after_warmup and improved) or state.best_epoch == 0:
+            self._checkpoint.write(str(self._out / BEST))
+            state.best_epoch, state.best_value = state.epoch, value if after_warmup else None
+        elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
+            state.stopped = f"{stopping.metric} did not improve for {stopping.patience} epochs"
+        self._save(state.epoch * self._steps)
+
+    def _save(self, step: int) -> None:
+        self.state.checkpoint = Path(self._manager.save(checkpoint_number=step)).name
+        write_json(self._out / STATE_FILE, asdict(self.state))
+
+    def _summarise(self, name: str, shown: dict[str, float]) -> None:
+        if self._writer is None:
+            return
+        with self._writer.as_default(step=self._model.step):
+            for figure, value in shown.items():
+                tf.summary.scalar(f"{name}/{figure}", value)
+
+    def _say(self, found: dict[str, float], measured: Measured) -> None:
+        epoch, best = self.state.epoch, self.state.best_epoch
+        shown = [f"epoch {epoch:>2}/{self._config.train.epochs}", f"loss {found['loss']:.4f}"]
+        shown.append(f"predicted/real CTR {found['predicted_ctr'] / max(found['ctr'], 1e-12):.3f}")
+        shown += [
+            f"validation {n} {measured.values[n]:.4f}" for n in ("auc", "gauc", "log_loss") if n in measured.values
+        ]
+        weighted = self._config.confidence.weighted
+        if weighted:
+            shown.append(f"effective clicks {found['effective_clicks']:.1%}")
+        warming = weighted and epoch * self._steps <= self._model.warmup_steps
+        mark = "  warm-up" if warming else "  [green]best[/green]" if best == epoch else ""
+        console.print("  ".join(shown) + mark, highlight=False, soft_wrap=True)
+        if self.state.stopped:
+            console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)
+
+
+def _warn(text: str) -> None:
+    console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)

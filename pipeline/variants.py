@@ -1,0 +1,112 @@
+"""What a comparison compares: named changes of the method's settings, and the controls that it always carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from features.errors import UserError, did_you_mean
+from models.settings import PRESETS
+from pipeline.config import Config, parse_config
+
+PLAIN, CONFIGURED = "plain", "configured"
+
+
+class Variant(NamedTuple):
+    """A variant: what it changes of ``confidence``, and what it is, in a few words for tables.
+
+    A change of ``preset`` starts from that preset, every other from the config's own ``confidence``. The warm-up is the
+    config's in all of them.
+    """
+
+    changes: Mapping[str, Any]
+    about: str
+
+
+#: Every comparison carries these, as far as its log has what they need.
+CONTROLS: dict[str, Variant] = {
+    PLAIN: Variant({"teacher": "none", "gate": "off"}, "cross-entropy, no weights"),
+    "constant": Variant({"control": "constant"}, "every click weighs the configured method's mean"),
+    "permuted": Variant({"control": "permuted"}, "the configured weights, dealt out anew among the clicks"),
+    "permuted-raw": Variant(
+        {"control": "permuted", "normalise": "none"}, "weights of scores as they are, dealt out anew among the clicks"
+    ),
+    "popularity": Variant({"teacher": "popularity"}, "the item's training clicks in place of the teacher's score"),
+    "rce": Variant({"control": "rce", "gate": "off"}, "R-CE: clicks weigh p^b, non-clicks (1-p)^b"),
+    "tce": Variant({"control": "tce", "gate": "off"}, "T-CE: the clicks of the largest loss are dropped"),
+    "oracle": Variant({"teacher": "intensity"}, "the click's own intensity in place of the teacher's score"),
+}
+
+#: What may be named besides.
+METHODS: dict[str, Variant] = {
+    CONFIGURED: Variant({}, "confidence as the config has it"),
+    "stable": Variant({"preset": "stable"}, "the preset: frozen teacher, mean, blend 1, centred gate"),
+    "paper": Variant({"preset": "paper"}, "the preset: self teacher, raw scores, no blend"),
+    "no-gate": Variant({"gate": "off"}, "the configured method without AdGate"),
+    "gate-calibration": Variant({"gate": "calibration"}, "the configured method, its gate aiming at calibration"),
+    "no-blend": Variant({"blend": math.inf}, "weights from the confidence alone"),
+    "gradient-mass": Variant({"normalise": "gradient_mass"}, "the normaliser that keeps the mean prediction"),
+    "ema": Variant({"teacher": "ema"}, "the moving average of the model as its teacher"),
+    "previous": Variant({"teacher": "previous"}, "the model one step ago as its teacher"),
+    "self": Variant({"teacher": "self"}, "the same forward pass as its teacher"),
+    "self-no-blend": Variant({"teacher": "self", "blend": math.inf}, "self teacher, weights from the confidence alone"),
+}
+
+
+def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[dict[str, Config], dict[str, str]]:
+    """The config of each variant, and of each control that cannot be had the reason.
+
+    Args:
+        config: ``confidence`` is the configured method, ``compare.variants`` adds variants of the user's own.
+        names: variants beside the controls; empty for the configured method alone.
+        controls: whether the controls are carried.
+
+    Raises:
+        UserError: an unknown name, or a variant whose settings do not fit.
+    """
+    own = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
+    known = {**CONTROLS, **METHODS, **own}
+    wanted = list(dict.fromkeys([*(CONTROLS if controls else ()), *(names or [CONFIGURED])]))
+    chosen, left_out = {}, {}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"variant {name}", "is not known", did_you_mean(name, known))
+        if reason := _impossible(config, known[name].changes):
+            if name not in CONTROLS or name in names:
+                raise UserError(f"variant {name}", reason[0], reason[1])
+            left_out[name] = f"{reason[0]}; {reason[1]}"
+            continue
+        chosen[name] = _config_of(config, name, known[name].changes)
+    return chosen, left_out
+
+
+def about(config: Config, name: str) -> str:
+    """A variant in a few words."""
+    if name in config.compare.variants:
+        return ", ".join(f"{key}: {value}" for key, value in config.compare.variants[name].items())
+    return {**CONTROLS, **METHODS}[name].about
+
+
+def _impossible(config: Config, changes: Mapping[str, Any]) -> tuple[str, str] | None:
+    if changes.get("teacher") == "intensity" and not config.rows.intensity:
+        return "the log has no intensity", "name its column as rows.intensity"
+    if changes.get("teacher") == "popularity" and not (config.evaluate.item or config.preprocess.negatives):
+        return "no feature is known to name the item", "name it as evaluate.item"
+    return None
+
+
+def _config_of(config: Config, name: str, changes: Mapping[str, Any]) -> Config:
+    raw = config.model_dump(mode="python", by_alias=True)
+    before = raw["confidence"]
+    if "preset" in changes:
+        warmup = {key: before[key] for key in ("warmup_epochs", "warmup_steps")}
+        start = {**PRESETS.get(changes["preset"], {}), **warmup}
+    else:
+        start = before
+    raw["confidence"] = {**start, **changes}
+    if not config.rows.groups:
+        raw["confidence"]["gate"] = "off"
+    # A comparison wants the figures of a variant that collapses, too; it says so beside them.
+    raw["train"]["monitor"]["action"] = "warn"
+    return parse_config(raw, f"compare.variants.{name}")
