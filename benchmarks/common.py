@@ -1,12 +1,13 @@
 """What every benchmark shares: paired rounds, medians, a table, and the last line that a script reads.
 
-Both sides are measured in one run, in turn (A B A B ...), so that a machine that slows down slows both. The last line is
+Both sides are measured in one run, in turn (A B B A ...), so that a machine that slows down slows both. The last line is
 ``name ratio goal holds|falls short`` (one a goal, where a script has several); the exit code is 1 where a goal falls short.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -40,7 +41,7 @@ class Goal:
         return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
 
     def line(self) -> str:
-        return f"{self.name} {self.ratio:.3g} {self.goal:g} {'holds' if self.holds else 'falls short'}"
+        return f"{self.name} {self.ratio:.4g} {self.goal:g} {'holds' if self.holds else 'falls short'}"
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -54,13 +55,15 @@ def arguments(description: str) -> argparse.Namespace:
 def rates(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
     """Units a second of each side in each round; a side is a function that works and returns how many units it did.
 
-    One round first is not counted: it warms caches and compiles.
+    One round first is not counted: it warms caches and compiles. Each round takes the sides in another order, so that
+    neither a drift nor being first favours one.
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, work in sides.items():
+    orders = itertools.cycle(itertools.permutations(sides))
+    for number, order in zip(range(rounds + 1), orders, strict=False):
+        for name in order:
             start = time.perf_counter()
-            units = work()
+            units = sides[name]()
             if number:
                 found[name].append(units / (time.perf_counter() - start))
     return found
@@ -71,8 +74,8 @@ def median_ratio(found: dict[str, list[float]], above: str, below: str) -> float
     return statistics.median(a / b for a, b in zip(found[above], found[below], strict=True))
 
 
-def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
-    """Print the table and the goals' lines, write JSON if asked, and leave with the exit code that scripts expect."""
+def show(title: str, unit: str, found: dict[str, list[float]]) -> None:
+    """Print the table of sides that were measured together."""
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("side")
     for column in ("median", "lowest", "highest"):
@@ -81,10 +84,20 @@ def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[G
     table.add_column(f"{first} is faster by", justify="right")
     for name, values in found.items():
         figures = (f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values)))
-        table.add_row(name, *figures, "" if name == first else f"{median_ratio(found, first, name):.1f}")
+        table.add_row(name, *figures, "" if name == first else f"{median_ratio(found, first, name):.4g}")
     Console().print(table)
+
+
+def finish(unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
+    """Write JSON if asked, print the goals' lines and leave with the exit code that scripts expect."""
     if out:
         out.write_text(json.dumps({"rates": found, "unit": unit, "goals": [asdict(goal) for goal in goals]}, indent=2))
     for goal in goals:
         print(goal.line())
     sys.exit(0 if all(goal.holds for goal in goals) else 1)
+
+
+def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
+    """The end of a benchmark of one table: :func:`show`, then :func:`finish`."""
+    show(title, unit, found)
+    finish(unit, found, goals, out)

@@ -16,7 +16,7 @@ from models.optimizers import build_optimizer, split_variables
 from models.registry import build_backbone
 from models.replicas import gather, own, replicas, sum_over
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from models.teacher import SEPARATE, TeacherUpdates
+from models.teacher import TeacherUpdates
 
 
 class Scores(NamedTuple):
@@ -43,6 +43,7 @@ class Weighted(NamedTuple):
 
     click: Any
     non_click: Any
+    target: Any
     gate_losses: Any
     gate_rows: Any
 
@@ -64,10 +65,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         prior_ctr: CTR of the training split; its log odds are added to the backbone's output, so that training begins at
             the right mean instead of spending its first steps, the largest, on finding it.
         kept_negatives: r, the share of the non-clicks that are in the training data.
-        popularity: name of the item's feature and its training clicks by id, float32 ``[size]``; for ``teacher: popularity``.
+        items: name of the item's feature and a score for each of its ids, float32 ``[size]``; for ``source: item`` and
+            ``popularity``.
 
     A batch is a dictionary: ids int32 ``[B, width]``, values float32 ``[B, n]``, label float32 ``[B]``, valid float32
-    ``[B]`` (0 for padding); ``teacher: intensity`` reads intensity float32 ``[B]``; where a batch brings
+    ``[B]`` (0 for padding); ``source: intensity`` reads intensity float32 ``[B]``; where a batch brings
     teacher float32 ``[B]``, those are the scores q of its positives and the teacher is not asked.
     """
 
@@ -83,7 +85,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         l2: float = 0.0,
         prior_ctr: float = 0.5,
         kept_negatives: float = 1.0,
-        popularity: tuple[str, Any] | None = None,
+        items: tuple[str, Any] | None = None,
     ) -> None:
         super().__init__(name="clsd")
         self.spec, self.confidence_settings, self.l2 = spec, confidence, l2
@@ -91,7 +93,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self._prior_logit = math.log(prior_ctr / (1.0 - prior_ctr))
         self._log_kept = math.log(kept_negatives)
         self.backbone = build_backbone(model, spec)
-        self.teacher: Any = build_backbone(model, spec) if confidence.teacher in SEPARATE else None
+        self.teacher: Any = build_backbone(model, spec) if confidence.separate_teacher else None
         self.gate: Any = None
         if confidence.weighted and confidence.gate != "off":
             sizes = [size for _, size in spec.groups]
@@ -101,12 +103,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self.moments = tf.Variable(tf.zeros([4]), name="moments", **replicated)
         self.weight_moments = tf.Variable(tf.zeros([2]), name="weight_moments", **replicated)
         self._seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
-        self._item, self._popularity = "", None
-        if confidence.teacher == "popularity":
-            assert popularity is not None
-            self._item, clicks = popularity
-            shares = tf.constant(clicks, tf.float32) / max(float(max(clicks)), 1.0)
-            self._popularity = tf.Variable(shares, name="popularity", trainable=False)
+        self._item, self._item_scores = "", None
+        if confidence.source in ("item", "popularity"):
+            assert items is not None
+            self._item = items[0]
+            self._item_scores = tf.Variable(items[1], dtype=tf.float32, name="item_scores", trainable=False)
         self._build_weights()
         self._tables, self._dense = split_variables(self.backbone)
         self.table_optimizer = build_optimizer(embedding_optimizer)
@@ -147,10 +148,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         elif settings.blind:
             weight = one * weights.mean_weight(self.weight_moments)
         elif settings.weighted and settings.control == "none":
-            if self.teacher is None:
-                q = tf.sigmoid(logit) if self._popularity is None else self._popular(ids)
+            if self._item_scores is not None:
+                q = self._of_item(ids)
             else:
-                q = tf.sigmoid(self._logit(self.teacher, inputs, training=False))
+                s = logit if self.teacher is None else self._logit(self.teacher, inputs, training=False)
+                q = weights.on_scale(tf.sigmoid(s), settings.scale)
             c = weights.normaliser(self.moments, settings.normalise)
             g = self._correction(ids, q)
             a = self._confidence(q, g, c)
@@ -168,9 +170,20 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         return Scores(logit, found, weight, g, weights.calibrated_logit(logit, weight, self._log_kept))
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether scores take a second forward pass, of the teacher."""
+        settings = self.confidence_settings
+        return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
+
+    @property
+    def scoring_parts(self) -> list[Any]:
+        """The models that :meth:`score` runs; None for one that there is not."""
+        return [self.backbone, self.teacher if self.asks_teacher else None, self.gate]
+
+    @property
     def statistics(self) -> list[Any]:
         """Variables beside those of backbone, teacher and gate that scores depend on."""
-        return [self.moments, self.weight_moments, *([] if self._popularity is None else [self._popularity])]
+        return [self.moments, self.weight_moments, *([] if self._item_scores is None else [self._item_scores])]
 
     def copy_teacher(self) -> None:
         """Make the separate teacher the student, as the end of warm-up does; outside of a step."""
@@ -195,8 +208,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
-    def _popular(self, ids: Any) -> Any:
-        return tf.gather(self._popularity, ids[:, self.spec.id_slices[self._item].start])
+    def _of_item(self, ids: Any) -> Any:
+        return tf.gather(self._item_scores, ids[:, self.spec.id_slices[self._item].start])
 
     def _correction(self, ids: Any, q: Any) -> Any:
         return self.gate(self.spec.group_ids(ids)) if self.gate is not None else tf.zeros_like(q)
@@ -235,9 +248,10 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             if settings.weighted:
                 found = self._weigh(data, inputs, p, positive)
             else:
-                found = Weighted(tf.ones_like(s), tf.ones_like(s), tf.zeros_like(s), tf.zeros_like(s))
+                found = Weighted(tf.ones_like(s), tf.ones_like(s), y, tf.zeros_like(s), tf.zeros_like(s))
             w = found.click
-            losses = weights.row_losses(s, y, tf.stop_gradient(w), tf.stop_gradient(found.non_click)) * valid
+            row_weights = tf.stop_gradient(tf.where(y > 0, w, found.non_click))
+            losses = row_weights * weights.cross_entropy(s, tf.stop_gradient(found.target)) * valid
             gate_losses = found.gate_losses * found.gate_rows
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
             local = [tf.reduce_sum(column) for column in (*columns, gate_losses, found.gate_rows)]
@@ -282,15 +296,18 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
                 w = own(controls.truncated(gather(p), gather(positive), share), p)
             # The moments say that weighting has begun.
             self._move(self.moments, sum_over(weights.moment_sums(p, p, positive, 1.0)), weighted)
-            return Weighted(tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0), gate_losses, gate_rows)
-        q = self._scores_of_clicks(data, inputs, p, positive, weighted)
+            w, non_click = tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0)
+            return Weighted(w, non_click, data["label"], gate_losses, gate_rows)
+        t = self._probabilities(data, inputs, p, positive, weighted)
+        target = tf.where(weighted, data["label"] + settings.soften * (t - data["label"]), data["label"])
+        q = self._scores_of_clicks(data, t)
         known = positive * tf.cast(tf.math.is_finite(q), tf.float32)  # an intensity may be missing
         q = tf.where(tf.math.is_finite(q), q, 0.0)
         moments = self._move(self.moments, sum_over(weights.moment_sums(q, p, known, settings.alpha)), weighted)
         c = weights.normaliser(moments, settings.normalise)
         g = self._correction(data["ids"], q)
         w = weights.positive_weight(self._confidence(q, g, c), c, settings.blend)
-        if settings.teacher == "intensity":
+        if settings.source == "intensity":
             w = tf.where(known < positive, 1.0, w)
         if settings.control == "constant":
             w = own(controls.constant(gather(w), gather(positive)), w)
@@ -304,22 +321,24 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             )
             rows = known if settings.gate == "centre" else counted * valid
             gate_rows = tf.where(weighted, rows, 0.0)
-        return Weighted(tf.where(weighted, w, 1.0), non_click, gate_losses, gate_rows)
+        return Weighted(tf.where(weighted, w, 1.0), non_click, target, gate_losses, gate_rows)
 
-    def _scores_of_clicks(
-        self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any, weighted: Any
-    ) -> Any:
-        """q ``[B]``, without gradient: of every row where the gate's calibration asks for it, else of the positives."""
+    def _scores_of_clicks(self, data: dict[str, Any], t: Any) -> Any:
+        """q ``[B]`` on its scale, without gradient; NaN where an intensity is missing."""
         settings = self.confidence_settings
-        if settings.teacher == "intensity":
-            return tf.maximum(data["intensity"], 0.0)  # a NaN stays one
-        if self._popularity is not None:
-            return self._popular(data["ids"])
+        if settings.source == "intensity":
+            return tf.maximum(data["intensity"], 0.0)
+        if self._item_scores is not None:
+            return self._of_item(data["ids"])
+        return weights.on_scale(t, settings.scale)
+
+    def _probabilities(self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any, weighted: Any) -> Any:
+        settings = self.confidence_settings
         if self.teacher is None:
             return p
         if "teacher" in data:
             return data["teacher"]
-        every = self.gate is not None and settings.gate == "calibration"
+        every = settings.soften > 0 or (self.gate is not None and settings.gate == "calibration")
         rows = tf.where((data["valid"] if every else positive) > 0)
 
         def teach() -> Any:

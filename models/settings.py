@@ -13,6 +13,7 @@ from features.schema import Strict
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {},
     "paper": {"teacher": "self", "normalise": "none", "blend": math.inf, "gate": "centre"},
+    "two-level": {"source": "item", "teacher": "ema", "blend": 3.0, "soften": 0.3, "gate": "off"},
     "plain": {"teacher": "none", "gate": "off", "warmup_epochs": 0.0},
 }
 
@@ -24,13 +25,25 @@ class ConfidenceSettings(Strict):
     ``w = (1 + blend * a / c) / (1 + blend)`` where ``a = clip(q**alpha + g, eps * c, a_max * c)``.
     """
 
-    preset: Literal["stable", "paper", "plain"] = Field(
-        default="stable", description="stable: the defaults; paper: a literal reading of the paper; plain: no weighting"
+    preset: Literal["stable", "paper", "two-level", "plain"] = Field(
+        default="stable",
+        description="stable: the defaults; paper: a literal reading of the paper; two-level: weights by item, the teacher's "
+        "score in the targets; plain: no weighting",
     )
-    teacher: Literal["frozen", "ema", "previous", "self", "popularity", "intensity", "none"] = Field(
+    teacher: Literal["frozen", "ema", "previous", "self", "none"] = Field(
         default="frozen",
         description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass; "
-        "or, as controls, the item's share of training clicks, or the click's own intensity; none: no weighting",
+        "none: no weighting",
+    )
+    source: Literal["teacher", "item", "popularity", "intensity"] = Field(
+        default="teacher",
+        description="what the weights count: the teacher's score, or the odds of a click on the item in training; or, as "
+        "controls, the item's share of training clicks, or the click's own intensity",
+    )
+    scale: Literal["probability", "odds"] = Field(
+        default="probability",
+        description="what of a model's score q counts: q, or q / (1 - q), which does not depend on how many non-clicks the "
+        "training data hold",
     )
     refresh_steps: int = Field(
         default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never"
@@ -41,6 +54,12 @@ class ConfidenceSettings(Strict):
     )
     mean_decay: float = Field(default=0.99, ge=0, lt=1, description="decay of the moving averages behind c")
     blend: float = Field(default=1.0, ge=0, description="lambda: 0 weighs every click 1, .inf by confidence alone")
+    soften: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the teacher's score in the target, for clicks and non-clicks alike",
+    )
     alpha: float = Field(default=1.0, gt=0, description="exponent of the teacher's score")
     eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
@@ -73,6 +92,8 @@ class ConfidenceSettings(Strict):
     def _bounds_fit(self) -> ConfidenceSettings:
         if self.eps >= self.a_max:
             raise ValueError(f"eps ({self.eps}) must be below a_max ({self.a_max})")
+        if self.scale == "odds" and self.gate == "calibration":
+            raise ValueError("gate: calibration compares probabilities; set scale: probability, or gate: centre")
         return self
 
     @property
@@ -81,9 +102,15 @@ class ConfidenceSettings(Strict):
         return self.teacher != "none"
 
     @property
+    def separate_teacher(self) -> bool:
+        """Whether a second set of weights is kept: a teacher that is not the student, and is asked."""
+        asked = self.source == "teacher" or self.soften > 0
+        return asked and self.control not in ("rce", "tce") and self.teacher in ("frozen", "ema", "previous")
+
+    @property
     def blind(self) -> bool:
         """Whether the weights of training say nothing of a row that is scored: the best guess is their mean then."""
-        return self.weighted and (self.control in ("constant", "permuted") or self.teacher == "intensity")
+        return self.weighted and (self.control in ("constant", "permuted") or self.source == "intensity")
 
 
 class OptimizerSettings(Strict):

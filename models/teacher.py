@@ -7,9 +7,6 @@ from typing import Any
 from features.tf_runtime import tf
 from models.settings import ConfidenceSettings
 
-#: Teachers that are a second set of weights; all others need none.
-SEPARATE = ("frozen", "ema", "previous")
-
 
 class TeacherUpdates:
     """When and how the teacher's variables follow the student's, in cross-replica context and inside the step's graph.

@@ -29,6 +29,15 @@ def confidence(q: Any, g: Any, c: Any, *, alpha: float = 1.0, eps: float = 0.02,
     return tf.stop_gradient(tf.clip_by_value(_power(q, alpha) + g, eps * c, a_max * c))
 
 
+def on_scale(q: Any, scale: str) -> Any:
+    """A model's score q on the scale that counts: q itself, or its odds q / (1 - q).
+
+    With a share r of the non-clicks kept, the odds are 1 / r times those without sampling, for every row alike; the normaliser
+    takes a common factor out again. So weights from odds are the same for every r, while q saturates as r falls. float32 ``[B]``.
+    """
+    return q if scale == "probability" else q / tf.maximum(1.0 - q, 1e-6)
+
+
 def positive_weight(a: Any, c: Any, blend: float) -> Any:
     """w = (1 + blend * a / c) / (1 + blend); a / c for an infinite blend. float32 ``[B]``."""
     ratio = a / c
@@ -45,6 +54,11 @@ def confidence_of_weight(w: Any, blend: float) -> Any:
 def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0) -> Any:
     """-(y * w * log p + (1 - y) * v * log(1 - p)), v = ``non_click``, computed from the logit, float32 ``[B]``."""
     return y * w * tf.nn.softplus(-s) + (1.0 - y) * non_click * tf.nn.softplus(s)
+
+
+def cross_entropy(s: Any, target: Any) -> Any:
+    """-(t log p + (1 - t) log(1 - p)) for targets t in [0, 1], computed from the logit, float32 ``[B]``."""
+    return tf.nn.softplus(s) - target * s
 
 
 def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:

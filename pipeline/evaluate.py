@@ -49,8 +49,8 @@ def evaluate(
         config = config.model_copy(update={"evaluate": settings})
     split = config.evaluate.split
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(split)
-    asks = config.confidence.weighted and model.teacher is not None  # else one forward pass knows the weight exactly
-    calibrator = cheap_calibrator(model, dataset) if asks else None
+    # Without a teacher to ask, one forward pass knows the weight exactly.
+    calibrator = cheap_calibrator(model, dataset) if model.asks_teacher else None
     metrics = measure_rows(config, dataset, rows, calibrator)
     metrics["split"] = split
     metrics["settings"] = config.evaluate.model_dump(mode="json")

@@ -49,7 +49,7 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         super().__init__(name="clsd_serving")
         self.transform = transform
         # The variables and not the Keras objects: those would bring their optimizers and training graphs along.
-        parts = [part for part in (model.backbone, model.teacher, model.gate) if part is not None]
+        parts = [part for part in model.scoring_parts if part is not None]
         self.weights = [*(v for part in parts for v in part.variables), *model.statistics]
         specs = transform.signature()
 
@@ -105,10 +105,10 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
         UserError: a control, which is for comparisons alone; a cheap calibration without a validation split.
     """
     settings = config.confidence
-    if settings.weighted and (settings.control != "none" or settings.teacher in ("popularity", "intensity")):
-        named = f"control: {settings.control}" if settings.control != "none" else f"teacher: {settings.teacher}"
+    if settings.weighted and (settings.control != "none" or settings.source in ("popularity", "intensity")):
+        named = f"control: {settings.control}" if settings.control != "none" else f"source: {settings.source}"
         raise UserError(f"confidence.{named}", "is a control of a comparison", "export a model of the method instead")
-    if config.export.calibration == "exact" or model.teacher is None:
+    if config.export.calibration == "exact" or not model.asks_teacher:
         return model.score
     calibrator = cheap_calibrator(model, dataset)
     if calibrator is None:

@@ -191,7 +191,7 @@ class Loop:
         """Batches of an epoch from the state's step on."""
         config, dataset = self._config, self._dataset
         columns: tuple[str, ...] = TRAINING_COLUMNS
-        if config.confidence.weighted and config.confidence.teacher == "intensity":
+        if config.confidence.weighted and config.confidence.source == "intensity":
             columns = (*columns, "intensity")
         cached = self._cache(number)
         data = batches(

@@ -14,7 +14,12 @@ def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
     A teacher that is the student, or follows it, with weights from its score alone (``blend: .inf``) has its fixed point at
     p = max(0, 2 - 1 / CTR), or max(0, 1 - c / odds(CTR)) with a normaliser c: see docs/method.md.
     """
-    if not settings.weighted or settings.control != "none" or settings.blend != float("inf"):
+    if (
+        not settings.weighted
+        or settings.control != "none"
+        or settings.source != "teacher"
+        or settings.blend != float("inf")
+    ):
         return ""
     if settings.teacher not in ("self", "previous", "ema") or ctr >= 0.5:
         return ""

@@ -1,4 +1,4 @@
-"""How popular each row's item is: its clicks in the training split."""
+"""What the training split says of each item: its clicks, and the odds of a click on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from features.schema import CategoricalFeature
 from features.transform import first_value_id
 from pipeline.config import Config
 from pipeline.dataset import Dataset
+
+#: Rows of an average item that every item starts with: about where the spread of CTR over items outweighs that of counting.
+_SMOOTHING = 20.0
 
 
 def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
@@ -38,3 +41,30 @@ def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
     owner = config.rows.owner(feature)
     clicks = np.concatenate([np.zeros(first_value_id(owner)), dataset.transform.vocabularies[owner.name].clicks])
     return item, clicks.astype(np.float32)
+
+
+def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
+    """The feature that names the item, and what ``confidence.source`` counts for each of its ids, float32 ``[size]``.
+
+    popularity: clicks by the most clicked item's; item: the smoothed odds of a click,
+    ``(clicks + k CTR) / (non-clicks + k (1 - CTR))``, with k rows of an average item, which are all that an id without rows
+    has. None for any other source.
+
+    Raises:
+        UserError: no vocabulary feature names the item.
+    """
+    source = config.confidence.source
+    if source not in ("item", "popularity"):
+        return None
+    found = item_popularity(config, dataset)
+    if found is None:
+        what = "needs the feature that names the item, with a vocabulary"
+        raise UserError(f"confidence.source: {source}", what, "set evaluate.item")
+    name, clicks = found
+    if source == "popularity":
+        return name, clicks / max(float(clicks.max()), 1.0)
+    owner = config.rows.owner(config.rows.feature(name))  # type: ignore[arg-type]
+    rows = np.concatenate([np.zeros(first_value_id(owner)), dataset.transform.vocabularies[owner.name].rows])
+    ctr = dataset.ctr("train")
+    odds = (clicks + _SMOOTHING * ctr) / (rows - clicks + _SMOOTHING * (1 - ctr))
+    return name, odds.astype(np.float32)

@@ -23,13 +23,11 @@ def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
     changes can be cached, and only its scores of clicks, which the gate's calibration is not content with.
     """
     settings = config.confidence
+    clicks_alone = settings.source == "teacher" and settings.gate != "calibration" and settings.soften == 0
     frozen = settings.teacher == "frozen" and settings.refresh_steps == 0
     fits = clicks <= config.train.teacher_cache_clicks
     return (
-        frozen
-        and settings.control in ("none", "constant", "permuted")
-        and settings.gate != "calibration"
-        and (fits and epochs_left >= 2)
+        frozen and settings.control in ("none", "constant", "permuted") and clicks_alone and (fits and epochs_left >= 2)
     )
 
 

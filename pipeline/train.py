@@ -15,7 +15,7 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, make_directory, read_json, require_ours, write_json, write_text
 from pipeline.loop import BEST, STATE_FILE, Loop, State, warmup_steps
-from pipeline.popularity import item_popularity
+from pipeline.popularity import item_scores
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
 
@@ -27,15 +27,11 @@ def build_model(config: Config, dataset: Dataset) -> ClsdModel:
     """The model that a config describes, for a data set; to be called inside the strategy's scope.
 
     Raises:
-        UserError: ``confidence.teacher: popularity`` without a vocabulary feature that names the item.
+        UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
     """
     transform = dataset.transform
     names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
     spec = InputSpec.build(config.rows, {name: transform.table_size(name) for name in names})
-    popularity = item_popularity(config, dataset)
-    if popularity is None and config.confidence.teacher == "popularity":
-        what = "needs the feature that names the item, with a vocabulary"
-        raise UserError("confidence.teacher: popularity", what, "set evaluate.item")
     return ClsdModel(
         spec,
         config.model,
@@ -46,7 +42,7 @@ def build_model(config: Config, dataset: Dataset) -> ClsdModel:
         l2=config.train.l2,
         prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
         kept_negatives=dataset.kept_negatives,
-        popularity=popularity,
+        items=item_scores(config, dataset),
     )
 
 

@@ -32,10 +32,14 @@ CONTROLS: dict[str, Variant] = {
     "permuted-raw": Variant(
         {"control": "permuted", "normalise": "none"}, "weights of scores as they are, dealt out anew among the clicks"
     ),
-    "popularity": Variant({"teacher": "popularity"}, "the item's training clicks in place of the teacher's score"),
+    "popularity": Variant(
+        {"source": "popularity", "teacher": "self"}, "the item's training clicks in place of the teacher's score"
+    ),
     "rce": Variant({"control": "rce", "gate": "off"}, "R-CE: clicks weigh p^b, non-clicks (1-p)^b"),
     "tce": Variant({"control": "tce", "gate": "off"}, "T-CE: the clicks of the largest loss are dropped"),
-    "oracle": Variant({"teacher": "intensity"}, "the click's own intensity in place of the teacher's score"),
+    "oracle": Variant(
+        {"source": "intensity", "teacher": "self"}, "the click's own intensity in place of the teacher's score"
+    ),
 }
 
 #: What may be named besides.
@@ -43,6 +47,16 @@ METHODS: dict[str, Variant] = {
     CONFIGURED: Variant({}, "confidence as the config has it"),
     "stable": Variant({"preset": "stable"}, "the preset: frozen teacher, mean, blend 1, centred gate"),
     "paper": Variant({"preset": "paper"}, "the preset: self teacher, raw scores, no blend"),
+    "two-level": Variant(
+        {"preset": "two-level"}, "the preset: weights by the item's odds, targets softened by the teacher"
+    ),
+    "item": Variant(
+        {"source": "item", "teacher": "self", "gate": "off"}, "weights by the item's odds alone, blend as configured"
+    ),
+    "soft": Variant(
+        {"preset": "two-level", "source": "teacher", "blend": 0.0}, "no weights, targets softened by the moving average"
+    ),
+    "odds": Variant({"scale": "odds"}, "the teacher's odds in place of its probability"),
     "no-gate": Variant({"gate": "off"}, "the configured method without AdGate"),
     "gate-calibration": Variant({"gate": "calibration"}, "the configured method, its gate aiming at calibration"),
     "no-blend": Variant({"blend": math.inf}, "weights from the confidence alone"),
@@ -89,9 +103,9 @@ def about(config: Config, name: str) -> str:
 
 
 def _impossible(config: Config, changes: Mapping[str, Any]) -> tuple[str, str] | None:
-    if changes.get("teacher") == "intensity" and not config.rows.intensity:
+    if changes.get("source") == "intensity" and not config.rows.intensity:
         return "the log has no intensity", "name its column as rows.intensity"
-    if changes.get("teacher") == "popularity" and not (config.evaluate.item or config.preprocess.negatives):
+    if changes.get("source") in ("item", "popularity") and not (config.evaluate.item or config.preprocess.negatives):
         return "no feature is known to name the item", "name it as evaluate.item"
     return None
 
