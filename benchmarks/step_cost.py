@@ -56,13 +56,16 @@ Run = Callable[[int], Any]
 
 
 def make_batches(n: int, ctr: float) -> Batches:
-    """Columns of n batches, ``[n, B, ...]``; ids fall off as 1 / rank does."""
+    """Columns of n batches, ``[n, B, ...]``; ids fall off as 1 / rank does, and clicks follow one id and one number."""
     rng = np.random.default_rng(1)
     shape = (n, BATCH)
+    ids = np.minimum(SIZES ** rng.random((*shape, CATEGORICAL)), SIZES - 1).astype(np.int32)
+    values = rng.normal(size=(*shape, NUMERIC)).astype(np.float32)
+    appeal = values[..., 0] + ids[..., 0] % 2 + rng.logistic(size=shape)
     return {
-        "ids": np.minimum(SIZES ** rng.random((*shape, CATEGORICAL)), SIZES - 1).astype(np.int32),
-        "values": rng.normal(size=(*shape, NUMERIC)).astype(np.float32),
-        "label": (rng.random(shape) < ctr).astype(np.float32),
+        "ids": ids,
+        "values": values,
+        "label": (appeal > np.quantile(appeal, 1 - ctr)).astype(np.float32),
         "key": rng.integers(-(2**63), 2**63, shape),
         "valid": np.ones(shape, np.float32),
     }
@@ -162,6 +165,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     batches, rounds = (12, 6) if options.quick else (24, 60)
     warnings.filterwarnings("ignore")
+    tf.get_logger().setLevel("ERROR")  # a step is traced anew for each side, and says so
     strategy = make_strategy(1, BATCH)
     every, goals = {}, []
     for backbone in BACKBONES:

@@ -30,10 +30,11 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import make_directory, read_json, write_json, write_text
 from pipeline.progress import console
-from pipeline.variants import CONFIGURED, choose
+from pipeline.variants import CONFIGURED, WARMUP, choose
 
 COMPARE_FILE = "compare.json"
 REPORT_FILE = "report.html"
+TABLES_FILE = "compare.md"
 RESULT_FILE = "result.json"
 SCORES_FILE = "scores.npz"
 
@@ -49,7 +50,7 @@ def compare(
     controls: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train and measure every variant under every seed, and write ``compare.json`` and ``report.html``.
+    """Train and measure every variant under every seed, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
     Args:
         config: whose ``confidence`` is the configured method.
@@ -67,7 +68,7 @@ def compare(
     Raises:
         UserError: an unknown variant, a run that fails, results of other settings in ``out``.
     """
-    from pipeline.compare_report import render
+    from pipeline.compare_report import markdown, render
 
     dataset.require(config.rows)
     chosen, left_out = choose(config, variants, controls=controls)
@@ -77,10 +78,13 @@ def compare(
     started = time.monotonic()
     numbers = [config.seed + i for i in range(seeds)]
     tasks = [(made.model_copy(update={"seed": seed}), name, seed) for seed in numbers for name, made in chosen.items()]
+    names, first = list(chosen), next(iter(chosen.values()))
     with _workers(out, jobs) as submit, _progress(len(numbers) + len(tasks)) as done:
         # The controls come with the seed, so that the first seed is whole early; warm-ups first, they are waited for.
         warmups = {
-            seed: submit(_warm_up, tasks[0][0].model_copy(update={"seed": seed}), dataset.directory, out, seed)
+            seed: submit(
+                _warm_up, first.model_copy(update={"seed": seed}), dataset.directory, out, seed, names, overwrite
+            )
             for seed in numbers
         }
         for future in as_completed(warmups.values()):
@@ -95,9 +99,10 @@ def compare(
         name: {seed: read_json(_place(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
         for name in chosen
     }
-    found = compare_results(config, results, _bootstraps(config, dataset, out, list(chosen), numbers[0]))
+    found = compare_results(config, results, _bootstraps(config, dataset, out, names, numbers[0]))
     found |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
     write_json(out / COMPARE_FILE, found)
+    write_text(out / TABLES_FILE, markdown(found))
     write_text(out / REPORT_FILE, render(config, dataset.manifest, found))
     return found
 
@@ -109,11 +114,14 @@ def _place(out: Path, seed: int, name: str) -> Path:
 # ---------------------------------------------------------------- in the worker
 
 
-def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int) -> str:
+def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: list[str], overwrite: bool) -> str:
+    """Train what the variants ``names`` start from; nothing where all of their results are there."""
     from pipeline.train import warm_up
 
+    if not overwrite and all((_place(out, seed, name) / RESULT_FILE).exists() for name in names):
+        return "not needed"
     with _logged(out, f"seed {seed} warm-up"):
-        warm_up(config, Dataset.load(dataset_dir), _place(out, seed, "warmup"))
+        warm_up(config, Dataset.load(dataset_dir), _place(out, seed, WARMUP), overwrite=overwrite)
     return ""
 
 
@@ -133,7 +141,7 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
     with _logged(out, f"seed {seed} {name}"):
         if overwrite:
             shutil.rmtree(place, ignore_errors=True)
-        trained = train(config, dataset, place, start=_place(out, seed, "warmup"))
+        trained = train(config, dataset, place, start=_place(out, seed, WARMUP))
         result, scores = _measure(dataset, place)
         np.savez(place / SCORES_FILE, **scores)
         shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the best one stays

@@ -32,6 +32,28 @@ def table(found: dict[str, Any], reference: str) -> Table:
     return shown
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The differences to each reference as Markdown tables, to be kept beside the command that made them."""
+    lines = []
+    for reference, by_metric in found["differences"].items():
+        metrics = [name for name in TESTED if by_metric[name]]
+        more = ["predicted_over_real_score", "predicted_over_real", "ece_score", "ece", "group_spread"]
+        heads = [*(TESTED[name].label for name in metrics), *(SHOWN[name].label for name in more)]
+        lines += [
+            f"Less `{reference}`, in 1e-4 (mean ± sd over {len(found['seeds'])} seeds; * beyond chance at "
+            f"{found['level']:.0%} after correction); right of them, the figures themselves:",
+            "",
+            "| variant | " + " | ".join(heads) + " |",
+            "|---" * (1 + len(heads)) + "|",
+        ]
+        for name, variant in found["variants"].items():
+            cells = [difference(found, reference, metric, name) for metric in metrics]
+            shown = name + (" (collapsed)" if variant["collapsed"] else "")
+            lines.append("| " + " | ".join([shown, *cells, *(value(variant, metric) for metric in more)]) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def difference(found: dict[str, Any], reference: str, metric: str, name: str) -> str:
     """``+13 ± 2 *``, or the reference's own mean, or why there is none."""
     if name == reference:
@@ -77,7 +99,10 @@ def render(config: Config, manifest: dict[str, Any], found: dict[str, Any]) -> s
             if name != reference
         ]
         drawn = [
-            (TESTED[m], pictures.intervals(by_metric[m], TESTED[m].scale, TESTED[m].unit, 1 - found["level"]))
+            (
+                TESTED[m],
+                pictures.intervals(by_metric[m], TESTED[m].label, TESTED[m].scale, TESTED[m].unit, 1 - found["level"]),
+            )
             for m in metrics
         ]
         sections.append((reference, [TESTED[m].label for m in metrics], rows, drawn))

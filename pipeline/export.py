@@ -40,17 +40,13 @@ class ServingModel(tf.Module):  # type: ignore[misc]
     a click on the row would be believed (1 is the mean click). All float32 ``[rows]``.
 
     Args:
-        model: the trained model, on one device.
         transform: the raw-feature transform, whose tables become assets.
-        score: ids and values to :class:`models.clsd.Scores`.
+        score: ids and values to :class:`models.clsd.Scores`, by a model on one device.
     """
 
-    def __init__(self, model: ClsdModel, transform: ServingTransform, score: Score) -> None:
+    def __init__(self, transform: ServingTransform, score: Score) -> None:
         super().__init__(name="clsd_serving")
         self.transform = transform
-        # The variables and not the Keras objects: those would bring their optimizers and training graphs along.
-        parts = [part for part in model.scoring_parts if part is not None]
-        self.weights = [*(v for part in parts for v in part.variables), *model.statistics]
         specs = transform.signature()
 
         def answer(raw: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +59,8 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         self.examples = tf.function(lambda examples: answer(transform.parse_examples(examples))).get_concrete_function(
             tf.TensorSpec([None], tf.string, name="examples")
         )
+        # What the graph reads: the Keras objects would bring their optimizers, training graphs and unasked teachers along.
+        self.weights = list(self.raw.variables)
 
     def signatures(self) -> dict[str, Any]:
         """Signatures by TF Serving's names."""
@@ -89,7 +87,7 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
     target = out / str(number)
     with whole_directory(target) as aside, tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets:
         score = scoring_of(config, dataset, model)
-        serving = ServingModel(model, ServingTransform(dataset.transform, Path(assets)), score)
+        serving = ServingModel(ServingTransform(dataset.transform, Path(assets)), score)
         tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
         (aside / GOLDEN_FILE).parent.mkdir()
         write_json(aside / GOLDEN_FILE, golden_rows(dataset, score, list(serving.transform.signature())))

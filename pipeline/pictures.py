@@ -104,11 +104,12 @@ def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: i
     return out[0]
 
 
-def intervals(differences: dict[str, dict[str, Any]], scale: float, unit: str, alpha: float) -> str:
+def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, unit: str, alpha: float) -> str:
     """Mean difference and its interval, a row a variant; filled where the corrected p is below ``alpha``.
 
     Args:
         differences: by variant, as ``compare.json`` has them.
+        title: the metric.
         scale, unit: of the axis.
         alpha: of the test.
     """
@@ -122,6 +123,7 @@ def intervals(differences: dict[str, dict[str, Any]], scale: float, unit: str, a
             axes.plot(scale * found["mean"], place, "o", color=BLUE, markersize=6, markerfacecolor=face)
         axes.set_yticks(range(len(differences)), list(differences))
         axes.set_ylim(len(differences) - 0.5, -0.5)
+        axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(f"difference, {unit}")
         # A collapsed variant would press all others together: the axis shows the middle, an arrow points beyond it.
         ends = [abs(scale * found["mean"]) for found in differences.values()]

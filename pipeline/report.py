@@ -53,10 +53,7 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) ->
             manifest=manifest,
             metrics=metrics,
             run=run,
-            rows=[
-                (label, _cell(metrics["score"], name, form), _cell(metrics["ctr"], name, form))
-                for name, label, form in _ROWS
-            ],
+            rows=summary_rows(metrics),
             groups={
                 group: [(name, found, _group_cells(found, corrected, weighted)) for name, found in found_groups.items()]
                 for group, found_groups in metrics["groups"].items()

@@ -11,10 +11,11 @@ from features.schema import digest_of
 from features.tf_runtime import tf
 from models.clsd import ClsdModel
 from models.inputs import InputSpec
+from models.settings import ConfidenceSettings
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, make_directory, read_json, require_ours, write_json, write_text
-from pipeline.loop import BEST, STATE_FILE, Loop, State, warmup_steps
+from pipeline.loop import BEST, STATE_FILE, Loop, State, steps_per_epoch, warmup_steps
 from pipeline.popularity import item_scores
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
@@ -96,7 +97,8 @@ def train(
         if run["fingerprint"] == fingerprint:
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
-    state, begun_in = (State(fingerprint), out) if overwrite else _state(out, fingerprint, start)
+    warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
+    state, begun_in = (State(fingerprint), out) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
     with clear_errors(str(out)):
         loop.restore(begun_in)
@@ -116,28 +118,33 @@ def train(
     return run
 
 
-def warm_up(config: Config, dataset: Dataset, out: Path) -> None:
+def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = False) -> None:
     """Train the warm-up alone, once, as a start for every config that differs from this one in ``confidence`` only.
 
     Args:
         config: its ``confidence`` says how long the warm-up is; all else of it is left out.
         dataset: what to train on.
         out: directory; a warm-up that was stopped goes on, one that is done is left alone.
+        overwrite: start anew where ``out`` holds a warm-up of other settings or data.
 
     Raises:
-        UserError: as :func:`train`.
+        UserError: as :func:`train`, and a warm-up that leaves no step to weigh.
     """
-    plain = {"teacher": "none", "control": "none", "gate": "off"}
-    config = config.model_copy(update={"confidence": config.confidence.model_copy(update=plain)})
+    steps, total = warmup_steps(config, dataset), config.train.epochs * steps_per_epoch(config, dataset)
+    if steps >= total:
+        what = f"the warm-up takes all {total} steps"
+        raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
+    config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
-    state, _ = _state(out, fingerprint, None)
-    if (out / WARMUP_FILE).exists():
+    anew = overwrite and (out / STATE_FILE).exists() and State.read(out).fingerprint != fingerprint
+    state, _ = (State(fingerprint), out) if anew else _state(out, fingerprint)
+    if (out / WARMUP_FILE).exists() and not anew:
         return
-    loop = _begin(config, dataset, out, state, overwrite=False)
+    loop = _begin(config, dataset, out, state, overwrite=anew)
     with clear_errors(str(out)):
         loop.restore(out)
-        loop.go(until=warmup_steps(config, dataset))
-        write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": warmup_steps(config, dataset)})
+        loop.go(until=steps)
+        write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
 
 def run_fingerprint(config: Config, dataset: Dataset) -> str:
@@ -147,8 +154,14 @@ def run_fingerprint(config: Config, dataset: Dataset) -> str:
     return digest_of(parts)
 
 
-def _state(out: Path, fingerprint: str, start: Path | None) -> tuple[State, Path]:
-    """Where a run stands, and the directory that holds its checkpoint."""
+def _warmup_config(config: Config, dataset: Dataset) -> Config:
+    """The same for all configs that differ in ``confidence`` only and warm up for as many steps."""
+    plain = ConfidenceSettings(preset="plain", warmup_steps=warmup_steps(config, dataset))
+    return config.model_copy(update={"confidence": plain})
+
+
+def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = "") -> tuple[State, Path]:
+    """Where a run stands, and the directory that holds its checkpoint; ``begun`` is the fingerprint of ``start``."""
     if (out / STATE_FILE).exists():
         state = State.read(out)
         if state.fingerprint != fingerprint:
@@ -159,6 +172,8 @@ def _state(out: Path, fingerprint: str, start: Path | None) -> tuple[State, Path
     if start is None or not (start / STATE_FILE).exists():  # a warm-up of no steps left none
         return State(fingerprint), out
     state = State.read(start)
+    if state.fingerprint != begun:
+        raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
     state.seconds, state.weighted_steps = 0.0, 0
     return state, start

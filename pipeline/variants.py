@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from models.settings import PRESETS
 from pipeline.config import Config, parse_config
 
 PLAIN, CONFIGURED = "plain", "configured"
+#: Name of the directory beside the variants' own; no variant.
+WARMUP = "warmup"
 
 
 class Variant(NamedTuple):
@@ -80,6 +83,12 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
         UserError: an unknown name, or a variant whose settings do not fit.
     """
     own = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
+    for name, changes in config.compare.variants.items():
+        where = f"compare.variants.{name}"
+        if name in (WARMUP, *CONTROLS, *METHODS) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(where, "cannot be the name of a variant of yours", "choose another name")
+        if "warmup_epochs" in changes or "warmup_steps" in changes:
+            raise UserError(where, "changes the warm-up, which all variants share", "set it in confidence, for all")
     known = {**CONTROLS, **METHODS, **own}
     wanted = list(dict.fromkeys([*(CONTROLS if controls else ()), *(names or [CONFIGURED])]))
     chosen, left_out = {}, {}

@@ -113,7 +113,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
         l2: float = 0.0,
         prior_ctr: float = 0.5,
         kept_negatives: float = 1.0,
-        popularity: tuple[str, Any] | None = None,
+        items: tuple[str, Any] | None = None,
         **confidence: Any,
     ) -> ClsdModel:
         keras.utils.set_random_seed(1)
@@ -129,7 +129,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
             l2=l2,
             prior_ctr=prior_ctr,
             kept_negatives=kept_negatives,
-            popularity=popularity,
+            items=items,
         )
         rng = np.random.default_rng(3)
         for variable in model.backbone.trainable_variables:

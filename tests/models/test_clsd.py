@@ -31,10 +31,12 @@ TEACHERS = ["frozen", "ema", "previous", "self"]
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"teacher": teacher} for teacher in [*TEACHERS, "popularity", "intensity"]),
+        *({"teacher": teacher} for teacher in TEACHERS),
+        *({"source": source} for source in ("item", "popularity", "intensity")),
         *({"control": control} for control in ("constant", "permuted", "rce", "tce")),
+        {"soften": 0.3},
     ],
-    ids=lambda settings: next(iter(settings.values())),
+    ids=lambda settings: str(next(iter(settings.values()))),
 )
 def test_warm_up_is_plain_cross_entropy(
     make_model: MakeModel,
@@ -44,8 +46,8 @@ def test_warm_up_is_plain_cross_entropy(
     settings: dict[str, Any],
     optimizers: str,
 ) -> None:
-    popularity = ("item", np.arange(20, dtype=np.float32))
-    settings = {**settings, "tce_ramp_steps": 1, "tce_share": 0.5, "popularity": popularity}
+    items = ("item", np.linspace(0, 1, 20))
+    settings = {**settings, "tce_ramp_steps": 1, "tce_share": 0.5, "items": items}
     ours = make_model(warmup_steps=3, optimizers=optimizers, l2=1e-3, **settings)
     plain = make_model(preset="plain", optimizers=optimizers, l2=1e-3)
     for seed in range(3):
@@ -102,6 +104,11 @@ BY_HAND = {
     "paper": {"preset": "paper"},
     "gradient mass, no gate": {"normalise": "gradient_mass", "gate": "off", "blend": math.inf},
     "a prior": {"prior_ctr": 0.2, "teacher": "ema", "ema_decay": 0.8},
+    "odds": {"scale": "odds", "prior_ctr": 0.2, "alpha": 0.7},
+    "odds of self": {"scale": "odds", "teacher": "self", "normalise": "gradient_mass", "blend": math.inf},
+    "softened": {"soften": 0.3, "gate": "off"},
+    "softened, self, calibration": {"soften": 0.6, "teacher": "self", "gate": "calibration"},
+    "softened, item scores": {"soften": 0.2, "source": "item", "items": ("item", np.full(20, 0.7)), "gate": "off"},
     "plain": {"preset": "plain"},
 }  # fmt: skip
 
@@ -122,9 +129,12 @@ def _by_hand(model: ClsdModel, batch: Batch, decay: float | None = None, prior_c
     inputs = model.spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     p = sigmoid(prior + model.backbone(inputs))
     positive, w, moments = y * valid, np.ones_like(p), model.moments.numpy().astype(np.float64)
-    gate_losses, gate_rows = np.zeros_like(p), np.zeros_like(p)
+    gate_losses, gate_rows, target = np.zeros_like(p), np.zeros_like(p), y
     if settings.weighted:
-        q = p if model.teacher is None else sigmoid(prior + model.teacher(inputs))
+        t = p if model.teacher is None else sigmoid(prior + model.teacher(inputs))
+        target = (1 - settings.soften) * y + settings.soften * t
+        q = t / (1 - t) if settings.scale == "odds" else t
+        q = np.full_like(p, 0.7) if settings.source == "item" else q
         powered = q**settings.alpha
         of_batch = [np.sum(positive * x) for x in (np.ones_like(p), powered, powered * (1 - p), 1 - p)]
         moments = decay * moments + (1 - decay) * np.array(of_batch)
@@ -138,9 +148,10 @@ def _by_hand(model: ClsdModel, batch: Batch, decay: float | None = None, prior_c
             gate_losses = np.square(powered + g - centre if centred else q + g - y) * gate_rows
         a = np.clip(powered + g, settings.eps * c, settings.a_max * c)
         w = a / c if math.isinf(settings.blend) else (1 + settings.blend * a / c) / (1 + settings.blend)
-    losses = -(y * w * np.log(p) + (1 - y) * np.log(1 - p)) * valid
+    row_weights = np.where(y == 1, w, 1) * valid
+    losses = -row_weights * (target * np.log(p) + (1 - target) * np.log(1 - p))
     parts = [valid, losses, p * valid, positive, w * positive, w**2 * positive, gate_losses, gate_rows]
-    to_logit = (-y * w * (1 - p) + (1 - y) * p) * valid / valid.sum()
+    to_logit = row_weights * (p - target) / valid.sum()
     extremes = [w[positive > 0].min(initial=np.inf), w[positive > 0].max(initial=-np.inf)]
     return ByHand(np.array([*(x.sum() for x in parts), *extremes]), moments, to_logit, w)
 

@@ -14,8 +14,9 @@ from models.settings import PRESETS, ConfidenceSettings
 def test_stable_is_the_defaults() -> None:
     stable = ConfidenceSettings(preset="stable")
     assert stable == ConfidenceSettings()
-    expected = ("frozen", 0, "mean", 1.0, 1.0, 0.02, 5.0, "centre", "none")
-    keys = ("teacher", "refresh_steps", "normalise", "blend", "alpha", "eps", "a_max", "gate", "control")
+    expected = ("frozen", "teacher", "probability", 0, "mean", 1.0, 0.0, 1.0, 0.02, 5.0, "centre", "none")
+    keys = ("teacher", "source", "scale", "refresh_steps", "normalise", "blend", "soften", "alpha", "eps", "a_max")
+    keys = (*keys, "gate", "control")
     assert tuple(getattr(stable, key) for key in keys) == expected
 
 
@@ -24,12 +25,20 @@ def test_paper_is_the_literal_reading() -> None:
     assert (paper.teacher, paper.normalise, paper.blend, paper.gate) == ("self", "none", math.inf, "centre")
 
 
+def test_two_level_weighs_by_item_and_softens_by_a_moving_average() -> None:
+    two = ConfidenceSettings(preset="two-level")
+    assert (two.source, two.teacher, two.blend, two.soften, two.gate) == ("item", "ema", 3.0, 0.3, "off")
+    assert two.separate_teacher and not two.blind
+
+
 def test_plain_weighs_nothing() -> None:
     assert not ConfidenceSettings(preset="plain").weighted
     assert ConfidenceSettings().weighted
 
 
-@pytest.mark.parametrize(("preset", "key", "value"), [("paper", "blend", 2.0), ("paper", "teacher", "ema")])
+@pytest.mark.parametrize(
+    ("preset", "key", "value"), [("paper", "blend", 2.0), ("paper", "teacher", "ema"), ("two-level", "soften", 0.0)]
+)
 def test_a_given_key_overrides_its_preset_and_no_other(preset: str, key: str, value: Any) -> None:
     settings = ConfidenceSettings.model_validate({"preset": preset, key: value})
     assert getattr(settings, key) == value
@@ -48,6 +57,8 @@ def test_a_given_key_overrides_its_preset_and_no_other(preset: str, key: str, va
         {"control": "shuffled"},
         {"tce_share": 1.0},
         {"rce_exponent": 0.0},
+        {"soften": 1.5},
+        {"scale": "odds", "gate": "calibration"},
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
@@ -61,8 +72,9 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
         ({}, False),
         ({"control": "constant"}, True),
         ({"control": "permuted"}, True),
-        ({"teacher": "intensity"}, True),
-        ({"teacher": "popularity"}, False),
+        ({"source": "intensity"}, True),
+        ({"source": "popularity"}, False),
+        ({"source": "item"}, False),
         ({"control": "rce"}, False),
         ({"control": "tce"}, False),
         ({"preset": "plain", "control": "constant"}, False),
@@ -70,3 +82,23 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
 )
 def test_weights_are_blind_where_a_row_to_score_does_not_tell_its_own(settings: dict[str, Any], blind: bool) -> None:
     assert ConfidenceSettings(**settings).blind is blind
+
+
+@pytest.mark.parametrize(
+    ("settings", "separate"),
+    [
+        ({}, True),
+        ({"teacher": "ema"}, True),
+        ({"teacher": "previous"}, True),
+        ({"teacher": "self"}, False),
+        ({"teacher": "none"}, False),
+        ({"source": "item"}, False),
+        ({"source": "intensity"}, False),
+        ({"source": "item", "soften": 0.1}, True),
+        ({"control": "rce"}, False),
+        ({"control": "tce"}, False),
+        ({"control": "permuted"}, True),
+    ],
+)
+def test_a_second_set_of_weights_is_kept_where_it_is_asked_alone(settings: dict[str, Any], separate: bool) -> None:
+    assert ConfidenceSettings(**settings).separate_teacher is separate

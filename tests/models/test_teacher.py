@@ -1,4 +1,4 @@
-"""Teachers: when each is copied, what it sees of dropout and batch norm, and the two that are no model."""
+"""Teachers: when each is copied, what it sees of dropout and batch norm, and the sources of scores that are no teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from models.figures import TOTALS
 from models.inputs import InputSpec
 from models.metrics import sigmoid
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from models.teacher import SEPARATE
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -23,6 +22,7 @@ MakeModel = Callable[..., ClsdModel]
 Step = Callable[[ClsdModel, Batch], np.ndarray]
 Values = Callable[[Any], np.ndarray]
 
+SEPARATE = ["frozen", "ema", "previous"]
 #: The weight is q itself.
 BARE = {"normalise": "none", "blend": math.inf, "gate": "off", "eps": 1e-6}
 
@@ -103,7 +103,7 @@ def test_copied_teacher_scores_as_the_model_did_whatever_its_layers(
 
 def test_runs_of_one_seed_start_from_the_same_backbone_whatever_the_method(spec: InputSpec, values: Values) -> None:
     starts = []
-    for settings in ({"preset": "plain"}, {}, {"preset": "paper"}, {"control": "permuted"}, {"teacher": "intensity"}):
+    for settings in ({"preset": "plain"}, {}, {"preset": "paper"}, {"control": "permuted"}, {"source": "intensity"}):
         keras.utils.set_random_seed(5)
         rate = OptimizerSettings(learning_rate=0.1)
         confidence = ConfidenceSettings(**settings)
@@ -193,17 +193,18 @@ def test_fact_8_batch_norm_moves_once_a_step_and_never_by_the_teacher(
         np.testing.assert_allclose(model.teacher.block.norms[0].moving_mean, own, atol=1e-8)
 
 
-# ---------------------------------------------------------------- popularity and intensity
+# ---------------------------------------------------------------- sources that are no teacher
 
-CLICKS = np.array([0, 0, 0, *range(17, 0, -1)], np.float32)  # of 20 items, the first three ids reserved
+ITEMS = np.array([0, 0, 0, *range(17, 0, -1)], np.float32) / 17  # of 20 items, the first three ids reserved
 
 
-def test_popularity_is_the_items_share_of_the_most_clicked(
-    make_model: MakeModel, make_batch: MakeBatch, step: Step
+@pytest.mark.parametrize("source", ["item", "popularity"])
+def test_score_of_an_item_is_looked_up_by_its_id(
+    make_model: MakeModel, make_batch: MakeBatch, step: Step, source: str
 ) -> None:
-    model = make_model(teacher="popularity", popularity=("item", CLICKS), mean_decay=0.0, **BARE)
+    model = make_model(source=source, items=("item", ITEMS), mean_decay=0.0, **BARE)
     batch = make_batch(rows=64)
-    q = CLICKS[batch["ids"][:, 1]] / 17
+    q = ITEMS[batch["ids"][:, 1]]
     p, y = sigmoid(model(batch)), batch["label"]
     totals = _named(step(model, batch))
     expected = [np.sum(y * x) for x in (np.ones(64), q, q * (1 - p), 1 - p)]
@@ -211,23 +212,19 @@ def test_popularity_is_the_items_share_of_the_most_clicked(
     assert totals["weight"] == pytest.approx(np.sum(y * np.maximum(q, 1e-6)), rel=1e-5)
     scores = model.score(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     np.testing.assert_allclose(scores.weight, np.maximum(q, 1e-6), rtol=1e-6)
-    assert len(set(q.tolist())) > 10 and (q == 0).any()
+    assert len(set(q.tolist())) > 10 and (q == 0).any() and model.teacher is None
 
 
-def test_popularity_does_not_follow_the_backbone(make_model: MakeModel, make_batch: MakeBatch, step: Step) -> None:
-    model = make_model(teacher="popularity", popularity=("item", CLICKS), mean_decay=0.0, **BARE)
+def test_score_of_an_item_does_not_follow_the_backbone(
+    make_model: MakeModel, make_batch: MakeBatch, step: Step
+) -> None:
+    model = make_model(source="item", items=("item", ITEMS), mean_decay=0.0, **BARE)
     batch = make_batch()
     before = _named(step(model, batch))
     for variable in model.backbone.trainable_variables:
         variable.assign(-variable)
     after = _named(step(model, batch))
     assert after["weight"] == before["weight"] and after["predicted"] != pytest.approx(before["predicted"], rel=1e-2)
-
-
-def test_popularity_without_any_click_is_0(make_model: MakeModel, make_batch: MakeBatch, step: Step) -> None:
-    model = make_model(teacher="popularity", popularity=("item", np.zeros(20, np.float32)), **BARE)
-    totals = _named(step(model, make_batch()))
-    assert totals["weight"] == pytest.approx(1e-6 * totals["clicks"], rel=1e-5)
 
 
 def _with_intensity(batch: Batch) -> Batch:
@@ -243,7 +240,7 @@ def _with_intensity(batch: Batch) -> Batch:
 def test_unknown_intensity_weighs_1_and_does_not_enter_c(
     make_model: MakeModel, make_batch: MakeBatch, step: Step, blend: float
 ) -> None:
-    model = make_model(teacher="intensity", gate="off", blend=blend, mean_decay=0.0)
+    model = make_model(source="intensity", gate="off", blend=blend, mean_decay=0.0)
     batch = _with_intensity(make_batch())
     x = batch["intensity"][:20].astype(np.float64)
     known = np.isfinite(x)
@@ -265,7 +262,7 @@ def test_unknown_intensity_weighs_1_and_does_not_enter_c(
 def test_batch_whose_intensities_are_all_unknown_is_plain_cross_entropy(
     make_model: MakeModel, make_batch: MakeBatch, step: Step, values: Values
 ) -> None:
-    ours, plain = make_model(teacher="intensity"), make_model(preset="plain")
+    ours, plain = make_model(source="intensity"), make_model(preset="plain")
     batch = make_batch()
     unknown = {**batch, "intensity": np.full(32, np.nan, np.float32)}
     np.testing.assert_array_equal(step(ours, unknown), step(plain, batch))
@@ -273,13 +270,13 @@ def test_batch_whose_intensities_are_all_unknown_is_plain_cross_entropy(
     assert not ours.moments.numpy().any()
 
 
-@pytest.mark.parametrize("settings", [{"teacher": "intensity"}, {"teacher": "popularity"}])
+@pytest.mark.parametrize("source", ["intensity", "item"])
 def test_gate_centres_what_is_no_model_too(
-    make_model: MakeModel, make_batch: MakeBatch, step: Step, values: Values, settings: dict[str, Any]
+    make_model: MakeModel, make_batch: MakeBatch, step: Step, values: Values, source: str
 ) -> None:
-    model = make_model(**settings, popularity=("item", CLICKS), mean_decay=0.0)
+    model = make_model(source=source, items=("item", ITEMS), mean_decay=0.0)
     batch, before = _with_intensity(make_batch()), values(model.gate)
-    q = np.maximum(batch["intensity"], 0) if settings["teacher"] == "intensity" else CLICKS[batch["ids"][:, 1]] / 17
+    q = np.maximum(batch["intensity"], 0) if source == "intensity" else ITEMS[batch["ids"][:, 1]]
     q = q[(batch["label"] == 1) & np.isfinite(q)].astype(np.float64)
     totals = _named(step(model, batch))
     assert totals["gate_rows"] == len(q)

@@ -1,4 +1,8 @@
-"""The method's equations against what theory says of them (docs/method.md)."""
+"""The method's equations against what theory says of them (docs/method.md).
+
+The same facts of a whole model: 1 and 6 in test_gradients.py, 2 to 5 in test_fixed_points.py, 8 in test_teacher.py, 7 in
+tests/distributed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def _expected_loss(s: Any, eta: Any, w: Any) -> Any:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7, 0.3])
-def test_raw_self_distillation_has_the_gradient_of_generalised_cross_entropy(alpha: float) -> None:
+def test_fact_1_raw_self_distillation_has_the_gradient_of_generalised_cross_entropy(alpha: float) -> None:
     s = tf.linspace(-3.0, 3.0, 25)  # q**alpha stays within the bounds
 
     def distilled(s: Any) -> Any:
@@ -55,7 +59,7 @@ def test_raw_self_distillation_has_the_gradient_of_generalised_cross_entropy(alp
     np.testing.assert_allclose(_gradient(distilled, s), generalised, atol=1e-6)
 
 
-def test_raw_self_distillation_leaves_cross_entropy_on_negatives() -> None:
+def test_fact_1_raw_self_distillation_leaves_cross_entropy_on_negatives() -> None:
     s = tf.linspace(-3.0, 3.0, 25)
     distilled = _gradient(lambda s: weights.row_losses(s, tf.zeros_like(s), tf.sigmoid(s)), s)
     np.testing.assert_allclose(distilled, _gradient(lambda s: -tf.math.log(1.0 - tf.sigmoid(s)), s), atol=1e-6)
@@ -69,6 +73,14 @@ def test_row_losses_are_weighted_cross_entropy() -> None:
     np.testing.assert_allclose(weights.row_losses(tf.constant(s), tf.constant(y), tf.constant(w)), by_hand, rtol=1e-12)
 
 
+def test_non_clicks_have_a_weight_of_their_own() -> None:
+    rng = np.random.default_rng(4)
+    s, w, v, y = rng.normal(size=200), rng.uniform(0.1, 5, 200), rng.uniform(0.1, 5, 200), rng.integers(0, 2, 200) * 1.0
+    p = _sigmoid(s)
+    by_hand = -(y * w * np.log(p) + (1 - y) * v * np.log(1 - p))
+    np.testing.assert_allclose(weights.row_losses(*(tf.constant(x) for x in (s, y, w, v))), by_hand, rtol=1e-12)
+
+
 def test_row_losses_stay_finite_at_extreme_logits() -> None:
     losses = weights.row_losses(tf.constant([-1e4, 1e4]), tf.constant([1.0, 0.0]), tf.ones([2]))
     np.testing.assert_array_equal(losses, [1e4, 1e4])
@@ -77,7 +89,7 @@ def test_row_losses_stay_finite_at_extreme_logits() -> None:
 # ---------------------------------------------------------------- fact 2
 
 
-def test_weighted_optimum_has_w_times_the_odds_and_calibrated_logit_undoes_it() -> None:
+def test_fact_2_weighted_optimum_has_w_times_the_odds_and_calibrated_logit_undoes_it() -> None:
     rng = np.random.default_rng(1)
     eta, w = tf.constant(rng.uniform(0.02, 0.98, 50)), tf.constant(rng.uniform(0.1, 8.0, 50))
     s = tf.Variable(tf.zeros(50, tf.float64))
@@ -88,6 +100,18 @@ def test_weighted_optimum_has_w_times_the_odds_and_calibrated_logit_undoes_it() 
     odds = np.exp(s.numpy())
     np.testing.assert_allclose(odds, (w * eta / (1 - eta)).numpy(), rtol=1e-9)
     np.testing.assert_allclose(tf.sigmoid(weights.calibrated_logit(s, w)), eta, rtol=1e-9)
+
+
+def test_fact_2_calibrated_logit_undoes_the_sampling_of_non_clicks() -> None:
+    eta, w, kept = np.array([0.001, 0.02, 0.5]), np.array([0.3, 1.0, 4.0]), 0.1
+    sampled = eta / (eta + kept * (1 - eta))  # the CTR of the training data
+    s = _logit(_optimum(sampled, w))
+    np.testing.assert_allclose(_sigmoid(weights.calibrated_logit(s, w, math.log(kept)).numpy()), eta, rtol=1e-9)
+
+
+def test_mean_weight_is_the_ratio_of_its_sums_and_1_before_any() -> None:
+    assert float(weights.mean_weight(tf.constant([8.0, 6.0]))) == 0.75
+    assert float(weights.mean_weight(tf.zeros([2]))) == 1.0
 
 
 # ---------------------------------------------------------------- fact 3
@@ -106,13 +130,13 @@ def _self_taught(eta: np.ndarray, rounds: int, blend: float, c: float | None) ->
 ETA = np.array([0.02, 0.2, 0.4, 0.5, 0.6, 0.75, 0.95])
 
 
-def test_raw_self_teacher_collapses_every_ctr_of_a_half_or_less() -> None:
+def test_fact_3_raw_self_teacher_collapses_every_ctr_of_a_half_or_less() -> None:
     p = _self_taught(ETA, 4000, math.inf, c=1.0)
     np.testing.assert_allclose(p[ETA <= 0.5], 0.0, atol=3e-4)
     np.testing.assert_allclose(p[ETA > 0.5], 2 - 1 / ETA[ETA > 0.5], atol=1e-6)
 
 
-def test_fixed_point_of_the_raw_self_teacher_has_no_gradient() -> None:
+def test_fact_3_fixed_point_of_the_raw_self_teacher_has_no_gradient() -> None:
     eta = tf.constant(ETA[ETA > 0.5])
     s = tf.constant(_logit(2 - 1 / ETA[ETA > 0.5]))
 
@@ -123,14 +147,14 @@ def test_fixed_point_of_the_raw_self_teacher_has_no_gradient() -> None:
     np.testing.assert_allclose(_gradient(loss, s), 0.0, atol=1e-12)
 
 
-def test_normalising_a_self_teacher_by_a_constant_moves_the_collapse_and_does_not_stop_it() -> None:
+def test_fact_3_normalising_a_self_teacher_by_a_constant_moves_the_collapse_and_does_not_stop_it() -> None:
     c = 0.5
     p = _self_taught(ETA, 4000, math.inf, c=c)
     np.testing.assert_allclose(p, np.maximum(0.0, 1 - c / (ETA / (1 - ETA))), atol=1e-6)
     assert (p < 1e-6).sum() == 2  # 0.02 and 0.2, whose odds are below c
 
 
-def test_normalising_a_self_teacher_by_its_mean_does_not_stop_the_collapse() -> None:
+def test_fact_3_normalising_a_self_teacher_by_its_mean_does_not_stop_the_collapse() -> None:
     p = _self_taught(ETA, 4000, math.inf, c=None)
     c = np.sum(ETA * p) / np.sum(ETA)
     np.testing.assert_allclose(p, np.maximum(0.0, 1 - c / (ETA / (1 - ETA))), atol=1e-6)
@@ -138,7 +162,7 @@ def test_normalising_a_self_teacher_by_its_mean_does_not_stop_the_collapse() -> 
 
 
 @pytest.mark.parametrize("c", [1.0, 0.5, None])
-def test_blend_stops_the_collapse(c: float | None) -> None:
+def test_fact_3_blend_stops_the_collapse(c: float | None) -> None:
     p = _self_taught(ETA, 4000, 1.0, c=c)
     least = 0.5 * ETA / (1 - ETA)  # the weight is never below 1 / (1 + blend)
     assert (p / (1 - p) >= least).all()
@@ -162,7 +186,7 @@ def _population(normalise: str, blend: float) -> tuple[np.ndarray, np.ndarray, n
 
 
 @pytest.mark.parametrize("blend", [1.0, math.inf])
-def test_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_prediction(blend: float) -> None:
+def test_fact_4_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_prediction(blend: float) -> None:
     eta, w, p = _population("mean", blend)
     mean_w = np.average(w, weights=eta)
     covariance = np.average((w - mean_w) * p, weights=eta)
@@ -172,7 +196,7 @@ def test_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_prediction
 
 
 @pytest.mark.parametrize("blend", [0.5, 1.0, math.inf])
-def test_gradient_mass_keeps_the_mean_prediction(blend: float) -> None:
+def test_fact_4_gradient_mass_keeps_the_mean_prediction(blend: float) -> None:
     eta, w, p = _population("gradient_mass", blend)
     np.testing.assert_allclose(p.mean(), eta.mean(), rtol=1e-10)
     assert w.std() > 0.1
@@ -222,7 +246,7 @@ def test_gate_is_added_after_the_power() -> None:
     np.testing.assert_allclose(a, [0.6], rtol=1e-6)
 
 
-def test_confidence_passes_no_gradient_to_teacher_or_gate() -> None:
+def test_fact_6_confidence_passes_no_gradient_to_teacher_or_gate() -> None:
     q, g = tf.constant([0.3]), tf.constant([0.1])
     with tf.GradientTape() as tape:
         tape.watch([q, g])
@@ -253,7 +277,7 @@ def test_calibration_gate_loss_counts_every_row_against_its_label() -> None:
 
 
 @pytest.mark.parametrize("kind", ["centre", "calibration"])
-def test_gate_loss_reaches_the_gate_alone(kind: str) -> None:
+def test_fact_6_gate_loss_reaches_the_gate_alone(kind: str) -> None:
     q, g, centre = tf.constant([0.3, 0.6]), tf.constant([0.1, 0.1]), tf.constant(0.2)
     with tf.GradientTape() as tape:
         tape.watch([q, g, centre])

@@ -15,29 +15,22 @@ from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset
 from pipeline.train import load_trained, train
 
-
-def _weights(run: Path) -> dict[str, Any]:
-    reader = tf.train.load_checkpoint(str(run / "best" / "weights"))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a if "save_counter" not in name)
+Same = Callable[[Path, Path], bool]
 
 
 def test_the_same_seed_gives_the_same_weights(
-    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
+    small_config: Config, small_dataset: Dataset, small_run: Path, same_weights: Same, tmp_path: Path
 ) -> None:
     train(small_config, small_dataset, tmp_path / "again")
-    assert _same(_weights(tmp_path / "again"), _weights(small_run))
+    assert same_weights(tmp_path / "again", small_run)
 
 
 def test_another_seed_gives_other_weights(
-    make_config: Callable[..., Config], small_dataset: Dataset, small_run: Path, tmp_path: Path
+    make_config: Callable[..., Config], small_dataset: Dataset, small_run: Path, same_weights: Same, tmp_path: Path
 ) -> None:
     config = make_config(seed=8)
     train(config, small_dataset, tmp_path / "run")
-    assert not _same(_weights(tmp_path / "run"), _weights(small_run))
+    assert not same_weights(tmp_path / "run", small_run)
 
 
 def test_a_run_leaves_config_versions_history_and_checkpoints(small_config: Config, small_run: Path) -> None:
@@ -50,27 +43,21 @@ def test_a_run_leaves_config_versions_history_and_checkpoints(small_config: Conf
     assert set(run["history"][0]["train"]) >= {"loss", "predicted_ctr", "ctr", "mean_weight", "effective_clicks"}
     assert run["history"][0]["train"]["effective_clicks"] == pytest.approx(1.0)  # warm-up: every click weighs 1
     assert run["history"][2]["train"]["effective_clicks"] < 0.9999
-    assert tf.train.latest_checkpoint(str(small_run / "checkpoints")).endswith("-3")
+    assert tf.train.latest_checkpoint(str(small_run / "checkpoints")).endswith("-57")  # steps
 
 
 def test_a_run_goes_on_after_its_last_whole_epoch(
-    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_config: Config,
+    small_dataset: Dataset,
+    small_run: Path,
+    same_weights: Same,
+    stopped: Callable[[int, Callable[[], Any]], None],
+    tmp_path: Path,
 ) -> None:
-    from pipeline import train as module
-
-    real = module._Run._epoch
-
-    def stop_at_three(self: Any, number: int) -> Any:
-        if number == 3:
-            raise KeyboardInterrupt
-        return real(self, number)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module._Run, "_epoch", stop_at_three)
-        train(small_config, small_dataset, tmp_path / "run")
+    stopped(3, lambda: train(small_config, small_dataset, tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "state.json").read_text())["epoch"] == 2
     train(small_config, small_dataset, tmp_path / "run")
-    assert _same(_weights(tmp_path / "run"), _weights(small_run))
+    assert same_weights(tmp_path / "run", small_run)
 
 
 def test_a_finished_run_is_used_again_and_another_is_refused(
@@ -126,7 +113,8 @@ def test_a_config_that_does_not_fit_the_data_set_is_refused(
 
 
 @pytest.mark.parametrize(
-    "confidence", [{"preset": "paper"}, {"preset": "plain"}, {"teacher": "ema"}, {"teacher": "previous"}]
+    "confidence",
+    [{"preset": "paper"}, {"preset": "plain"}, {"preset": "two-level"}, {"teacher": "ema"}, {"teacher": "previous"}],
 )
 def test_every_preset_and_teacher_trains(
     make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path, confidence: dict[str, Any]
@@ -195,5 +183,5 @@ def test_a_lost_checkpoint_is_named(
     copy = Path(shutil.copytree(small_run, tmp_path / "run"))
     (copy / "run.json").unlink()
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match=r"checkpoints/ckpt-3: cannot be restored"):
+    with pytest.raises(UserError, match=r"checkpoints/ckpt-57: cannot be restored"):
         train(small_config, small_dataset, copy)
