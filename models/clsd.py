@@ -327,7 +327,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         """q ``[B]`` on its scale, without gradient; NaN where an intensity is missing."""
         settings = self.confidence_settings
         if settings.source == "intensity":
-            return tf.maximum(data["intensity"], 0.0)
+            return tf.where(data["label"] > 0, tf.maximum(data["intensity"], 0.0), 0.0)
         if self._item_scores is not None:
             return self._of_item(data["ids"])
         return weights.on_scale(t, settings.scale)

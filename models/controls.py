@@ -76,5 +76,5 @@ def truncated(p: Any, positive: Any, share: Any) -> Any:
 
 def drop_share(steps: Any, share: float, ramp: int) -> Any:
     """T-CE's schedule: from 0 to ``share`` in ``ramp`` steps, linearly."""
-    grown = tf.cast(steps, tf.float32) / float(max(ramp, 1))
+    grown = tf.cast(steps, tf.float32) / ramp if ramp else tf.ones([])
     return share * tf.clip_by_value(grown, 0.0, 1.0)

@@ -92,6 +92,8 @@ class ConfidenceSettings(Strict):
     def _bounds_fit(self) -> ConfidenceSettings:
         if self.eps >= self.a_max:
             raise ValueError(f"eps ({self.eps}) must be below a_max ({self.a_max})")
+        if self.control != "none" and not self.weighted:
+            raise ValueError("control needs weights to replace; set a teacher, or control: none")
         if self.scale == "odds" and self.gate == "calibration":
             raise ValueError("gate: calibration compares probabilities; set scale: probability, or gate: centre")
         return self

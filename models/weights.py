@@ -58,7 +58,7 @@ def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0) -> Any:
 
 def cross_entropy(s: Any, target: Any) -> Any:
     """-(t log p + (1 - t) log(1 - p)) for targets t in [0, 1], computed from the logit, float32 ``[B]``."""
-    return tf.nn.softplus(s) - target * s
+    return tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=s)  # softplus(s) - t s cancels for large s
 
 
 def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:

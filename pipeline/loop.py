@@ -182,7 +182,9 @@ class Loop:
                     state.weighted_steps += now
                 state.step += now
                 totals = figures.merged(tf.stack([totals, found]))
-                self._look(shown, found, now, weighted and state.step > warmup)
+                # R-CE's weights are small by design, the smaller the lower the CTR: no sign of a collapse.
+                watched = weighted and config.confidence.control != "rce"
+                self._look(shown, found, now, watched and state.step > warmup)
                 bar.update(task, advance=now, shown=f"loss {shown['loss']:.4f}")
                 self._summarise("train", shown)
         return totals
@@ -222,14 +224,14 @@ class Loop:
             self._cached = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
         return self._cached
 
-    def _look(self, shown: dict[str, float], found: Any, steps: int, weighted: bool) -> None:
+    def _look(self, shown: dict[str, float], found: Any, steps: int, watched: bool) -> None:
         """Stop at a loss that is no number, or at a window of weighted steps that collapsed."""
         state, settings = self.state, self._config.train.monitor
         if not math.isfinite(shown["loss"]):
             step = state.epoch * self._steps + state.step
             what = f"the loss is {shown['loss']} by step {step}"
             raise UserError("train", what, "lower the learning rates, then run again")
-        if not weighted or state.collapsed:
+        if not watched or state.collapsed:
             return
         totals, seen = self._window
         self._window = figures.merged(tf.stack([totals, found])), seen + steps

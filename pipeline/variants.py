@@ -29,7 +29,7 @@ class Variant(NamedTuple):
 
 #: Every comparison carries these, as far as its log has what they need.
 CONTROLS: dict[str, Variant] = {
-    PLAIN: Variant({"teacher": "none", "gate": "off"}, "cross-entropy, no weights"),
+    PLAIN: Variant({"teacher": "none", "gate": "off", "control": "none"}, "cross-entropy, no weights"),
     "constant": Variant({"control": "constant"}, "every click weighs the configured method's mean"),
     "permuted": Variant({"control": "permuted"}, "the configured weights, dealt out anew among the clicks"),
     "permuted-raw": Variant(
@@ -80,8 +80,11 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
         controls: whether the controls are carried.
 
     Raises:
-        UserError: an unknown name, or a variant whose settings do not fit.
+        UserError: an unknown name, a variant whose settings do not fit, or a config without weights.
     """
+    if not config.confidence.weighted:
+        what = "is no method to hold against controls"
+        raise UserError("confidence.teacher: none", what, "set confidence.preset: stable, or another")
     own = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
     for name, changes in config.compare.variants.items():
         where = f"compare.variants.{name}"
