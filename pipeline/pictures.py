@@ -125,10 +125,11 @@ def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, 
         axes.set_ylim(len(differences) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(f"difference, {unit}")
-        # A collapsed variant would press all others together: the axis shows the middle, an arrow points beyond it.
-        ends = [abs(scale * found["mean"]) for found in differences.values()]
-        middle = sorted(ends)[len(ends) // 2] if ends else 1.0
-        reach = max((e for e in ends if e <= max(12 * middle, 1e-9)), default=1.0) * 1.6 or 1.0
+        # A collapsed variant would press all others together: the axis leaves it out, a number points at it.
+        ends = sorted(abs(scale * found["mean"]) for found in differences.values())
+        while len(ends) > 2 and ends[-1] > 4 * ends[-2]:
+            ends.pop()
+        reach = 1.6 * ends[-1] if ends and ends[-1] > 0 else 1.0
         axes.set_xlim(-reach, reach)
         for place, found in enumerate(differences.values()):
             if abs(scale * found["mean"]) > reach:
