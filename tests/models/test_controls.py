@@ -147,7 +147,7 @@ def test_tce_leaves_a_lone_click(positive: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("step", "ramp", "expected"),
-    [(-5, 100, 0.0), (0, 100, 0.0), (25, 100, 0.05), (100, 100, 0.2), (999, 100, 0.2), (0, 0, 0.0), (1, 0, 0.2)],
+    [(-5, 100, 0.0), (0, 100, 0.0), (25, 100, 0.05), (100, 100, 0.2), (999, 100, 0.2), (0, 0, 0.2), (1, 0, 0.2)],
 )
 def test_tce_share_grows_linearly_and_stays(step: int, ramp: int, expected: float) -> None:
     assert float(controls.drop_share(tf.constant(step, tf.int64), 0.2, ramp)) == pytest.approx(expected)

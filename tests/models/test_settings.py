@@ -49,6 +49,7 @@ def test_a_given_key_overrides_its_preset_and_no_other(preset: str, key: str, va
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"preset": "plain", "control": "rce"},
         {"eps": 5.0},
         {"blend": -1},
         {"ema_decay": 1.0},
@@ -77,7 +78,6 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
         ({"source": "item"}, False),
         ({"control": "rce"}, False),
         ({"control": "tce"}, False),
-        ({"preset": "plain", "control": "constant"}, False),
     ],
 )
 def test_weights_are_blind_where_a_row_to_score_does_not_tell_its_own(settings: dict[str, Any], blind: bool) -> None:

@@ -306,8 +306,8 @@ def test_the_cheap_graph_leaves_the_teacher_at_home(thin: Dataset, thin_run: Pat
 
     def read(model: Path) -> int:
         """Floats among the variables that the serving graph reads."""
-        serve = tf.saved_model.load(str(model)).signatures["serving_default"]
-        return int(sum(np.prod(v.shape) for v in serve.graph.variables if v.shape.rank))
+        loaded = tf.saved_model.load(str(model))  # holds the variables, of which the graph has weak references
+        return int(sum(np.prod(v.shape) for v in loaded.signatures["serving_default"].graph.variables if v.shape.rank))
 
     _, trained = load_trained(thin_run, thin)
     teacher = sum(int(np.prod(v.shape)) for v in trained.teacher.variables)

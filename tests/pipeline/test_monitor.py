@@ -34,7 +34,7 @@ PAPER = {"confidence": {"preset": "paper"}, "train": {"epochs": 8, "monitor": {"
     [
         ({}, ""),
         ({"predicted_ctr": 0.0801}, ""),
-        ({"predicted_ctr": 0.0799}, "the mean prediction is 0.4 of the CTR (train.monitor.predicted_over_real: 0.4)"),
+        ({"predicted_ctr": 0.0798}, "the mean prediction is 0.399 of the CTR (train.monitor.predicted_over_real: 0.4)"),
         ({"predicted_ctr": 0.05}, "the mean prediction is 0.25 of the CTR (train.monitor.predicted_over_real: 0.4)"),
         ({"effective_clicks": 0.101}, ""),
         (

@@ -19,8 +19,13 @@ from pipeline.train import load_trained, train, warm_up
 
 Make = Callable[..., Config]
 Weights = Callable[[Path], dict[str, Any]]
-FOUR = {"epochs": 4}
-UNCACHED = {"epochs": 4, "teacher_cache_clicks": 0}
+#: Four epochs of steps so long that the teacher tells rows apart.
+FOUR = {
+    "epochs": 4,
+    "embedding_optimizer": {"name": "adagrad", "learning_rate": 0.3},
+    "dense_optimizer": {"name": "adam", "learning_rate": 0.01},
+}
+UNCACHED = {**FOUR, "teacher_cache_clicks": 0}
 
 
 @pytest.fixture
@@ -58,7 +63,7 @@ def _assert_close(kept_weights: Weights, a: Path, b: Path) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(value, theirs[name], atol=1e-6, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(value, theirs[name], atol=1e-6, rtol=0, err_msg=name)
 
 
 def test_training_is_the_same_with_and_without_the_cache(
@@ -154,7 +159,7 @@ def test_each_click_gets_the_teachers_score_of_itself_however_it_is_shuffled(
     _, model = load_trained(cached_run, tiny_dataset)
     keys, scores = teacher_cache.click_scores(model, tiny_dataset)
     assert len(set(keys.tolist())) == len(keys) == len(scores) == clicks
-    assert len(set(scores.tolist())) > 0.9 * clicks  # so that another row's score would show
+    assert len(set(scores.tolist())) > 0.8 * clicks  # so that another row's score would show; some rows are alike
     add, seen = teacher_cache.lookup(keys, scores), 0
     reader = {"columns": (*TRAINING_COLUMNS, "key"), "rows_per_block": tiny_dataset.rows_per_block}
     for seed in (1, 2):
@@ -182,7 +187,7 @@ def test_what_is_cached_is_the_model_of_the_end_of_warm_up(
     monkeypatch.setattr(teacher_cache, "click_scores", lambda *args: kept.append(tuple(real(*args))) or kept[-1])
     train(config, tiny_dataset, tmp_path / "run", start=tmp_path / "warmup")
     ((keys, scores),) = kept
-    train(make_tiny(train={"epochs": 1}), tiny_dataset, tmp_path / "one")
+    train(make_tiny(train={**FOUR, "epochs": 1}), tiny_dataset, tmp_path / "one")
     _, model = load_trained(tmp_path / "one", tiny_dataset)
     rows = tiny_dataset.read("train")
     at = {int(key): i for i, key in enumerate(rows.key.astype(np.int64))}
