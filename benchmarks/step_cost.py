@@ -32,7 +32,7 @@ from pipeline import teacher_cache
 from pipeline.config import TrainSettings
 from pipeline.strategy import make_reproducible, make_strategy
 
-CATEGORICAL, NUMERIC, BATCH, WARMUP, BLOCK = 20, 10, 4096, 8, 8
+CATEGORICAL, NUMERIC, BATCH, WARMUP, BLOCK = 20, 10, 4096, 8, 5
 SIZES = np.geomspace(100, 500_000, CATEGORICAL).astype(int)
 OTHER_CLICKS = 1_000_000
 #: CTR to the largest cost that is good.

@@ -49,8 +49,10 @@ def _refused(result: Result, *said: str) -> None:
 
 def test_help_teaches_the_stages_in_order(cli: Cli) -> None:
     text = cli("--help").output
-    stages = ["clsd dataset", "clsd preprocess", "clsd train", "clsd evaluate", "clsd export", "clsd predict"]
-    assert [text.index(stage) for stage in stages] == sorted(text.index(stage) for stage in stages)
+    stages = ["dataset", "preprocess", "train", "evaluate", "compare", "export", "predict"]
+    assert [text.index(f"clsd {stage} ") for stage in stages] == sorted(
+        text.index(f"clsd {stage} ") for stage in stages
+    )
     for command in main.list_commands(None):  # type: ignore[arg-type]
         assert len(cli(command, "--help").output) > 200
 

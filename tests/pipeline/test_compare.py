@@ -39,6 +39,7 @@ TESTED = ("auc", "gauc", "ndcg", "intensity_auc", "log_loss")
 def config(make_tiny: Make) -> Config:
     """Fast steps, and a variant of the user's own that collapses."""
     return make_tiny(
+        confidence={"tce_ramp_steps": 10},
         train={
             "epochs": 4,
             "embedding_optimizer": {"name": "adagrad", "learning_rate": 0.3},
