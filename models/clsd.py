@@ -39,7 +39,8 @@ class Scores(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """What the weighting makes of a batch, float32 ``[B]`` each: weights of clicks and of non-clicks, the gate's losses."""
+    """What the weighting makes of a batch, float32 ``[B]`` each: weights of clicks and of non-clicks, targets, the gate's
+    losses and the rows they count for."""
 
     click: Any
     non_click: Any
@@ -175,16 +176,6 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
 
-    @property
-    def scoring_parts(self) -> list[Any]:
-        """The models that :meth:`score` runs; None for one that there is not."""
-        return [self.backbone, self.teacher if self.asks_teacher else None, self.gate]
-
-    @property
-    def statistics(self) -> list[Any]:
-        """Variables beside those of backbone, teacher and gate that scores depend on."""
-        return [self.moments, self.weight_moments, *([] if self._item_scores is None else [self._item_scores])]
-
     def copy_teacher(self) -> None:
         """Make the separate teacher the student, as the end of warm-up does; outside of a step."""
         self._updates.copy()
@@ -250,8 +241,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             else:
                 found = Weighted(tf.ones_like(s), tf.ones_like(s), y, tf.zeros_like(s), tf.zeros_like(s))
             w = found.click
-            row_weights = tf.stop_gradient(tf.where(y > 0, w, found.non_click))
-            losses = row_weights * weights.cross_entropy(s, tf.stop_gradient(found.target)) * valid
+            click, other, target = (tf.stop_gradient(x) for x in (w, found.non_click, found.target))
+            losses = weights.row_losses(s, y, click, other, target) * valid
             gate_losses = found.gate_losses * found.gate_rows
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
             local = [tf.reduce_sum(column) for column in (*columns, gate_losses, found.gate_rows)]
@@ -299,7 +290,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             w, non_click = tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0)
             return Weighted(w, non_click, data["label"], gate_losses, gate_rows)
         t = self._probabilities(data, inputs, p, positive, weighted)
-        target = tf.where(weighted, data["label"] + settings.soften * (t - data["label"]), data["label"])
+        target = data["label"]
+        if settings.soften > 0:
+            target = tf.where(weighted, target + settings.soften * (t - target), target)
         q = self._scores_of_clicks(data, t)
         known = positive * tf.cast(tf.math.is_finite(q), tf.float32)  # an intensity may be missing
         q = tf.where(tf.math.is_finite(q), q, 0.0)

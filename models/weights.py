@@ -51,14 +51,17 @@ def confidence_of_weight(w: Any, blend: float) -> Any:
     return tf.ones_like(w) if blend == 0 else ((1.0 + blend) * w - 1.0) / blend
 
 
-def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0) -> Any:
-    """-(y * w * log p + (1 - y) * v * log(1 - p)), v = ``non_click``, computed from the logit, float32 ``[B]``."""
-    return y * w * tf.nn.softplus(-s) + (1.0 - y) * non_click * tf.nn.softplus(s)
+def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0, target: Any = None) -> Any:
+    """-u (t log p + (1 - t) log(1 - p)), computed from the logit, float32 ``[B]``.
 
-
-def cross_entropy(s: Any, target: Any) -> Any:
-    """-(t log p + (1 - t) log(1 - p)) for targets t in [0, 1], computed from the logit, float32 ``[B]``."""
-    return tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=s)  # softplus(s) - t s cancels for large s
+    Args:
+        s: logit, float32 ``[B]``.
+        y: label, float32 ``[B]`` of 0 and 1.
+        w, non_click: u of a click and of a non-click, float32 ``[B]`` or scalar.
+        target: t in [0, 1], float32 ``[B]``; the label if None.
+    """
+    u = tf.where(y > 0, w, non_click)
+    return u * tf.nn.sigmoid_cross_entropy_with_logits(labels=y if target is None else target, logits=s)
 
 
 def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:

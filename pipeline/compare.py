@@ -30,7 +30,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import make_directory, read_json, write_json, write_text
 from pipeline.progress import console
-from pipeline.variants import CONFIGURED, WARMUP, choose
+from pipeline.variants import WARMUP, choose
 
 COMPARE_FILE = "compare.json"
 REPORT_FILE = "report.html"
@@ -261,6 +261,3 @@ def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], s
         )
         found[name] = {metric: vars(interval) for metric, interval in intervals.items()}
     return {"reference": reference, "seed": seed, "rounds": rounds, "variants": found}
-
-
-__all__ = ["COMPARE_FILE", "CONFIGURED", "REPORT_FILE", "compare"]

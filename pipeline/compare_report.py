@@ -122,7 +122,6 @@ def render(config: Config, manifest: dict[str, Any], found: dict[str, Any]) -> s
             ],
             bootstrap=_bootstrap(found),
             resolved=dump_config(config),
-            shown=SHOWN,
         )
     )
 

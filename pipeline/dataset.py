@@ -93,10 +93,13 @@ class Dataset:
         """Number of rows of a split; 0 where it has none."""
         return int(self.manifest["splits"].get(split, {}).get("rows", 0))
 
+    def clicks(self, split: str) -> int:
+        """Number of clicks of a split that has rows."""
+        return int(self.manifest["splits"][split]["clicks"])
+
     def ctr(self, split: str) -> float:
         """Share of clicks among a split's rows."""
-        entry = self.manifest["splits"][split]
-        return float(entry["clicks"] / entry["rows"])
+        return self.clicks(split) / self.rows(split)
 
     @property
     def kept_negatives(self) -> float:

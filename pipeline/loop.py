@@ -210,16 +210,15 @@ class Loop:
 
     def _cache(self, number: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         """The lookup of teacher's scores for an epoch that is weighted from its first step on, if one pays."""
-        done = (number - 1) * self._steps
         # By where the warm-up ended and not by where a resumed run stands: both must read the same.
         first_whole = -(-self._model.warmup_steps // self._steps) + 1
-        clicks = round(self._dataset.ctr("train") * self._dataset.rows("train"))
-        if number < first_whole or not teacher_cache.worth_it(
-            self._config, clicks, self._config.train.epochs - first_whole + 1
-        ):
+        left = self._config.train.epochs - first_whole + 1
+        if number < first_whole or not teacher_cache.worth_it(self._config, self._dataset.clicks("train"), left):
             return None
         if self._cached is None:
-            if done == self._model.warmup_steps:  # not copied yet: the first weighted step would do it
+            if (
+                number - 1
+            ) * self._steps == self._model.warmup_steps:  # not copied yet: the first weighted step would do it
                 self._model.copy_teacher()
             self._cached = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
         return self._cached

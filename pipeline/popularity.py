@@ -38,9 +38,7 @@ def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
         raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
     if not isinstance(feature, CategoricalFeature) or config.rows.owner(feature).encoding != "vocabulary":
         return None
-    owner = config.rows.owner(feature)
-    clicks = np.concatenate([np.zeros(first_value_id(owner)), dataset.transform.vocabularies[owner.name].clicks])
-    return item, clicks.astype(np.float32)
+    return item, _by_id(config, dataset, item, "clicks").astype(np.float32)
 
 
 def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
@@ -63,8 +61,13 @@ def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
     name, clicks = found
     if source == "popularity":
         return name, clicks / max(float(clicks.max()), 1.0)
-    owner = config.rows.owner(config.rows.feature(name))  # type: ignore[arg-type]
-    rows = np.concatenate([np.zeros(first_value_id(owner)), dataset.transform.vocabularies[owner.name].rows])
+    rows = _by_id(config, dataset, name, "rows")
     ctr = dataset.ctr("train")
     odds = (clicks + _SMOOTHING * ctr) / (rows - clicks + _SMOOTHING * (1 - ctr))
     return name, odds.astype(np.float32)
+
+
+def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:
+    """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for the reserved ones."""
+    owner = config.rows.owner(config.rows.feature(item))  # type: ignore[arg-type]
+    return np.concatenate([np.zeros(first_value_id(owner)), getattr(dataset.transform.vocabularies[owner.name], count)])

@@ -23,12 +23,11 @@ def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
     changes can be cached, and only its scores of clicks, which the gate's calibration is not content with.
     """
     settings = config.confidence
-    clicks_alone = settings.source == "teacher" and settings.gate != "calibration" and settings.soften == 0
+    asked = settings.source == "teacher" and settings.control in ("none", "constant", "permuted")
+    of_clicks_alone = settings.gate != "calibration" and settings.soften == 0
     frozen = settings.teacher == "frozen" and settings.refresh_steps == 0
     fits = clicks <= config.train.teacher_cache_clicks
-    return (
-        frozen and settings.control in ("none", "constant", "permuted") and clicks_alone and (fits and epochs_left >= 2)
-    )
+    return asked and of_clicks_alone and frozen and fits and epochs_left >= 2
 
 
 def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
@@ -44,8 +43,8 @@ def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
     data = batches(
         dataset.schema, dataset.files("train"), _BATCH, columns=columns, rows_per_block=dataset.rows_per_block
     )
-    found = [score(batch) for batch in data]
-    return (np.concatenate([part[i].numpy() for part in found]) for i in range(2))  # type: ignore[return-value]
+    keys, scores = zip(*(score(batch) for batch in data), strict=True)
+    return np.concatenate(keys), np.concatenate(scores)
 
 
 def lookup(keys: Any, scores: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
