@@ -25,8 +25,8 @@ $(VENV)/.done: setup.py constraints.txt
 demo: setup  ## the whole job on MovieLens-100K: train, report, serve one prediction
 	@$(BIN)/clsd run --config configs/movielens-100k.yaml
 
-test: setup  ## the test suite
-	@$(BIN)/python -m pytest
+test: setup  ## the test suite, a process a core
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: setup  ## ruff, rules and format
 	@$(BIN)/ruff check .

@@ -43,6 +43,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.16.2,<2.17"],
         "dev": [
             "pytest>=9.2,<10",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "mypy>=2.4.1,<3",
             "types-PyYAML>=6.0.12",

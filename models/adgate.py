@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.tf_runtime import keras, tf
+from models.table import Table
 
 
 class AdGate(keras.Model):  # type: ignore[misc]
@@ -28,9 +29,7 @@ class AdGate(keras.Model):  # type: ignore[misc]
     def __init__(self, sizes: Sequence[int], embedding_dim: int = 4, units: Sequence[int] = (16,)) -> None:
         super().__init__(name="adgate")
         self.embeddings = [
-            keras.layers.Embedding(
-                size, embedding_dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1)
-            )
+            Table(size, embedding_dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1))
             for size in sizes
         ]
         self.hidden = [keras.layers.Dense(width, activation="relu") for width in units]

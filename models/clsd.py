@@ -105,7 +105,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         self.weight_moments = tf.Variable(tf.zeros([2]), name="weight_moments", **replicated)
         self._seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
         self._item, self._item_scores = "", None
-        if confidence.source in ("item", "popularity"):
+        if confidence.counts_items:
             assert items is not None
             self._item = items[0]
             self._item_scores = tf.Variable(items[1], dtype=tf.float32, name="item_scores", trainable=False)
@@ -237,7 +237,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             s = self._logit(self.backbone, inputs, training=True)
             p = tf.stop_gradient(tf.sigmoid(s))
             if settings.weighted:
-                found = self._weigh(data, inputs, p, positive)
+                found = self._weigh(data, p, positive)
             else:
                 found = Weighted(tf.ones_like(s), tf.ones_like(s), y, tf.zeros_like(s), tf.zeros_like(s))
             w = found.click
@@ -274,7 +274,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
     def _weighted(self) -> Any:
         return self.step >= self.warmup_steps
 
-    def _weigh(self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any) -> Weighted:
+    def _weigh(self, data: dict[str, Any], p: Any, positive: Any) -> Weighted:
         """Weights of clicks and non-clicks and the gate's losses; all weights are 1 and the gate rests in warm-up."""
         settings, weighted = self.confidence_settings, self._weighted()
         valid, one = data["valid"], tf.ones_like(p)
@@ -289,7 +289,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             self._move(self.moments, sum_over(weights.moment_sums(p, p, positive, 1.0)), weighted)
             w, non_click = tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0)
             return Weighted(w, non_click, data["label"], gate_losses, gate_rows)
-        t = self._probabilities(data, inputs, p, positive, weighted)
+        t = self._probabilities(data, p, positive, weighted)
         target = data["label"]
         if settings.soften > 0:
             target = tf.where(weighted, target + settings.soften * (t - target), target)
@@ -325,7 +325,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             return self._of_item(data["ids"])
         return weights.on_scale(t, settings.scale)
 
-    def _probabilities(self, data: dict[str, Any], inputs: dict[str, Any], p: Any, positive: Any, weighted: Any) -> Any:
+    def _probabilities(self, data: dict[str, Any], p: Any, positive: Any, weighted: Any) -> Any:
         settings = self.confidence_settings
         if self.teacher is None:
             return p
@@ -335,8 +335,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         rows = tf.where((data["valid"] if every else positive) > 0)
 
         def teach() -> Any:
-            picked = {name: tf.gather(x, rows[:, 0]) for name, x in inputs.items()}
-            scores = tf.sigmoid(self._logit(self.teacher, picked, training=False))
+            ids, values = (tf.gather(data[name], rows[:, 0]) for name in ("ids", "values"))
+            scores = tf.sigmoid(self.teacher_logit(ids, values))
             return tf.scatter_nd(rows, scores, tf.shape(p, out_type=tf.int64))
 
         return tf.stop_gradient(tf.cond(weighted, teach, lambda: tf.zeros_like(p)))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from features.tf_runtime import keras, tf
+from models.table import Table
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         self._fields, self._dim = fields, dim
         sizes = {field.table: field.size for field in fields if field.kind != "number"}
         self.tables = {
-            table: keras.layers.Embedding(size, dim, embeddings_initializer=_small(), name=f"table_{table}")
+            table: Table(size, dim, embeddings_initializer=_small(), name=f"table_{table}")
             for table, size in sizes.items()
         }
         self._numbers = [field.name for field in fields if field.kind == "number"]

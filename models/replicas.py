@@ -1,4 +1,4 @@
-"""Sums and columns over all replicas of a step; on one replica each is the value itself."""
+"""Sums, columns and variables of the replicas that take a step together; on one replica each is the value itself."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def own(values: Any, like: Any) -> Any:
     rows = tf.shape(like)[0]
     start = tf.distribute.get_replica_context().replica_id_in_sync_group * rows
     return values[start : start + rows]
+
+
+def local(variable: Any) -> Any:
+    """This replica's own copy of a mirrored variable; any other variable itself.
+
+    TensorFlow has no public name for it; reading the mirrored variable gives the same numbers, dearer (see
+    :class:`models.table.Table`).
+    """
+    return variable._get() if isinstance(variable, tf.distribute.DistributedValues) else variable

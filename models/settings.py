@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from features.schema import Strict
 
@@ -60,7 +60,7 @@ class ConfidenceSettings(Strict):
         le=1,
         description="share of the teacher's score in the target, for clicks and non-clicks alike",
     )
-    alpha: float = Field(default=1.0, gt=0, description="exponent of the teacher's score")
+    alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="exponent of the teacher's score")
     eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
     control: Literal["none", "constant", "permuted", "rce", "tce"] = Field(
@@ -70,13 +70,21 @@ class ConfidenceSettings(Strict):
     rce_exponent: float = Field(default=0.25, gt=0, description="R-CE: p**this on clicks, (1 - p)**this on non-clicks")
     tce_share: float = Field(default=0.1, ge=0, lt=1, description="T-CE: share of the clicks dropped, by largest loss")
     tce_ramp_steps: int = Field(default=1000, ge=0, description="T-CE: steps in which the share grows from 0")
-    gate: Literal["centre", "calibration", "off"] = Field(
-        default="centre", description="AdGate's aim: equal mean confidence in every group; calibrated groups; no gate"
+    # YAML reads a bare off as false.
+    gate: Annotated[Literal["centre", "calibration", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = (
+        Field(
+            default="centre",
+            description="AdGate's aim: equal mean confidence in every group; calibrated groups; no gate",
+        )
     )
-    gate_units: list[int] = Field(default=[16], description="hidden units of AdGate, layer by layer")
+    gate_units: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[16], description="hidden units of AdGate, layer by layer"
+    )
     gate_embedding_dim: int = Field(default=4, ge=1, description="length of AdGate's embedding of each group feature")
     gate_learning_rate: float = Field(default=1e-3, gt=0, description="step size of AdGate's own optimizer, Adam")
-    warmup_epochs: float = Field(default=1.0, ge=0, description="epochs of plain loss before any weighting")
+    warmup_epochs: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="epochs of plain loss before any weighting"
+    )
     warmup_steps: int | None = Field(default=None, ge=0, description="the same in steps; wins over warmup_epochs")
 
     @model_validator(mode="before")
@@ -102,6 +110,11 @@ class ConfidenceSettings(Strict):
     def weighted(self) -> bool:
         """Whether clicks are weighted at all."""
         return self.teacher != "none"
+
+    @property
+    def counts_items(self) -> bool:
+        """Whether the weights are what training counted of the items."""
+        return self.weighted and self.source in ("item", "popularity")
 
     @property
     def separate_teacher(self) -> bool:

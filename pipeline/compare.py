@@ -25,6 +25,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from features.errors import UserError
+from features.schema import digest_of
 from pipeline.comparison import compare_results
 from pipeline.config import Config
 from pipeline.dataset import Dataset
@@ -126,32 +127,42 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
 
 
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
-    """Train and measure one variant under one seed; nothing where its result is there."""
-    from pipeline.train import run_fingerprint, train
+    """Train and measure one variant under one seed; nothing where its result is there, and only the second where other
+    settings of it alone made that."""
+    from pipeline.train import RUN_FILE, run_fingerprint, train
 
     dataset, place = Dataset.load(dataset_dir), _place(out, seed, name)
-    split = config.evaluate.split
+    fingerprint, measured = run_fingerprint(config, dataset), _measured_by(config)
+    there = read_json(place / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (place / RUN_FILE).exists() else ""
     if (place / RESULT_FILE).exists():
         result = read_json(place / RESULT_FILE, "result", "pass --overwrite")
-        if result["fingerprint"] == run_fingerprint(config, dataset) and result["split"] == split:
+        if there == fingerprint and result.get("measured") == measured:
             return "was there"
-        if not overwrite:
+        if there != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
             raise UserError(str(place), what, "pass --overwrite, or choose another --out")
+        (place / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
     with _logged(out, f"seed {seed} {name}"):
-        if overwrite:
+        if overwrite and there != fingerprint:
             shutil.rmtree(place, ignore_errors=True)
         trained = train(config, dataset, place, start=_place(out, seed, WARMUP))
-        result, scores = _measure(dataset, place)
+        result, scores = _measure(config, dataset, place)
         np.savez(place / SCORES_FILE, **scores)
         shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the best one stays
         keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
-        write_json(place / RESULT_FILE, {**{key: trained[key] for key in keys}, "split": split, "metrics": result})
+        kept = {key: trained[key] for key in keys}
+        write_json(place / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
     return f"auc {result['auc']:.4f}" if "auc" in result else ""
 
 
-def _measure(dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Headline metrics of the kept model, and what a bootstrap over users needs of its scores."""
+def _measured_by(config: Config) -> str:
+    """Equal if and only if a trained model would be measured alike."""
+    evaluated = config.evaluate.model_dump(mode="json")
+    return digest_of({"evaluate": evaluated, "ndcg_at": config.compare.ndcg_at})
+
+
+def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headline metrics of a run's kept model, as the config measures, and what a bootstrap over users needs of its scores."""
     import gc
 
     from features.tf_runtime import keras, tf
@@ -159,7 +170,7 @@ def _measure(dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any
     from pipeline.scoring import Scorer
     from pipeline.train import load_trained
 
-    config, model = load_trained(run, dataset)
+    _, model = load_trained(run, dataset)
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(config.evaluate.split)
     measured = headline(measure_rows(config, dataset, rows))
     kept = {name: rows[name] for name in ("logit", "label", "user", "intensity")}

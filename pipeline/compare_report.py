@@ -25,10 +25,12 @@ def table(found: dict[str, Any], reference: str) -> Table:
     for name in metrics:
         shown.add_column(TESTED[name].label, justify="right")
     shown.add_column("pred. / real: score, ctr", justify="right")
+    shown.add_column("ms a step", justify="right")
     for name, variant in found["variants"].items():
         cells = [difference(found, reference, metric, name) for metric in metrics]
         ratios = " ".join(value(variant, key) for key in ("predicted_over_real_score", "predicted_over_real"))
-        shown.add_row(name + (" (collapsed)" if variant["collapsed"] else ""), *cells, ratios)
+        step = value(variant, "seconds_per_step")
+        shown.add_row(name + (" (collapsed)" if variant["collapsed"] else ""), *cells, ratios, step)
     return shown
 
 
@@ -37,7 +39,14 @@ def markdown(found: dict[str, Any]) -> str:
     lines = []
     for reference, by_metric in found["differences"].items():
         metrics = [name for name in TESTED if by_metric[name]]
-        more = ["predicted_over_real_score", "predicted_over_real", "ece_score", "ece", "group_spread"]
+        more = [
+            "predicted_over_real_score",
+            "predicted_over_real",
+            "ece_score",
+            "ece",
+            "group_spread",
+            "seconds_per_step",
+        ]
         heads = [*(TESTED[name].label for name in metrics), *(SHOWN[name].label for name in more)]
         lines += [
             f"Less `{reference}`, in 1e-4 (mean ± sd over {len(found['seeds'])} seeds; * beyond chance at "

@@ -222,6 +222,10 @@ class Config(Strict):
             raise ValueError(
                 f"evaluate.item: '{self.evaluate.item}' is no categorical feature; {did_you_mean(self.evaluate.item, names)}"
             )
+        if self.confidence.weighted and self.confidence.source == "intensity" and not self.rows.intensity:
+            raise ValueError(
+                "confidence.source: intensity needs rows.intensity; name its column, or set source: teacher"
+            )
         if self.confidence.gate != "off" and self.confidence.weighted and not self.rows.groups:
             raise ValueError(
                 "confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off"

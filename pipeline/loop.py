@@ -41,7 +41,8 @@ class State:
         best_epoch, best_value: the kept epoch and its validation metric.
         stopped: why the run ended before its last epoch.
         collapsed: what the monitor found where it only warns.
-        seconds, weighted_steps: time spent in weighted steps, and their number.
+        weighted_steps: their number.
+        seconds, timed_steps: time spent in weighted steps, those left out in whose call a step was traced, and their number.
         history: figures of each epoch.
     """
 
@@ -54,8 +55,9 @@ class State:
     best_value: float | None = None
     stopped: str = ""
     collapsed: str = ""
-    seconds: float = 0.0
     weighted_steps: int = 0
+    seconds: float = 0.0
+    timed_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -174,12 +176,14 @@ class Loop:
             while state.step < last:
                 stops = [last, state.step + config.train.steps_per_call, *([warmup] if warmup > state.step else [])]
                 now = min(stops) - state.step
-                started = time.perf_counter()
+                started, traces = time.perf_counter(), self._run_steps.experimental_get_tracing_count()
                 found = self._run_steps(iterator, tf.constant(now))
                 shown = {name: float(value) for name, value in figures.figures(found).items()}
                 if state.step >= warmup:
-                    state.seconds += time.perf_counter() - started
                     state.weighted_steps += now
+                    if self._run_steps.experimental_get_tracing_count() == traces:
+                        state.seconds += time.perf_counter() - started
+                        state.timed_steps += now
                 state.step += now
                 totals = figures.merged(tf.stack([totals, found]))
                 # R-CE's weights are small by design, the smaller the lower the CTR: no sign of a collapse.
@@ -234,8 +238,12 @@ class Loop:
             return
         totals, seen = self._window
         self._window = figures.merged(tf.stack([totals, found])), seen + steps
-        if self._window[1] < settings.window_steps:
-            return
+        if self._window[1] >= settings.window_steps:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Look at the window that is open, and open the next one."""
+        state, settings = self.state, self._config.train.monitor
         problem = self._monitor.problem({k: float(v) for k, v in figures.figures(self._window[0]).items()})
         self._window = figures.nothing(), 0
         if not problem:
@@ -280,6 +288,12 @@ class Loop:
             state.best_epoch, state.best_value = state.epoch, value if after_warmup else None
         elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
             state.stopped = f"{stopping.metric} did not improve for {stopping.patience} epochs"
+        window, ends = (
+            self._config.train.monitor.window_steps,
+            state.stopped or state.epoch == self._config.train.epochs,
+        )
+        if ends and (state.weighted_steps < window or 2 * self._window[1] >= window):
+            self._judge()  # the last window may be a short one; a very short one says nothing, unless it is the only one
         self._save(state.epoch * self._steps)
 
     def _save(self, step: int) -> None:

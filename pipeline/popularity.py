@@ -16,11 +16,11 @@ from pipeline.dataset import Dataset
 _SMOOTHING = 20.0
 
 
-def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
-    """The feature that names the item, and training clicks by its ids, float32 ``[size]`` (0 for reserved ids).
+def item_feature(config: Config) -> CategoricalFeature | None:
+    """The feature that names the item, if its ids are those of a vocabulary, which knows what it counted.
 
-    The feature is ``evaluate.item``, or the one that reads the item column of sampled non-clicks; None where there is
-    none, or it has no vocabulary.
+    It is ``evaluate.item``, or the one that reads the item column of sampled non-clicks; None where there is none, or it has
+    no vocabulary.
 
     Raises:
         UserError: ``evaluate.item`` is no feature.
@@ -38,7 +38,19 @@ def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
         raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
     if not isinstance(feature, CategoricalFeature) or config.rows.owner(feature).encoding != "vocabulary":
         return None
-    return item, _by_id(config, dataset, item, "clicks").astype(np.float32)
+    return feature
+
+
+def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
+    """The item's feature and training clicks by its ids, float32 ``[size]`` (0 for reserved ids); None without such a feature.
+
+    Raises:
+        UserError: as :func:`item_feature`.
+    """
+    feature = item_feature(config)
+    return (
+        None if feature is None else (feature.name, _by_id(config, dataset, feature.name, "clicks").astype(np.float32))
+    )
 
 
 def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
@@ -52,7 +64,7 @@ def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
         UserError: no vocabulary feature names the item.
     """
     source = config.confidence.source
-    if source not in ("item", "popularity"):
+    if not config.confidence.counts_items:
         return None
     found = item_popularity(config, dataset)
     if found is None:

@@ -9,7 +9,7 @@ from features.tf_runtime import keras, tf
 
 
 def make_strategy(replicas: int, batch_size: int) -> Any:
-    """A MirroredStrategy over ``replicas`` devices.
+    """A MirroredStrategy over ``replicas`` devices; one device needs no mirror.
 
     GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
     serve to test that a step is the same on one and on several replicas.
@@ -31,9 +31,11 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
     if gpus:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        return tf.distribute.MirroredStrategy([f"/gpu:{i}" for i in range(count)])
-    if count > 1:
-        _make_logical_cpus(count)
+        devices = [f"/gpu:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(devices) if count > 1 else tf.distribute.OneDeviceStrategy(devices[0])
+    if count == 1:
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    _make_logical_cpus(count)
     devices = [f"/cpu:{i}" for i in range(count)]
     # Summing on one device: collectives among logical CPUs break when a process makes a second strategy.
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())

@@ -16,7 +16,7 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, make_directory, read_json, require_ours, write_json, write_text
 from pipeline.loop import BEST, STATE_FILE, Loop, State, steps_per_epoch, warmup_steps
-from pipeline.popularity import item_scores
+from pipeline.popularity import item_feature, item_scores
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
 
@@ -111,7 +111,7 @@ def train(
             "stopped": state.stopped or "all epochs done",
             "collapsed": state.collapsed,
             "warmup_steps": warmup_steps(config, dataset),
-            "seconds_per_step": state.seconds / max(state.weighted_steps, 1),
+            "seconds_per_step": state.seconds / state.timed_steps if state.timed_steps else None,
             "history": state.history,
         }
         write_json(out / RUN_FILE, run)
@@ -151,6 +151,8 @@ def run_fingerprint(config: Config, dataset: Dataset) -> str:
     """Equal if and only if the same training would run."""
     parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
     parts["dataset"] = dataset.manifest["fingerprint"]
+    if config.confidence.counts_items and (item := item_feature(config)):
+        parts["item"] = item.name
     return digest_of(parts)
 
 
@@ -175,7 +177,7 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
     if state.fingerprint != begun:
         raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
-    state.seconds, state.weighted_steps = 0.0, 0
+    state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
     return state, start
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from features.errors import UserError, did_you_mean
 from models.settings import PRESETS
 from pipeline.config import Config, parse_config
+from pipeline.popularity import item_feature
 
 PLAIN, CONFIGURED = "plain", "configured"
 #: Name of the directory beside the variants' own; no variant.
@@ -36,12 +37,18 @@ CONTROLS: dict[str, Variant] = {
         {"control": "permuted", "normalise": "none"}, "weights of scores as they are, dealt out anew among the clicks"
     ),
     "popularity": Variant(
-        {"source": "popularity", "teacher": "self"}, "the item's training clicks in place of the teacher's score"
+        {"source": "popularity", "teacher": "self", "soften": 0.0},
+        "the item's training clicks in place of the teacher's score",
     ),
-    "rce": Variant({"control": "rce", "gate": "off"}, "R-CE: clicks weigh p^b, non-clicks (1-p)^b"),
-    "tce": Variant({"control": "tce", "gate": "off"}, "T-CE: the clicks of the largest loss are dropped"),
+    "rce": Variant(
+        {"control": "rce", "source": "teacher", "gate": "off"}, "R-CE: clicks weigh p^b, non-clicks (1-p)^b"
+    ),
+    "tce": Variant(
+        {"control": "tce", "source": "teacher", "gate": "off"}, "T-CE: the clicks of the largest loss are dropped"
+    ),
     "oracle": Variant(
-        {"source": "intensity", "teacher": "self"}, "the click's own intensity in place of the teacher's score"
+        {"source": "intensity", "teacher": "self", "soften": 0.0},
+        "the click's own intensity in place of the teacher's score",
     ),
 }
 
@@ -53,8 +60,12 @@ METHODS: dict[str, Variant] = {
     "two-level": Variant(
         {"preset": "two-level"}, "the preset: weights by the item's odds, targets softened by the teacher"
     ),
+    "two-level-permuted": Variant(
+        {"preset": "two-level", "control": "permuted"}, "two-level's weights, dealt out anew among the clicks"
+    ),
     "item": Variant(
-        {"source": "item", "teacher": "self", "gate": "off"}, "weights by the item's odds alone, blend as configured"
+        {"source": "item", "teacher": "self", "soften": 0.0, "gate": "off"},
+        "weights by the item's odds alone, blend as configured",
     ),
     "soft": Variant(
         {"preset": "two-level", "source": "teacher", "blend": 0.0}, "no weights, targets softened by the moving average"
@@ -98,12 +109,19 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
     for name in wanted:
         if name not in known:
             raise UserError(f"variant {name}", "is not known", did_you_mean(name, known))
-        if reason := _impossible(config, known[name].changes):
+        confidence = _confidence_of(config, known[name].changes)
+        if reason := _impossible(config, confidence):
             if name not in CONTROLS or name in names:
                 raise UserError(f"variant {name}", reason[0], reason[1])
             left_out[name] = f"{reason[0]}; {reason[1]}"
             continue
-        chosen[name] = _config_of(config, name, known[name].changes)
+        chosen[name] = _config_of(config, name, confidence)
+    for name in config.compare.references:
+        if name not in known:
+            raise UserError(f"compare.references: {name}", "is no variant", did_you_mean(name, known))
+    if not set(config.compare.references) & set(chosen):
+        what = f"none of {', '.join(config.compare.references) or 'nothing'} is among the variants"
+        raise UserError("compare.references", what, "name one with --variants, or leave out --no-controls")
     return chosen, left_out
 
 
@@ -114,25 +132,30 @@ def about(config: Config, name: str) -> str:
     return {**CONTROLS, **METHODS}[name].about
 
 
-def _impossible(config: Config, changes: Mapping[str, Any]) -> tuple[str, str] | None:
-    if changes.get("source") == "intensity" and not config.rows.intensity:
+def _confidence_of(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    before = config.confidence.model_dump(mode="python")
+    start = before
+    if "preset" in changes:
+        start = {
+            **PRESETS.get(changes["preset"], {}),
+            **{key: before[key] for key in ("warmup_epochs", "warmup_steps")},
+        }
+    ungated = {} if config.rows.groups else {"gate": "off"}
+    return {**start, **changes, **ungated}
+
+
+def _impossible(config: Config, confidence: Mapping[str, Any]) -> tuple[str, str] | None:
+    source = confidence.get("source", "teacher") if confidence.get("teacher") != "none" else "teacher"
+    if source == "intensity" and not config.rows.intensity:
         return "the log has no intensity", "name its column as rows.intensity"
-    if changes.get("source") in ("item", "popularity") and not (config.evaluate.item or config.preprocess.negatives):
-        return "no feature is known to name the item", "name it as evaluate.item"
+    if source in ("item", "popularity") and item_feature(config) is None:
+        return "no feature with a vocabulary is known to name the item", "name it as evaluate.item"
     return None
 
 
-def _config_of(config: Config, name: str, changes: Mapping[str, Any]) -> Config:
+def _config_of(config: Config, name: str, confidence: Mapping[str, Any]) -> Config:
     raw = config.model_dump(mode="python", by_alias=True)
-    before = raw["confidence"]
-    if "preset" in changes:
-        warmup = {key: before[key] for key in ("warmup_epochs", "warmup_steps")}
-        start = {**PRESETS.get(changes["preset"], {}), **warmup}
-    else:
-        start = before
-    raw["confidence"] = {**start, **changes}
-    if not config.rows.groups:
-        raw["confidence"]["gate"] = "off"
+    raw["confidence"] = confidence
     # A comparison wants the figures of a variant that collapses, too; it says so beside them.
     raw["train"]["monitor"]["action"] = "warn"
     return parse_config(raw, f"compare.variants.{name}")

@@ -154,18 +154,19 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
 
     replicas = strategy.num_replicas_in_sync
     shown, moments = [], []
-    for batch in global_batches():
-        parts = [{k: tf.constant(np.split(x, replicas)[i]) for k, x in batch.items()} for i in range(replicas)]
-        totals = step(
-            strategy.experimental_distribute_values_from_function(
-                lambda context, parts=parts: parts[context.replica_id_in_sync_group]
-            )
-        ).numpy()
+    for columns in global_batches():
+        parts = [{k: tf.constant(np.split(x, replicas)[i]) for k, x in columns.items()} for i in range(replicas)]
+        batch = strategy.experimental_distribute_values_from_function(
+            lambda context, parts=parts: parts[context.replica_id_in_sync_group]
+        )
+        totals = step(batch).numpy()
         assert (totals == totals[0]).all(), "the totals must be those of the global batch on every replica"
         shown.append([float(x) for x in figures(tf.constant(totals[0])).values()])
         moments.append(model.moments.numpy())
     out = {f"{name}/figures": np.array(shown), f"{name}/moments": np.array(moments)}
     out[f"{name}/weight_moments"] = model.weight_moments.numpy()
+    if name == "frozen":
+        out["lookups"] = np.array(lookups(step.get_concrete_function(batch).graph.as_graph_def()))
     for part in ("backbone", "teacher", "gate"):
         owner = getattr(model, part)
         for number, variable in enumerate([] if owner is None else owner.variables):
@@ -173,6 +174,16 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
             assert all(np.array_equal(copy, copies[0]) for copy in copies), f"replicas differ in {variable.name}"
             out[f"{name}/{part}/{number}"] = copies[0]
     return out
+
+
+def lookups(graph: Any) -> tuple[int, int]:
+    """Gathers of a graph and its branches that read a variable's rows, and those that read it whole before."""
+    rows = whole = 0
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        read = {node.name for node in nodes if node.op == "ReadVariableOp"}
+        rows += sum(node.op == "ResourceGather" for node in nodes)
+        whole += sum(node.op == "GatherV2" and node.input[0].split(":")[0] in read for node in nodes)
+    return rows, whole
 
 
 def main() -> None:

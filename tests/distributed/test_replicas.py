@@ -61,6 +61,13 @@ def test_one_replica_trains_as_no_strategy_at_all(results: Results) -> None:
     assert _largest_difference(results[1], bare, "frozen/") <= LIMIT
 
 
+@pytest.mark.parametrize("replicas", REPLICAS)
+def test_a_step_reads_no_table_whole(results: Results, replicas: int) -> None:
+    by_row, whole = results[replicas]["lookups"]
+    # Of the user, the item and the history, by the student and in the branch that asks the teacher; of the gate's group.
+    assert by_row == 7 * replicas and whole == 0
+
+
 def test_the_batches_hold_the_hard_cases(results: Results) -> None:
     clicks = results[1]["labels"].reshape(20, 4, 8).sum(axis=2)  # by batch and quarter, the fourth replica's rows last
     assert not clicks[1].any() and not clicks[7].any()

@@ -139,10 +139,9 @@ def test_fact_6_nothing_has_a_gradient_across_the_wall(
 ) -> None:
     model = make_model(teacher=teacher, gate=gate)
     batch = {name: tf.constant(x) for name, x in make_batch().items()}
-    inputs = model.spec.unpack(batch["ids"], batch["values"])
     with tf.GradientTape(persistent=True) as tape:
         s = model(batch)
-        found = model._weigh(batch, inputs, tf.sigmoid(s), batch["label"])  # with p as it is, the step's own is cut off
+        found = model._weigh(batch, tf.sigmoid(s), batch["label"])  # with p as it is, the step's own is cut off
         ctr_loss = tf.reduce_sum(weights.row_losses(s, batch["label"], found.click))
         gate_loss = tf.reduce_sum(found.gate_losses * found.gate_rows)
     backbone, gates = model.backbone.trainable_variables, model.gate.trainable_variables

@@ -46,6 +46,12 @@ def test_a_given_key_overrides_its_preset_and_no_other(preset: str, key: str, va
         assert getattr(settings, other) == PRESETS[preset][other]
 
 
+def test_a_gate_that_is_off_may_be_written_as_yaml_reads_it() -> None:
+    assert ConfidenceSettings.model_validate({"gate": False}).gate == "off"
+    with pytest.raises(ValidationError):
+        ConfidenceSettings.model_validate({"gate": True})
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

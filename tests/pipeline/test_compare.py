@@ -21,6 +21,7 @@ from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 
 from features.errors import UserError
+from models.ranking import ndcg
 from pipeline.cli import main
 from pipeline.compare import compare
 from pipeline.compare_report import render
@@ -116,7 +117,7 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
     """What a comparison found, without how long it took."""
     kept: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key != "seconds"}))
     for variant in kept["variants"].values():
-        del variant["metrics"]["seconds_per_step"]
+        variant["metrics"].pop("seconds_per_step", None)
     return kept
 
 
@@ -199,6 +200,25 @@ def test_results_of_other_settings_are_refused_or_made_anew(
     assert len(_history(copy / "seed-7" / "plain")) == 2
     after = _results(copy)
     assert [path for path in before if after[path] != before[path]] == ["seed-7/plain/result.json"]
+
+
+def test_what_is_measured_otherwise_is_measured_anew_and_not_trained(
+    config: Config, tiny_dataset: Dataset, compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(compared[0], tmp_path / "copy"))
+    raw = config.model_dump(mode="python", by_alias=True)
+    other = parse_config({**raw, "compare": {**raw["compare"], "ndcg_at": 2}}, "test config")
+    weights = {path: path.stat().st_mtime_ns for path in copy.rglob("best/*")}
+    found = compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False)
+    value = found["variants"]["plain"]["metrics"]["ndcg"]["mean"]
+    scores = np.load(copy / "seed-7" / "plain" / "scores.npz")
+    expected, _ = ndcg(scores["user"], scores["logit"], np.nan_to_num(scores["intensity"]) * scores["label"], 2)
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert value != compared[1]["variants"]["plain"]["metrics"]["ndcg"]["values"][0]
+    on_validation = parse_config({**raw, "evaluate": {**raw["evaluate"], "split": "validation"}}, "test config")
+    compare(on_validation, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False)
+    assert len(np.load(copy / "seed-7" / "plain" / "scores.npz")["label"]) == tiny_dataset.rows("validation")
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("best/*")} == weights
 
 
 # ---------------------------------------------------------------- what was found
@@ -296,7 +316,26 @@ def test_a_control_that_the_log_cannot_have_is_left_out_unless_it_is_asked_for(m
     assert "name it as evaluate.item" in left_out["popularity"]
     with pytest.raises(UserError, match="variant oracle: the log has no intensity"):
         choose(bare, ["oracle"])
+    for name in ("item", "two-level"):
+        with pytest.raises(UserError, match=rf"variant {name}: no feature with a vocabulary is known to name the item"):
+            choose(bare, [name])
+    assert set(choose(make_config(evaluate={"item": "category"}), [])[1]) == {"popularity"}  # ids by hash count nothing
     assert choose(make_config(), [])[1] == {}
+
+
+def test_what_the_variants_are_held_against_must_be_among_them(make_config: Make) -> None:
+    with pytest.raises(UserError, match=r"compare.references: plian: is no variant; did you mean 'plain'\?"):
+        choose(make_config(compare={"references": ["plian"]}), [])
+    with pytest.raises(UserError, match="none of plain, permuted, popularity is among the variants; name one"):
+        choose(make_config(), ["configured"], controls=False)
+    assert list(choose(make_config(), ["plain", "ema"], controls=False)[0]) == ["plain", "ema"]
+
+
+def test_what_the_config_itself_asks_for_must_be_there(make_config: Make) -> None:
+    itemless = make_config(evaluate={"item": ""}, confidence={"preset": "two-level"})
+    with pytest.raises(UserError, match="variant configured: no feature with a vocabulary is known to name the item"):
+        choose(itemless, [])
+    assert choose(itemless, ["stable"])[1].keys() == {"constant", "permuted", "permuted-raw", "popularity"}
 
 
 def test_variants_change_what_they_say_and_keep_the_warm_up(make_config: Make) -> None:

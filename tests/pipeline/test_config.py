@@ -46,6 +46,9 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
         (("preprocess", "split"), {"validation": 0.6, "test": 0.5}, "nothing is left to train on", ""),
         (("preprocess", "negatives"), {"per_click": 2, "item": "itm"}, "'itm' is no column", "did you mean 'item_id'?"),
         (("confidence",), {"eps": 9.0}, "eps (9.0) must be below a_max", ""),
+        (("confidence",), {"gate_units": [16, 0]}, "confidence.gate_units.1: ", "0"),
+        (("confidence",), {"warmup_epochs": float("inf")}, "confidence.warmup_epochs: ", "finite"),
+        (("confidence",), {"alpha": float("inf")}, "confidence.alpha: ", "finite"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(
@@ -92,3 +95,8 @@ def test_overrides_win_and_are_checked(settings: dict[str, Any], tmp_path: Path)
         load_config(path, ["train.epochs"])
     with pytest.raises(UserError, match="'seed' is no group"):
         load_config(path, ["seed.x=1"])
+
+
+def test_weights_by_intensity_need_an_intensity(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(UserError, match=r"source: intensity needs rows.intensity; name its column"):
+        make_config(rows={"intensity": ""}, confidence={"source": "intensity"})

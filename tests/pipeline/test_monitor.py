@@ -168,3 +168,34 @@ def test_windows_go_on_over_the_end_of_an_epoch(make_tiny: Make, tiny_dataset: D
     config = make_tiny(train={"epochs": 4, "steps_per_call": 5, "monitor": monitor})
     with pytest.raises(UserError, match="the run collapsed by step 48:"):  # looked at after 5, 10, 15, 19 steps
         train(config, tiny_dataset, tmp_path / "run")
+
+
+def test_a_run_too_short_for_a_window_is_looked_at_as_one(
+    make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = make_tiny(train={"epochs": 3, "monitor": {"window_steps": 200, **UNKEEPABLE}})
+    for _ in range(2):  # again: the collapsed run is not taken for a finished one
+        with pytest.raises(UserError, match=r"the run collapsed by step 57: the mean prediction"):
+            train(config, tiny_dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+# 38 weighted steps, at most five at a time: looked at after 24 or 29 of them, with 14 or 9 to come.
+@pytest.mark.parametrize(("window", "looks"), [(200, 1), (25, 1), (24, 2)])
+def test_the_last_window_is_half_a_one_at_least(
+    make_tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+    looks: int,
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(CollapseMonitor, "problem", lambda self, figures: seen.append(figures) or "")
+    train(
+        make_tiny(train={"epochs": 3, "steps_per_call": 5, "monitor": {"window_steps": window}}),
+        tiny_dataset,
+        tmp_path / "run",
+    )
+    assert len(seen) == looks
+    assert all(figures["ctr"] > 0 for figures in seen)

@@ -13,7 +13,7 @@ from features.errors import UserError
 from features.tf_runtime import tf
 from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset
-from pipeline.train import load_trained, train
+from pipeline.train import load_trained, run_fingerprint, train
 
 Same = Callable[[Path, Path], bool]
 
@@ -85,12 +85,25 @@ def test_early_stopping_keeps_the_best_epoch_after_warm_up(
     assert run["stopped"] == "log_loss did not improve for 2 epochs"
 
 
-def test_replicas_and_tensorboard(make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path) -> None:
+def test_tensorboard_has_losses_and_metrics(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
     config = make_config(train={"epochs": 1, "tensorboard": True})
     train(config, small_dataset, tmp_path / "run")
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     tags = {v.tag for e in tf.compat.v1.train.summary_iterator(str(events)) for v in e.summary.value}
     assert {"train/loss", "validation/auc"} <= tags
+
+
+def test_another_item_is_another_training_where_items_are_counted(
+    make_config: Callable[..., Config], small_dataset: Dataset
+) -> None:
+    def fingerprints(**confidence: Any) -> set[str]:
+        configs = [make_config(confidence=confidence, evaluate={"item": item}) for item in ("item_id", "user_id")]
+        return {run_fingerprint(config, small_dataset) for config in configs}
+
+    assert len(fingerprints(preset="two-level")) == len(fingerprints(source="popularity")) == 2
+    assert len(fingerprints(preset="stable")) == 1
 
 
 def test_a_batch_that_does_not_divide_is_refused(

@@ -77,7 +77,7 @@ def test_a_run_from_a_shared_warm_up_ends_as_one_that_did_its_own(
     alone = train(config, tiny_dataset, tmp_path / "alone")
     assert shared["history"][0]["train"]["largest_weight"] == 1 or length in (NONE, WITHIN)
     for run in (shared, alone):
-        assert run.pop("seconds_per_step") > 0
+        assert (run.pop("seconds_per_step") or 1) > 0  # None where all weighted steps were traced in their call
     assert shared == alone
     assert len(shared["history"]) > math.ceil(shared["warmup_steps"] / 19)  # something was weighed
     assert same_weights(tmp_path / "shared", tmp_path / "alone")
