@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3 pytho
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types docs benchmarks clean
+.PHONY: help setup demo test lint types docs benchmarks flink clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -41,5 +41,14 @@ docs: setup  ## write docs/configuration.md from the settings classes
 benchmarks: setup  ## every benchmark, quickly; each measures both sides in one run
 	@for b in $$(grep -l '__main__' benchmarks/*.py); do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
 
+FLINK := docker/flink/target/flink-job-server.jar
+
+flink: $(FLINK)  ## build the job server by which Beam runs on Apache Flink (needs Java and Maven)
+
+$(FLINK): docker/flink/pom.xml
+	@command -v mvn >/dev/null || { echo "error: no mvn; install Maven and a Java of 11 or 17" >&2; exit 2; }
+	@mvn --quiet --batch-mode --file $< package
+	@touch $@
+
 clean:  ## remove the environment and the caches; data and results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info docker/flink/target
