@@ -18,7 +18,7 @@ from features.encode import raw_type, tokens_of
 from features.schema import CategoricalFeature, NumericFeature, Schema
 from features.transform import NumericState, Transform
 from features.vocabulary import Vocabulary, count, merge
-from pipeline.columns import KEY, LABEL, SPLIT, SPLITS
+from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS
 
 #: Rows from which quantiles are taken: those with the smallest random keys, a uniform sample without replacement.
 QUANTILE_SAMPLE = 200_000
@@ -32,7 +32,7 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
         "splits",
         {
             name: (int((split == s).sum()), int(label[split == s].sum()))
-            for s, name in enumerate(SPLITS)
+            for s, name in [*enumerate(SPLITS), (GAP, "gap")]
             if (split == s).any()
         },
     )

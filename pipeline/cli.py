@@ -197,7 +197,10 @@ def _show_dataset(dataset: Any) -> None:
             console.print(said, highlight=False, soft_wrap=True)
     rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
     reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
-    console.print(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}", highlight=False, soft_wrap=True)
+    gap = f", {rows['in_gap']:,} left out in the gap" if rows.get("in_gap") else ""
+    console.print(
+        f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}", highlight=False, soft_wrap=True
+    )
 
 
 @main.command()

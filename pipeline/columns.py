@@ -10,7 +10,9 @@ LABEL = "_label"
 TIME = "_time"
 #: string; empty without a user.
 USER = "_user"
-#: int8, a position in SPLITS.
+#: int8, a position in SPLITS, or GAP.
 SPLIT = "_split"
 
 SPLITS = ("train", "validation", "test")
+#: The split of a row that is left out because it lies too close to the split after its own.
+GAP = -1

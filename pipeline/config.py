@@ -29,10 +29,12 @@ class LogSettings(Strict):
     )
     dataset_options: dict[str, Any] = Field(default={}, description="options of the synthetic generator, such as rows")
     files: list[str] = Field(default=[], description="paths or glob patterns; relative ones from the working directory")
-    format: Literal["auto", "jsonl", "csv", "parquet"] = Field(default="auto", description="auto: by the file's ending")
+    format: Literal["auto", "jsonl", "csv", "parquet", "avro"] = Field(
+        default="auto", description="auto: by the file's ending"
+    )
     csv: CsvSettings = Field(default=CsvSettings(), description="the CSV dialect")
     chunk_mebibytes: int = Field(
-        default=32, ge=1, description="uncompressed text files are read in parallel pieces this large"
+        default=32, ge=1, description="uncompressed text files and Avro files are read in parallel pieces this large"
     )
 
 
@@ -47,6 +49,12 @@ class SplitSettings(Strict):
     test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
     validation_from: str = Field(default="", description="time: first instant of the validation split, ISO 8601")
     test_from: str = Field(default="", description="time: first instant of the test split, ISO 8601")
+    gap_hours: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="time: the last hours before the validation and the test split are left out",
+    )
     key: str = Field(default="", description="hash: column whose equal values stay together, such as the user")
 
     @model_validator(mode="after")
@@ -57,7 +65,14 @@ class SplitSettings(Strict):
             raise ValueError("validation_from and test_from go together")
         if self.by == "hash" and not self.key:
             raise ValueError("by: hash needs key, the column to hash")
+        if self.gap_hours and self.by != "time":
+            raise ValueError("gap_hours needs by: time; leave it out, or split by time")
         return self
+
+    @property
+    def gap(self) -> int:
+        """``gap_hours`` in microseconds."""
+        return round(self.gap_hours * 3_600_000_000)
 
 
 class NegativeSettings(Strict):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -31,10 +33,20 @@ def open_binary(path: str) -> IO[bytes]:
         raise UserError(path, f"cannot be opened ({error})", "correct logs.files or the file's permissions") from None
 
 
+#: Endings of compressed text files, and what reads them. Not Beam's decompression, which takes a truncated file for a short one.
+COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+#: What a reader of a truncated or damaged file raises.
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
+
+
+def compression_of(path: str) -> str:
+    """The ending of a compressed text file, or ""."""
+    return next((ending for ending in COMPRESSED if path.endswith(ending)), "")
+
+
 def decompressed(path: str, file: IO[bytes]) -> Any:
-    """The file, or a gzip reader over it if its name ends in .gz."""
-    # Not Beam's own decompression: that takes a truncated file for a short one.
-    return gzip.open(file) if path.endswith(".gz") else file
+    """The file, or a reader over it if its name says that it is compressed."""
+    return COMPRESSED[compression_of(path)](file) if compression_of(path) else file
 
 
 def open_parquet(path: str, file: Any) -> pq.ParquetFile:

@@ -7,7 +7,6 @@ file, whole files of what cannot be split.
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from apache_beam.io.filesystems import FileSystems
 from features.encode import raw_type
 from features.errors import UserError, did_you_mean
 from features.schema import Schema
+from pipeline import avro
 from pipeline.config import LogSettings
-from pipeline.parsing import Part, bisect, decompressed, open_binary, open_parquet, parse_csv
+from pipeline.parsing import DAMAGED, Part, bisect, compression_of, decompressed, open_binary, open_parquet, parse_csv
 
 _HEAD_BYTES = 1 << 20
 
@@ -34,7 +34,7 @@ class Piece:
     Args:
         path: the file.
         index: position among all pieces of the job; part of each row's key.
-        format: jsonl, csv or parquet.
+        format: jsonl, csv, parquet or avro.
         start, end: bytes of a text file, or the first and last-plus-one row group; end -1: all of it.
         size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
         columns: names of a CSV file's fields, in order.
@@ -95,6 +95,13 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
             for group in range(parquet.num_row_groups):
                 yield group, group + 1, {"path": path, "format": kind, "types": types}
         return
+    chunk = logs.chunk_mebibytes << 20
+    if kind == "avro":
+        with open_binary(path) as file:
+            types = _types(path, kind, schema, avro.columns_of(path, file))
+        for start in range(0, size, chunk):
+            yield start, min(start + chunk, size), {"path": path, "format": kind, "types": types}
+        return
     head = _head(path)
     columns: tuple[str, ...] = ()
     if kind == "csv":
@@ -112,8 +119,7 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         "types": _types(path, kind, schema, found),
         "has_header": kind == "csv" and not logs.csv.columns,
     }
-    chunk = logs.chunk_mebibytes << 20
-    if path.endswith(".gz"):
+    if compression_of(path):
         yield 0, -1, piece
     else:
         for start in range(0, size, chunk):
@@ -121,30 +127,36 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
 
 
 def _format_of(path: str) -> str:
-    name = path.removesuffix(".gz")
+    compression = compression_of(path)
+    name = path.removesuffix(compression)
     endings = {
         ".jsonl": "jsonl",
         ".json": "jsonl",
         ".ndjson": "jsonl",
         ".csv": "csv",
         ".parquet": "parquet",
+        ".avro": "avro",
     }
     for ending, kind in endings.items():
-        if name.endswith(ending) and not (kind == "parquet" and path.endswith(".gz")):
+        if name.endswith(ending) and not (kind in ("parquet", "avro") and compression):
             return kind
-    raise UserError(path, "has an ending that tells no format", "set logs.format to jsonl, csv or parquet")
+    raise UserError(path, "has an ending that tells no format", "set logs.format to jsonl, csv, parquet or avro")
 
 
 def _head(path: str) -> bytes:
-    """The first whole lines of a text file; also of a damaged gzip file, which is refused when it is read."""
-    with open_binary(path) as file:
-        head = bytes(file.read(_HEAD_BYTES))
-    whole = len(head) < _HEAD_BYTES
-    if path.endswith(".gz"):
+    """The first whole lines of a text file; also of a damaged compressed file, which is refused when it is read."""
+    parts: list[bytes] = []
+    with open_binary(path) as raw:
         try:
-            head = zlib.decompressobj(wbits=31).decompress(head)
-        except zlib.error as error:
-            raise UserError(path, f"is damaged, or no gzip file ({error})", "fetch it again, or rename it") from None
+            file = decompressed(path, raw)
+            while sum(map(len, parts)) < _HEAD_BYTES and (part := file.read(_HEAD_BYTES // 16)):
+                parts.append(bytes(part))
+        except DAMAGED as error:
+            if not parts:
+                what = f"is damaged, or no {compression_of(path)} file ({error})"
+                raise UserError(path, what, "fetch it again, or rename it") from None
+    head = b"".join(parts)
+    whole = len(head) < _HEAD_BYTES
     head = head.removeprefix(b"\xef\xbb\xbf")
     return head if whole else head[: head.rfind(b"\n") + 1]
 
@@ -183,7 +195,7 @@ def _keys_anywhere(path: str, columns: list[str]) -> list[str]:
                 there += [column for column, name in open_.items() if name in window]
                 open_ = {column: name for column, name in open_.items() if column not in there}
                 tail = block[-256:]
-        except (EOFError, OSError, zlib.error):
+        except DAMAGED:
             pass  # a damaged file is refused, with its place, when it is read
     return there
 
@@ -234,7 +246,7 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
     for column in [schema.label, schema.timestamp]:
         if column:
             types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
-    if schema.timestamp and schema.timestamp_unit == "iso" and kind != "parquet":
+    if schema.timestamp and schema.timestamp_unit == "iso" and kind not in ("parquet", "avro"):
         types[schema.timestamp] = pa.string()
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())

@@ -138,6 +138,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
             written=beam.pvalue.AsList(written),
             dead=beam.pvalue.AsList(dead),
             tally=beam.pvalue.AsSingleton(tally),
+            counts=counts,
             quality=beam.pvalue.AsSingleton(quality, default_value={}),
         )
     )
@@ -159,13 +160,13 @@ def _split(rows: Any, config: Config) -> Any:
         return rows | "SplitByHash" >> beam.Map(partial(splits.by_hash, settings, config.seed))
     given = splits.given_boundaries(settings)
     if given:
-        return rows | "SplitByTime" >> beam.Map(partial(splits.by_time, given))
+        return rows | "SplitByTime" >> beam.Map(partial(splits.by_time, given, settings.gap))
     boundaries = beam.pvalue.AsSingleton(rows | "Times" >> beam.CombineGlobally(splits.TimeBoundaries(settings)))
-    return rows | "SplitByTime" >> beam.Map(_split_by_time, boundaries)
+    return rows | "SplitByTime" >> beam.Map(_split_by_time, settings.gap, boundaries)
 
 
-def _split_by_time(batch: pa.RecordBatch, boundaries: tuple[int, int]) -> pa.RecordBatch:
-    return splits.by_time(boundaries, batch)
+def _split_by_time(batch: pa.RecordBatch, gap: int, boundaries: tuple[int, int]) -> pa.RecordBatch:
+    return splits.by_time(boundaries, gap, batch)
 
 
 def _by_user(seed: int, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -258,7 +259,7 @@ def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[
 
 
 def _write_summary(
-    directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, quality: Any
+    directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, counts: Any, quality: Any
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     transform.save(Path(directory))
@@ -266,7 +267,7 @@ def _write_summary(
         pq.write_table(pa.Table.from_batches([golden]), Path(directory) / GOLDEN_FILE)
     rows, kept = tally["rows"]
     summary = {
-        "rows": {"read": rows, "kept": kept, "refused": rows - kept},
+        "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": counts.get("gap", (0, 0))[0]},
         "dead": list(dead),
         "shards": sorted(written, key=lambda shard: shard["file"]),
         "transform": transform.describe(),

@@ -52,7 +52,7 @@ def _passthrough(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[str, int]:
     """Number of shards of each split that has rows: as many as keep a shard near ``rows_per_shard``."""
-    return {split: max(1, round(n / rows_per_shard)) for split, (n, _) in rows.items() if n}
+    return {split: max(1, round(n / rows_per_shard)) for split, (n, _) in rows.items() if n and split in SPLITS}
 
 
 def partition(

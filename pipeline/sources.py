@@ -6,11 +6,10 @@ shard, its place in the shuffle, its sampled negatives, is the same on every eng
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,12 @@ import pyarrow as pa
 
 from features.errors import UserError
 from features.hashing import seeded
+from pipeline import avro
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
 from pipeline.parsing import (
+    DAMAGED,
+    compression_of,
     decompressed,
     odd_csv,
     odd_json,
@@ -33,7 +35,7 @@ from pipeline.parsing import (
 from pipeline.plan import Piece
 
 BLOCK_BYTES = 8 << 20
-#: Rows a batch of a Parquet file.
+#: Rows a batch of a Parquet or Avro file.
 BATCH_ROWS = 65_536
 
 
@@ -63,6 +65,8 @@ class Reader:
         """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse."""
         if piece.format == "parquet":
             yield from self._read_parquet(piece)
+        elif piece.format == "avro":
+            yield from self._read_avro(piece)
         else:
             yield from self._read_text(piece)
 
@@ -87,8 +91,24 @@ class Reader:
                 raise UserError(
                     piece.path, f"row group {piece.start} is damaged ({error})", "write the file again"
                 ) from None
+        yield from self._typed(piece, table, 0)
+
+    def _read_avro(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+        position = 0
+        records: list[dict[str, Any]] = []
+        with open_binary(piece.path) as file:
+            found = avro.columns_of(piece.path, file)
+            schema = pa.schema([(name, found[name]) for name in piece.types])
+            for block in chain(avro.blocks(piece.path, file, piece.start, piece.end), [None]):
+                records += block or []
+                if len(records) >= BATCH_ROWS or block is None:  # blocks of a few hundred rows are usual
+                    yield from self._typed(piece, pa.Table.from_pylist(records, schema=schema), position)
+                    position, records = position + len(records), []
+
+    def _typed(self, piece: Piece, table: pa.Table, first: int) -> Iterator[pa.RecordBatch | Refused]:
+        """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
         target = pa.schema([*piece.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
-        table = self._placed(piece, table.select(list(piece.types)), np.arange(table.num_rows))
+        table = self._placed(piece, table.select(list(piece.types)), first + np.arange(table.num_rows))
 
         def cast(rows: list[int]) -> pa.Table:
             part = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
@@ -102,7 +122,7 @@ class Reader:
             yield pa.concat_batches([batch])  # a copy: a slice is pickled with all that it was cut from
         for row, reason in faults:
             text = json.dumps({name: table[name][row].as_py() for name in piece.types}, ensure_ascii=False, default=str)
-            yield Refused(piece.path, self.line(piece, row), reason, text)
+            yield Refused(piece.path, self.line(piece, first + row), reason, text)
 
     def _read_text(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
         position = 0
@@ -159,8 +179,10 @@ class Reader:
                     block = file.read(want)
                     if block and not block.endswith(b"\n"):
                         block += file.readline()
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    what = f"the gzip file is truncated or damaged ({error})"
+                except DAMAGED as error:
+                    if not compression_of(piece.path):
+                        raise
+                    what = f"the {compression_of(piece.path)} file is truncated or damaged ({error})"
                     raise UserError(
                         piece.path, what, "fetch or write it again, or leave it out of logs.files"
                     ) from None
@@ -178,7 +200,10 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
 
 
 def _lines_before(piece: Piece) -> int:
-    """Number of lines (or rows of a Parquet file) that stand before the piece's first."""
+    """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
+    if piece.format == "avro":
+        with open_binary(piece.path) as file:
+            return avro.records_before(file, piece.start)
     if piece.format == "parquet":
         with open_binary(piece.path) as file:
             metadata = open_parquet(piece.path, file).metadata

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from features.errors import UserError
 from features.hashing import hash64, seeded, unit_interval
-from pipeline.columns import KEY, SPLIT, TIME, USER
+from pipeline.columns import GAP, KEY, SPLIT, TIME, USER
 from pipeline.config import SplitSettings
 
 
@@ -28,10 +28,12 @@ def by_hash(settings: SplitSettings, seed: int, batch: pa.RecordBatch) -> pa.Rec
     return with_split(batch, _by_share(unit_interval(seeded(keys, seed, 0x5711)), settings))
 
 
-def by_time(boundaries: tuple[int, int], batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Older than the first boundary: train; from the second on: test (microseconds)."""
+def by_time(boundaries: tuple[int, int], gap: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Older than the first boundary: train; from the second on: test; in the last ``gap`` of a split: left out (us)."""
     times = batch.column(TIME).to_numpy()
-    return with_split(batch, (times >= boundaries[0]).astype(np.int8) + (times >= boundaries[1]))
+    split = (times >= boundaries[0]).astype(np.int8) + (times >= boundaries[1])
+    following = np.asarray([*boundaries, np.iinfo(np.int64).max])[split]  # the start of the split after the row's own
+    return with_split(batch, np.where(times >= following - gap, GAP, split))
 
 
 def by_user_time(settings: SplitSettings, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -86,7 +86,7 @@ def test_vocabularies_and_numbers_come_from_training_rows_alone(small_log: Path,
 
 def test_the_manifest_counts_what_is_there(small_log: Path, small_dataset: Dataset) -> None:
     manifest = small_dataset.manifest
-    assert manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0}
+    assert manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0, "in_gap": 0}
     rows = small_dataset.read("test")
     oov = (rows.ids[:, small_dataset.schema.id_slices["item_id"].start] == 2).sum()
     assert manifest["splits"]["test"]["quality"]["item_id"]["out_of_vocabulary"] == oov
@@ -181,7 +181,7 @@ def test_refused_rows_become_dead_letters_with_place_reason_and_text(
 ) -> None:
     log = _damaged_log(small_log, tmp_path / "log.jsonl", BAD)
     made = preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "dataset")
-    assert made.manifest["rows"] == {"read": 6005, "kept": 6000, "refused": 5}
+    assert made.manifest["rows"] == {"read": 6005, "kept": 6000, "refused": 5, "in_gap": 0}
     assert made.manifest["dead_letters"]["reasons"] == {
         "broken UTF-8": 1,
         "click is neither 0 nor 1": 1,
@@ -212,11 +212,11 @@ def test_a_truncated_gzip_fails_the_job_and_leaves_nothing(
 ) -> None:
     log = tmp_path / "log.jsonl.gz"
     log.write_bytes(gzip.compress(small_log.read_bytes())[:-1000])
-    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated"):
+    with pytest.raises(UserError, match=r"log.jsonl.gz: the .gz file is truncated"):
         preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "out" / "dataset")
     assert list((tmp_path / "out").iterdir()) == []
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated"):
+    with pytest.raises(UserError, match=r"log.jsonl.gz: the .gz file is truncated"):
         preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "out" / "dataset", beam_options=options)
 
 
@@ -252,7 +252,7 @@ def test_labels_of_different_types_in_two_files(
     split = {"by": "user_time", "validation": 0.1, "test": 0.1}
     config = make_config(logs={"files": [str(tmp_path / "*.jsonl")]}, preprocess={"split": split})
     made = preprocess(config, tmp_path / "dataset")
-    assert made.manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0}
+    assert made.manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0, "in_gap": 0}
     assert sum(made.manifest["splits"][s]["clicks"] for s in made.splits) == sum('"click":1' in line for line in lines)
 
 
@@ -270,3 +270,21 @@ def test_only_a_data_set_is_ever_overwritten(small_config: Config, tmp_path: Pat
     with pytest.raises(UserError, match="holds something that clsd did not make"):
         preprocess(small_config, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_rows_in_the_gap_are_left_out_counted_and_learnt_from_by_nothing(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    plain = small_dataset
+    gap = int(plain.read("test").timestamp.min() - plain.read("validation").timestamp.min()) // 4
+    config = make_config(preprocess={"split": {"gap_hours": gap / 3_600_000_000}})
+    gapped = preprocess(config, tmp_path / "dataset")
+    kept = {split: gapped.read(split) for split in gapped.splits}
+    for split, after in (("train", "validation"), ("validation", "test")):
+        whole = plain.read(split)
+        start = plain.read(after).timestamp.min()
+        assert sorted(kept[split].key) == sorted(whole.key[whole.timestamp < start - gap])
+        assert 0 < len(kept[split]) < len(whole)
+    assert sorted(kept["test"].key) == sorted(plain.read("test").key)
+    assert gapped.manifest["rows"]["in_gap"] == 6000 - sum(map(len, kept.values()))
+    assert gapped.transform.vocabularies["user_id"].rows.sum() == len(kept["train"])

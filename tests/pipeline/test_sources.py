@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +32,7 @@ ROWS = [{"user": f"u{i % 7} é", "n": i / 2, "click": i % 2, "t": 1000 + i, "cou
 
 def _jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(data))
     return path
 
 
@@ -42,6 +44,20 @@ def _csv(path: Path, header: bool = True) -> Path:
 
 def _parquet(path: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=64)
+    return path
+
+
+def _avro(path: Path, rows: list[dict[str, Any]] = ROWS, codec: str = "deflate") -> Path:
+    fields = [
+        ("user", "string"),
+        ("n", ["null", "double"]),
+        ("click", "int"),
+        ("t", "long"),
+        ("count", ["long", "null"]),
+    ]
+    schema = {"type": "record", "name": "row", "fields": [{"name": name, "type": kind} for name, kind in fields]}
+    with path.open("wb") as file:
+        fastavro.writer(file, schema, rows, codec=codec, sync_interval=300)
     return path
 
 
@@ -60,10 +76,10 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ROWS[0]} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz", "log.csv", "log.parquet"])
+@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz", "log.jsonl.bz2", "log.csv", "log.parquet", "log.avro"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[name.split(".")[1]](path)
+    {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "avro": _avro}[name.split(".")[1]](path)
     logs = LogSettings(files=[str(path)])
     rows, refused = _read(logs, plan(logs, SCHEMA))
     assert refused == []
@@ -73,7 +89,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("cut", [1, 17, 64, 1000, 5000])
 def test_pieces_hold_every_line_once_wherever_they_are_cut(tmp_path: Path, cut: int) -> None:
-    for path in (_jsonl(tmp_path / "log.jsonl"), _csv(tmp_path / "log.csv")):
+    for path in (_jsonl(tmp_path / "log.jsonl"), _csv(tmp_path / "log.csv"), _avro(tmp_path / "log.avro")):
         logs = LogSettings(files=[str(path)])
         (whole,) = plan(logs, SCHEMA)
         step = max(cut, whole.end // 200)
@@ -193,11 +209,12 @@ def test_an_ending_that_tells_nothing_is_refused(tmp_path: Path) -> None:
     assert len(plan(LogSettings(files=[str(path)], format="jsonl"), SCHEMA)) == 1
 
 
-def test_a_truncated_gzip_is_an_error_and_not_a_short_log(tmp_path: Path) -> None:
-    path = _jsonl(tmp_path / "log.jsonl.gz")
+@pytest.mark.parametrize("ending", [".gz", ".bz2"])
+def test_a_truncated_file_is_an_error_and_not_a_short_log(tmp_path: Path, ending: str) -> None:
+    path = _jsonl(tmp_path / f"log.jsonl{ending}", ROWS * 200)  # longer than one block of bzip2
     path.write_bytes(path.read_bytes()[:-20])
     logs = LogSettings(files=[str(path)])
-    with pytest.raises(UserError, match=r"log.jsonl.gz: the gzip file is truncated or damaged"):
+    with pytest.raises(UserError, match=rf"log.jsonl{ending}: the {ending} file is truncated or damaged"):
         _read(logs, plan(logs, SCHEMA))
 
 
@@ -262,3 +279,32 @@ def test_many_bad_lines_leave_one_batch_a_block(tmp_path: Path) -> None:
     batches = [part for part in parts if not isinstance(part, Refused)]
     assert [batch.num_rows for batch in batches] == [1900]
     assert [part.line for part in parts if isinstance(part, Refused)] == list(range(1, 2001, 20))
+
+
+def test_a_truncated_or_foreign_avro_file_is_named(tmp_path: Path) -> None:
+    path = _avro(tmp_path / "log.avro")
+    logs = LogSettings(files=[str(path)])
+    pieces = plan(logs, SCHEMA)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"log\.avro: is damaged or cut short"):
+        _read(logs, pieces)
+    path.write_bytes(b"no Avro at all")
+    with pytest.raises(UserError, match=r"log\.avro: is no Avro file"):
+        plan(logs, SCHEMA)
+
+
+def test_avros_own_types_are_read_as_the_schema_asks(tmp_path: Path) -> None:
+    """A time as a timestamp, an id as a string in place of a number; what does not fit is set aside with its place."""
+    fields = [("user", "string"), ("n", "double"), ("count", "string"), ("click", "boolean")]
+    moment = {"type": "long", "logicalType": "timestamp-millis"}
+    schema = {"type": "record", "name": "row", "fields": [{"name": k, "type": t} for k, t in [*fields, ("t", moment)]]}
+    rows = [
+        {"user": "a", "n": 0.5, "count": "7", "click": True, "t": 1_700_000_000_123},
+        {"user": "b", "n": 0.5, "count": "many", "click": False, "t": 1_700_000_000_123},
+    ]
+    with (tmp_path / "log.avro").open("wb") as file:
+        fastavro.writer(file, schema, rows)
+    logs = LogSettings(files=[str(tmp_path / "log.avro")])
+    read, refused = _read(logs, plan(logs, SCHEMA))
+    assert [(row["count"], row["click"], row["t"].timestamp()) for row in read] == [(7, True, 1_700_000_000.123)]
+    assert [(r.line, r.reason) for r in refused] == [(2, "wrong type in 'count'")]

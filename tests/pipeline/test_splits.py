@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from features.errors import UserError
-from pipeline.columns import KEY, SPLIT, TIME, USER
+from pipeline.columns import GAP, KEY, SPLIT, TIME, USER
 from pipeline.config import SplitSettings
 from pipeline.splits import TimeBoundaries, by_hash, by_time, by_user_time, given_boundaries
 
@@ -52,8 +52,25 @@ def test_time_boundaries_are_exact_and_do_not_depend_on_the_order_of_merging() -
     assert (times >= first).mean() <= 0.3 < (times >= first - 1).mean()
 
 
+def test_a_gap_leaves_out_the_end_of_training_and_of_validation() -> None:
+    assert _splits(by_time((10, 20), 3, _batch(["u"] * 8, [0, 6, 7, 9, 10, 16, 17, 20]))).tolist() == [
+        0,
+        0,
+        GAP,
+        GAP,
+        1,
+        1,
+        GAP,
+        2,
+    ]
+    # Without a validation split the two boundaries are one.
+    assert _splits(by_time((10, 10), 3, _batch(["u"] * 4, [6, 7, 9, 10]))).tolist() == [0, GAP, GAP, 2]
+    with pytest.raises(ValueError, match="gap_hours needs by: time"):
+        SplitSettings(by="user_time", gap_hours=1)
+
+
 def test_a_split_by_time_never_trains_on_what_is_newer_than_the_test() -> None:
-    split = _splits(by_time((10, 20), _batch(["u"] * 5, [9, 10, 19, 20, 99])))
+    split = _splits(by_time((10, 20), 0, _batch(["u"] * 5, [9, 10, 19, 20, 99])))
     assert split.tolist() == [0, 1, 1, 2, 2]
 
 
