@@ -45,7 +45,7 @@ class Vocabulary:
     """Values with an id of their own.
 
     Args:
-        tokens: string array ``[size]``, by falling ``rows``, then by bytes.
+        tokens: string array ``[size]``, by falling ``rows``, then by bytes; those of a vocabulary that it extends come first.
         rows: int64 ``[size]``, rows of the training split that hold the value.
         clicks: int64 ``[size]``, clicks among them.
     """
@@ -61,6 +61,19 @@ class Vocabulary:
         kept = kept.append_column("bytes", pc.cast(kept["token"], pa.binary()))  # by bytes: no collation in the order
         order = pc.sort_indices(kept, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
         return cls._of(kept.take(order[:max_size]))
+
+    def extended(self, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
+        """This vocabulary's values in their order, with the counts of another log, and that log's new values after them.
+
+        So every id means what it meant. The new ones are chosen and ordered as by :meth:`from_counts`; ``max_size`` bounds the
+        whole and takes no old one away.
+        """
+        fresh = counts.filter(pc.invert(pc.is_in(counts["token"], value_set=self.tokens)))
+        room = max(max_size - len(self), 0)
+        new = Vocabulary.from_counts(fresh, min_count=min_count, max_size=room)
+        at = pc.index_in(self.tokens, value_set=counts["token"].combine_chunks())
+        old = pa.table({"token": self.tokens, **{n: pc.fill_null(counts[n].take(at), 0) for n in ("rows", "clicks")}})
+        return Vocabulary._of(pa.concat_tables([old.cast(COUNTS), new.table()]))
 
     @classmethod
     def _of(cls, table: pa.Table) -> Vocabulary:

@@ -104,14 +104,25 @@ def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int,
     }
 
 
-def fit(schema: Schema, merged: dict[str, Any]) -> Transform:
-    """The transform, from the merged partial results of the training split."""
+def fit(schema: Schema, merged: dict[str, Any], base: Transform | None = None) -> Transform:
+    """The transform, from the merged partial results of the training split.
+
+    Args:
+        schema: what learns what.
+        merged: by key, as :func:`partials` names them.
+        base: of an earlier data set of the same schema: its ids and its numbers' scales stay as they are, and values that are
+            new get ids after its own.
+    """
     vocabularies = {}
     for feature in schema.vocabularies:
-        tables = merged.get(f"vocabulary:{feature.name}", [merge([])])
-        vocabularies[feature.name] = Vocabulary.from_counts(
-            merge(tables), min_count=feature.min_count, max_size=feature.max_size
+        counts = merge(merged.get(f"vocabulary:{feature.name}", []))
+        limits = {"min_count": feature.min_count, "max_size": feature.max_size}
+        known = base.vocabularies[feature.name] if base else None
+        vocabularies[feature.name] = (
+            known.extended(counts, **limits) if known is not None else Vocabulary.from_counts(counts, **limits)
         )
+    if base:
+        return Transform(schema, vocabularies, base.numerics)
     numerics = {}
     for number in schema.features:
         if isinstance(number, NumericFeature):

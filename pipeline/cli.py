@@ -144,10 +144,17 @@ def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> 
 @_set_option
 @_runs_option
 @click.option("--out", metavar="DIR", help="Directory of the data set, instead of the one under --runs.")
+@click.option("--base", metavar="DATASET", help="An earlier data set: its ids are kept, new values get ids after them.")
 @_overwrite_option
 @_beam_argument
 def preprocess(
-    config_path: str, overrides: tuple[str, ...], runs: str, out: str, overwrite: bool, beam_options: tuple[str, ...]
+    config_path: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    out: str,
+    base: str,
+    overwrite: bool,
+    beam_options: tuple[str, ...],
 ) -> None:
     """Click logs to shuffled TFRecords and dataset.json, by Apache Beam.
 
@@ -162,7 +169,8 @@ def preprocess(
     config, paths = _load(config_path, overrides, runs)
     target = local_path(out) if out else paths.dataset
     with progress.watching("preprocess"):
-        made = job(config, target, overwrite=overwrite, beam_options=list(beam_options))
+        earlier = local_path(base) if base else None
+        made = job(config, target, base=earlier, overwrite=overwrite, beam_options=list(beam_options))
     _show_dataset(made)
     click.echo(target)
 

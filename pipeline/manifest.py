@@ -10,7 +10,7 @@ from features.errors import UserError
 from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
-from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, describe_file
+from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset, describe_file
 from pipeline.plan import Piece
 from pipeline.versions import versions
 
@@ -51,7 +51,9 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         )
 
 
-def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], directory: Path) -> dict[str, Any]:
+def manifest(
+    config: Config, pieces: list[Piece], summary: dict[str, Any], directory: Path, base: Dataset | None = None
+) -> dict[str, Any]:
     """The content of ``dataset.json``: schema, settings, rows, and every file with its length and checksum.
 
     Args:
@@ -59,6 +61,7 @@ def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], direc
         pieces: of the logs that were read.
         summary: what the job wrote of itself, ``job.json``.
         directory: where the files are.
+        base: the data set whose ids it keeps.
     """
     others = [*directory.glob("vocabularies/*"), *directory.glob(GOLDEN_FILE)]
     found: dict[str, dict[str, Any]] = {}
@@ -79,7 +82,8 @@ def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], direc
     return {
         "format_version": FORMAT_VERSION,
         "name": config.name,
-        "fingerprint": fingerprint(config, pieces),
+        "fingerprint": fingerprint(config, pieces, base),
+        "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
         "schema_digest": config.rows.digest,
         "schema": config.rows.model_dump(mode="json"),
         "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
@@ -96,9 +100,11 @@ def manifest(config: Config, pieces: list[Piece], summary: dict[str, Any], direc
     }
 
 
-def fingerprint(config: Config, pieces: list[Piece]) -> str:
+def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
     parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
+    if base:
+        parts["base"] = base.manifest["fingerprint"]
     return digest_of(parts)

@@ -81,7 +81,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + len(refusals), kept)})
 
 
-def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> None:
+def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "") -> None:
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
 
     Args:
@@ -89,6 +89,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
         config: the whole run's settings.
         pieces: what :func:`pipeline.plan.plan` found.
         directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
+        base: directory of an earlier data set whose ids are kept; "" for none.
     """
     schema, job, seed = config.rows, config.preprocess, config.seed
     read = (
@@ -110,7 +111,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str) -> Non
         | "Merge" >> beam.CombinePerKey(MergePartials())
         | "One" >> ToDict()
     )
-    transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(fit, schema)))
+    transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(_fit, schema, base)))
     counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
 
     encoded = rows | "Encode" >> beam.FlatMap(
@@ -201,6 +202,10 @@ def _negatives(batch: pa.RecordBatch, config: Config, catalogue: pa.Table | None
     return negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, batch, catalogue)
 
 
+def _fit(schema: Schema, base: str, merged: dict[str, Any]) -> Transform:
+    return fit(schema, merged, Dataset.load(base).transform if base else None)
+
+
 def _encode(
     batch: pa.RecordBatch, schema: Schema, rows_per_shard: int, seed: int, transform: Transform, counts: Any
 ) -> Iterator[Any]:
@@ -276,32 +281,43 @@ def _write_summary(
     write_json(Path(directory) / "job.json", summary)
 
 
-def preprocess(config: Config, out: Path, *, overwrite: bool = False, beam_options: list[str] | None = None) -> Dataset:
+def preprocess(
+    config: Config,
+    out: Path,
+    *,
+    base: Path | None = None,
+    overwrite: bool = False,
+    beam_options: list[str] | None = None,
+) -> Dataset:
     """Run the job and publish the data set by one rename.
 
     Args:
         config: the whole run's settings.
         out: the data set's directory.
+        base: an earlier data set of the same rows: its ids and scales are kept, values that are new are added after them.
         overwrite: replace what is there.
         beam_options: passed through to Beam, such as ``["--runner=FlinkRunner"]``.
 
     Raises:
         UserError: anything about the logs, the settings or the disk that a user can mend.
     """
+    earlier = Dataset.load(base) if base else None
+    if earlier:
+        earlier.require(config.rows)
     pieces = plan(config.logs, config.rows)
     out = Path(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite) as aside:
-        _run(config, pieces, aside, beam_options or [])
+        _run(config, pieces, aside, beam_options or [], str(base.resolve()) if base else "")
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
         refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
         for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
             left.unlink()
-        write_json(aside / "dataset.json", manifest(config, pieces, summary, aside))
+        write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
     return Dataset.load(out)
 
 
-def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str]) -> None:
+def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str], base: str) -> None:
     try:
         # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
         quiet = "--default_sdk_harness_log_level=ERROR"
@@ -314,7 +330,7 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
             "see `clsd preprocess --help`",
         ) from None
     _warn_of_unknown(beam_options)
-    build(pipeline, config, pieces, str(directory.resolve()))
+    build(pipeline, config, pieces, str(directory.resolve()), base)
     try:
         pipeline.run().wait_until_finish()
     except UserError:

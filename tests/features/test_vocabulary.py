@@ -106,3 +106,15 @@ def test_a_transform_is_loaded_as_it_was_saved(tmp_path: Path):
     assert [loaded.table_size(name) for name in ("user", "age", "slot")] == [6, 6, 6]
     assert loaded.id_names("user") == ["(padding)", "(missing)", "(unknown)", "(unknown)", "b", "a"]
     assert loaded.id_names("slot") == ["(padding)", "(missing)", "(unknown)", "0", "1", "2"]
+
+
+def test_an_extended_vocabulary_keeps_every_id_and_adds_the_new_ones_after_them() -> None:
+    old = _vocabulary(["b", "b", "b", "a", "a", "c"])
+    counts = _counts(["d", "e", "e", "a", "f", "f", "f", "g", "g"])
+    new = old.extended(counts, min_count=2, max_size=5)
+    assert new.tokens.to_pylist() == ["b", "a", "c", "f", "e"]  # then g, for which there is no room
+    assert new.rows.tolist() == [0, 1, 0, 3, 2]
+    assert old.extended(counts, min_count=1, max_size=2).tokens.to_pylist() == ["b", "a", "c"]
+    assert old.extended(merge([]), min_count=1, max_size=9).rows.tolist() == [0, 0, 0]
+    nothing = _vocabulary([])
+    assert nothing.extended(counts, min_count=2, max_size=9).tokens.to_pylist() == ["f", "e", "g"]

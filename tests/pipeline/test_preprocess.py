@@ -288,3 +288,43 @@ def test_rows_in_the_gap_are_left_out_counted_and_learnt_from_by_nothing(
     assert sorted(kept["test"].key) == sorted(plain.read("test").key)
     assert gapped.manifest["rows"]["in_gap"] == 6000 - sum(map(len, kept.values()))
     assert gapped.transform.vocabularies["user_id"].rows.sum() == len(kept["train"])
+
+
+def test_the_next_day_keeps_the_ids_and_scales_of_the_day_before(
+    make_config: Callable[..., Config], small_log: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    rows = _rows(small_log)
+    for row in rows[::3]:
+        row["item_id"] = f"new-{row['item_id']}"
+        row["price"] = 1000.0
+    (tmp_path / "day-2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(logs={"files": [str(tmp_path / "day-2.jsonl")]})
+    made = preprocess(config, tmp_path / "next", base=small_dataset.directory)
+    before, after = small_dataset.transform, made.transform
+    for name, vocabulary in before.vocabularies.items():
+        assert after.vocabularies[name].tokens.to_pylist()[: len(vocabulary)] == vocabulary.tokens.to_pylist()
+    added = after.vocabularies["item_id"].tokens.to_pylist()[len(before.vocabularies["item_id"]) :]
+    assert added and all(token.startswith("new-") for token in added)
+    assert after.numerics == before.numerics
+    assert made.manifest["base"] == {"name": "small", "fingerprint": small_dataset.manifest["fingerprint"]}
+    anew = preprocess(config, tmp_path / "anew")
+    assert anew.manifest["fingerprint"] != made.manifest["fingerprint"]
+    assert anew.transform.numerics != before.numerics
+    # A row's id means the same value in both, old values and new ones.
+    at = made.schema.id_slices["item_id"].start
+    names = [data.transform.id_names("item_id") for data in (made, anew)]
+    ids = [dict(zip(data.read("train").key, data.read("train").ids[:, at], strict=True)) for data in (made, anew)]
+    shared = {key for key in ids[0] if names[1][ids[1][key]] != "(unknown)"}
+    assert len(shared) > 3000
+    assert all(names[0][ids[0][key]] == names[1][ids[1][key]] for key in shared)
+
+
+def test_a_base_of_other_rows_is_refused(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = make_config(rows={"passthrough": []})
+    with pytest.raises(UserError, match=r"config rows against .*: differ in passthrough"):
+        preprocess(config, tmp_path / "next", base=small_dataset.directory)
+    with pytest.raises(UserError, match="no such data set"):
+        preprocess(make_config(), tmp_path / "next", base=tmp_path / "nowhere")
+    assert not (tmp_path / "next").exists()
