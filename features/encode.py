@@ -73,6 +73,20 @@ def tokens_of(feature: Categorical, column: pa.Array) -> pa.Array:
     return _clean(_as_list(feature, column).flatten())
 
 
+def is_missing(feature: Categorical | NumericFeature, column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which rows have no value of a feature: null, NaN or an infinity, empty text, the int sentinel, a list without values."""
+    column = column.cast(raw_type(feature))
+    if isinstance(feature, NumericFeature):
+        return np.isnan(_as_float32(column))
+    if isinstance(feature, CategoricalFeature):
+        return np.asarray(_clean(column).is_null())
+    lists = _as_list(feature, column)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    there = np.asarray(_clean(lists.flatten()).is_valid())
+    found = np.bincount(np.repeat(np.arange(len(lists)), lengths)[there], minlength=len(lists))
+    return np.asarray(found == 0)
+
+
 def scale(feature: NumericFeature, state: NumericState, x: Floats) -> Floats:
     """(t(x) - mean) / sd in float32, with t the identity or log(1 + max(x, 0)); 0 for NaN (the mean); x itself for none."""
     if feature.transform == "none":

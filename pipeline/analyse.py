@@ -7,7 +7,7 @@ feature's counts. Sums are added exactly, so that their order does not matter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -22,6 +22,21 @@ from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS
 
 #: Rows from which quantiles are taken: those with the smallest random keys, a uniform sample without replacement.
 QUANTILE_SAMPLE = 200_000
+
+
+class Sample(NamedTuple):
+    """A uniform sample without replacement: the values of the rows with the smallest random keys, at most ``most`` of them."""
+
+    keys: Any
+    values: Any
+    most: int
+
+    @classmethod
+    def merged(cls, samples: list[Sample]) -> Sample:
+        """One sample of all rows that the samples are of."""
+        keys, values = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("keys", "values"))
+        smallest = np.argsort(keys, kind="stable")[: samples[0].most]
+        return cls(keys[smallest], values[smallest], samples[0].most)
 
 
 def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
@@ -58,7 +73,7 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
         x = np.asarray(training.column(number.source).to_numpy(zero_copy_only=False), dtype=np.float64)
         there = np.isfinite(x)
         if number.transform == "quantile":
-            yield f"sample:{number.name}", [(training.column(KEY).to_numpy()[there], x[there])]
+            yield f"sample:{number.name}", [Sample(training.column(KEY).to_numpy()[there], x[there], QUANTILE_SAMPLE)]
         else:
             moved = np.log1p(np.maximum(x[there], 0)) if number.transform == "log1p" else x[there]
             mean = float(moved.mean()) if len(moved) else 0.0
@@ -89,11 +104,7 @@ class MergePartials(beam.CombineFn):  # type: ignore[misc]
         items = [item for part in parts for item in part]
         if items and isinstance(items[0], pa.Table):
             return [merge(items)]
-        if items and isinstance(items[0][0], np.ndarray):
-            keys, values = np.concatenate([k for k, _ in items]), np.concatenate([v for _, v in items])
-            smallest = np.argsort(keys, kind="stable")[:QUANTILE_SAMPLE]
-            return [(keys[smallest], values[smallest])]
-        return items
+        return [Sample.merged(items)] if items and isinstance(items[0], Sample) else items
 
 
 def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
@@ -132,8 +143,8 @@ def fit(schema: Schema, merged: dict[str, Any], base: Transform | None = None) -
 
 def _fit_number(number: NumericFeature, merged: dict[str, Any]) -> NumericState:
     if number.transform == "quantile":
-        sample = merged.get(f"sample:{number.name}") or [(None, np.array([]))]
-        return NumericState.from_sample(np.concatenate([values for _, values in sample]), number.buckets)
+        found = merged.get(f"sample:{number.name}")
+        return NumericState.from_sample(Sample.merged(found).values if found else np.array([]), number.buckets)
     if number.transform == "none":
         return NumericState()
     return NumericState.from_moments(merged.get(f"moments:{number.name}", []))

@@ -1,6 +1,7 @@
 """The command line: one command a stage, and `clsd run` for all of them.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 1 a bug of ours; 130 interrupted.
+Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 1 a bug of ours;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -187,6 +188,42 @@ def inspect(directory: str) -> None:
     found = Dataset.load(directory)
     _show_dataset(found)
     console.print(f"{found.verify()} files are whole", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("directory")
+@click.option("--against", required=True, metavar="DATASET", help="The older data set.")
+@click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
+def validate(directory: str, against: str, max_psi: float) -> None:
+    """Which features of a data set moved since an older one, and by how much.
+
+    Compared are the training splits: the population stability index of each feature (below 0.1 is called stable, above
+    0.25 a shift), the share of missing values, and the CTR. Exit code 3 if a feature moved further than --max-psi;
+    standard output has the same as JSON.
+    """
+    from rich.table import Table
+
+    from pipeline.dataset import Dataset
+    from pipeline.drift import moved
+
+    old, new = Dataset.load(against), Dataset.load(directory)
+    found = moved(old, new)
+    table = Table(box=None, pad_edge=False)
+    for column in ("feature", "PSI", "missing", "moved most"):
+        table.add_column(column, justify="right" if column in ("PSI", "missing") else "left")
+    for feature in found:
+        known = "-" if feature.psi is None else f"{feature.psi:.3f}"
+        far = feature.psi is not None and feature.psi > max_psi
+        missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
+        table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
+    console.print(table)
+    console.print(f"CTR of training {old.ctr('train'):.3%} to {new.ctr('train'):.3%}", highlight=False)
+    far_moved = [feature.feature for feature in found if feature.psi is not None and feature.psi > max_psi]
+    ctr = [data.ctr("train") for data in (old, new)]
+    click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in found], "moved": far_moved}))
+    if far_moved:
+        console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)
+        sys.exit(3)
 
 
 def _show_dataset(dataset: Any) -> None:

@@ -86,6 +86,17 @@ class NegativeSettings(Strict):
     item_columns: list[str] = Field(default=[], description="columns that belong to the item and change with it")
 
 
+class GateSettings(Strict):
+    """What must hold of every split; where it does not, the job fails and leaves no data set."""
+
+    max_missing: float = Field(default=1.0, ge=0, le=1, description="largest share of rows without a feature's value")
+    max_out_of_vocabulary: float = Field(
+        default=1.0, ge=0, description="most ids a row, on average, that a feature's vocabulary does not know"
+    )
+    min_ctr: float = Field(default=0.0, ge=0, le=1, description="least CTR")
+    max_ctr: float = Field(default=1.0, ge=0, le=1, description="largest CTR")
+
+
 class PreprocessSettings(Strict):
     """The Beam job."""
 
@@ -100,6 +111,7 @@ class PreprocessSettings(Strict):
     max_refused: float = Field(
         default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails"
     )
+    gates: GateSettings = Field(default=GateSettings(), description="what must hold of the data set")
     rows_per_block: int = Field(default=512, ge=1, description="rows a record")
     rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
     golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")

@@ -21,7 +21,7 @@ from pipeline.config import as_user_error
 from pipeline.files import read_json
 
 FORMAT_VERSION = 1
-GOLDEN_FILE = "golden.parquet"
+GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
 _AGAIN = "run `clsd preprocess` again with --overwrite"
 
 
@@ -123,6 +123,11 @@ class Dataset:
     def transform(self) -> Transform:
         """What was learnt from the training split."""
         return Transform.load(self.schema, self.manifest, self.directory)
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """What its rows look like, see :func:`pipeline.profile.describe`."""
+        return dict(read_json(self.directory / STATISTICS_FILE, "data set with statistics", _AGAIN))
 
     def golden(self) -> pa.Table:
         """Raw test rows as the log has them, with their ``_key``, for the export's canary."""

@@ -58,7 +58,7 @@ def evaluate(
     metrics["versions"] = versions()
     with whole_directory(out, marker=METRICS_FILE, overwrite=overwrite) as aside:
         write_json(aside / METRICS_FILE, metrics)
-        write_text(aside / REPORT_FILE, render(config, dataset.manifest, metrics))
+        write_text(aside / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
     return metrics
 
 

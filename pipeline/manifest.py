@@ -10,7 +10,7 @@ from features.errors import UserError
 from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
-from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, Dataset, describe_file
+from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
 from pipeline.plan import Piece
 from pipeline.versions import versions
 
@@ -42,6 +42,7 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         )
     if not any(shard["split"] == "train" for shard in summary["shards"]):
         raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
+    _refuse_if_gated(config, summary)
     train = [shard for shard in summary["shards"] if shard["split"] == "train"]
     clicks = sum(shard["clicks"] for shard in train)
     if clicks in (0, sum(shard["rows"] for shard in train)):
@@ -49,6 +50,28 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         raise UserError(
             "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
         )
+
+
+def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
+    """What ``preprocess.gates`` says must hold of every split."""
+    gates, rows, clicks = config.preprocess.gates, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for shard in summary["shards"]:
+        rows[shard["split"]] += shard["rows"]
+        clicks[shard["split"]] += shard["clicks"]
+    for split in (split for split in SPLITS if rows[split]):
+        ctr = clicks[split] / rows[split]
+        if not gates.min_ctr <= ctr <= gates.max_ctr:
+            what = f"the {split} split's CTR is {ctr:.3%}, not within {gates.min_ctr:g} and {gates.max_ctr:g}"
+            raise UserError("preprocess.gates", what, "look at the log; or widen min_ctr and max_ctr")
+        for feature, described in summary["features"].items():
+            lacks = described["missing"].get(split)
+            if lacks and lacks["rows"] > gates.max_missing * lacks["of"]:
+                what = f"'{feature}' is missing in {lacks['rows'] / lacks['of']:.1%} of the {split} split's rows"
+                raise UserError("preprocess.gates", what, "look at the log; or raise max_missing")
+            unknown = summary["quality"].get(f"{split}/{feature}", (0, 0))[1]
+            if unknown > gates.max_out_of_vocabulary * rows[split]:
+                what = f"'{feature}' is out of vocabulary in {unknown / rows[split]:.1%} of the {split} split's rows"
+                raise UserError("preprocess.gates", what, "lower min_count, raise max_size, or raise the gate")
 
 
 def manifest(
@@ -63,7 +86,7 @@ def manifest(
         directory: where the files are.
         base: the data set whose ids it keeps.
     """
-    others = [*directory.glob("vocabularies/*"), *directory.glob(GOLDEN_FILE)]
+    others = [*directory.glob("vocabularies/*"), *directory.glob(GOLDEN_FILE), *directory.glob(STATISTICS_FILE)]
     found: dict[str, dict[str, Any]] = {}
     for name in SPLITS:
         members = [shard for shard in summary["shards"] if shard["split"] == name]

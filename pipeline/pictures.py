@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2563a8", "#c8641e", "#8a8f98"
@@ -59,6 +60,30 @@ def calibration(curves: dict[str, list[list[float]]]) -> str:
             xscale="log", yscale="log", xlabel="predicted CTR", ylabel="real CTR", xlim=(low, high), ylim=(low, high)
         )
         axes.legend(frameon=False)
+    return out[0]
+
+
+def days(by_split: dict[str, list[Any]]) -> str:
+    """Rows of each day, coloured by split, and the day's CTR."""
+    colours = {"train": BLUE, "validation": GREY, "test": ORANGE}
+    with _picture(width=9.0, height=2.8) as (axes, out):
+        counts: dict[Any, list[int]] = {}
+        for split, found in by_split.items():
+            dates = [np.datetime64(day) for day, _, _ in found]
+            below = [counts.get(day, [0, 0])[0] for day in dates]
+            rows = [n for _, n, _ in found]
+            axes.bar(dates, rows, bottom=below, color=colours[split], alpha=0.6, width=1.0, linewidth=0, label=split)
+            for day, (_, n, clicks) in zip(dates, found, strict=True):
+                before = counts.get(day, [0, 0])
+                counts[day] = [before[0] + n, before[1] + clicks]
+        axes.set_ylabel("rows a day")
+        axes.legend(frameon=False, loc="upper left", ncols=3)
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        dates = sorted(counts)
+        right.plot(dates, [100 * counts[d][1] / counts[d][0] for d in dates], color="#333a44", linewidth=1)
+        right.set_ylabel("CTR, %")
+        right.set_ylim(bottom=0)
     return out[0]
 
 

@@ -32,11 +32,11 @@ from features.errors import UserError
 from features.hashing import hash64, seeded
 from features.schema import Schema
 from features.transform import Transform
-from pipeline import negatives, progress, shards, splits
+from pipeline import negatives, profile, progress, shards, splits
 from pipeline.analyse import MergePartials, fit, partials
 from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config, LogSettings
-from pipeline.dataset import GOLDEN_FILE, Dataset
+from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
 from pipeline.files import read_json, whole_directory, write_json
 from pipeline.manifest import manifest, refuse_if_bad
 from pipeline.plan import Piece, plan
@@ -107,11 +107,12 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
 
     merged = (
         rows
-        | "Measure" >> beam.FlatMap(partial(partials, schema))
+        | "Measure" >> beam.FlatMap(partial(_measure, schema))
         | "Merge" >> beam.CombinePerKey(MergePartials())
         | "One" >> ToDict()
     )
     transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(_fit, schema, base)))
+    described = beam.pvalue.AsSingleton(merged | "Describe" >> beam.Map(partial(profile.describe, schema)))
     counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
 
     encoded = rows | "Encode" >> beam.FlatMap(
@@ -140,6 +141,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
             dead=beam.pvalue.AsList(dead),
             tally=beam.pvalue.AsSingleton(tally),
             counts=counts,
+            described=described,
             quality=beam.pvalue.AsSingleton(quality, default_value={}),
         )
     )
@@ -200,6 +202,11 @@ def _aligned(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 def _negatives(batch: pa.RecordBatch, config: Config, catalogue: pa.Table | None) -> pa.RecordBatch:
     assert config.preprocess.negatives is not None
     return negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, batch, catalogue)
+
+
+def _measure(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
+    yield from partials(schema, batch)
+    yield from profile.partials(schema, batch)
 
 
 def _fit(schema: Schema, base: str, merged: dict[str, Any]) -> Transform:
@@ -264,7 +271,15 @@ def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[
 
 
 def _write_summary(
-    directory: str, transform: Transform, golden: Any, written: Any, dead: Any, tally: Any, counts: Any, quality: Any
+    directory: str,
+    transform: Transform,
+    golden: Any,
+    written: Any,
+    dead: Any,
+    tally: Any,
+    counts: Any,
+    described: Any,
+    quality: Any,
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     transform.save(Path(directory))
@@ -277,7 +292,9 @@ def _write_summary(
         "shards": sorted(written, key=lambda shard: shard["file"]),
         "transform": transform.describe(),
         "quality": quality,
+        "features": described["features"],
     }
+    write_json(Path(directory) / STATISTICS_FILE, described)
     write_json(Path(directory) / "job.json", summary)
 
 

@@ -29,13 +29,14 @@ def environment() -> Environment:
     )
 
 
-def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
+def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], statistics: dict[str, Any]) -> str:
     """The report as HTML.
 
     Args:
         config: of the run.
         manifest: the data set's ``dataset.json``.
         metrics: what ``metrics.json`` holds.
+        statistics: the data set's ``statistics.json``.
     """
     run = metrics["training"]
     steps = max(1, -(-manifest["splits"]["train"]["rows"] // config.train.batch_size))
@@ -63,9 +64,31 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any]) ->
             confidence={group: pictures.confidence_by_group(found) for group, found in metrics["groups"].items()}
             if weighted
             else {},
+            days=pictures.days(statistics["days"]) if statistics["days"] else "",
+            features=_feature_rows(manifest, statistics),
             resolved=dump_config(config),
         )
     )
+
+
+def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(name, cells): kind, values, and by split missing and out of vocabulary."""
+    rows = []
+    for name, found in statistics["features"].items():
+        what = "not counted"
+        if "distinct" in found:
+            what = f"{found['distinct']:,} values; {', '.join(value for value, _ in found['top'][:3])}"
+        elif "quantiles" in found:
+            middle = len(found["quantiles"]) // 2
+            what = f"{found['min']:.4g} to {found['max']:.4g}, median {found['quantiles'][middle]:.4g}"
+        cells = [found["kind"], what]
+        for split, described in manifest["splits"].items():
+            lacks = found["missing"].get(split)
+            cells.append(f"{lacks['rows'] / lacks['of']:.1%}" if lacks else "-")
+            unknown = described["quality"].get(name)
+            cells.append(f"{unknown['out_of_vocabulary'] / described['rows']:.1%}" if unknown else "-")
+        rows.append((name, cells))
+    return rows
 
 
 def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -67,7 +67,7 @@ def test_groups_add_up_to_the_whole(evaluated: tuple[Path, dict[str, Any]]) -> N
 def test_the_report_is_one_page_that_fetches_nothing(evaluated: tuple[Path, dict[str, Any]]) -> None:
     out, metrics = evaluated
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 4  # calibration, training, confidence by two groups
+    assert page.count("<svg") == 5  # calibration, training, confidence by two groups, days
     assert f"{metrics['score']['auc']:.4f}" in page
     fetched = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)([^"')\s>]+)""", page)
     assert [address for address in fetched if not address.startswith("#")] == []
