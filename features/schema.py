@@ -91,6 +91,17 @@ class SequenceFeature(_MultiValued):
     """Several values a row in order, oldest first, such as a history; the **last** ``max_length`` are kept."""
 
     kind: Literal["sequence"] = Field(description="several values in order, oldest first")
+    clicks_of: str = Field(
+        default="",
+        description="column: preprocessing makes the sequence of its values in the user's clicks strictly before the row's time; "
+        "the log has no such column, a request to the served model has",
+    )
+
+    @model_validator(mode="after")
+    def _made_or_read(self) -> SequenceFeature:
+        if self.clicks_of and (self.separator or self.optional):
+            raise ValueError(f"'{self.name}': clicks_of makes real lists, always; leave out separator and optional")
+        return self
 
 
 class NumericFeature(_Feature):
@@ -145,6 +156,15 @@ class Schema(Strict):
                 raise ValueError(f"'{reader.name}': share: '{reader.share}' is no feature with a vocabulary of its own")
             if owner is not None and owner.dtype != reader.dtype:
                 raise ValueError(f"'{reader.name}': dtype must be that of '{reader.share}', {owner.dtype}")
+        for made in self.histories:
+            read = [f.source for f in self.features if isinstance(f, CategoricalFeature) and f.dtype == made.dtype]
+            if made.clicks_of not in read:
+                hint = did_you_mean(made.clicks_of, read)
+                raise ValueError(
+                    f"'{made.name}': clicks_of: '{made.clicks_of}' is no {made.dtype} column of a feature; {hint}"
+                )
+            if not (self.user and self.timestamp):
+                raise ValueError(f"'{made.name}': clicks_of needs user and timestamp; name their columns")
         reserved = {self.label, self.intensity} - {""}
         for feature in self.features:
             if feature.source in reserved:
@@ -159,6 +179,11 @@ class Schema(Strict):
     def categorical(self) -> list[Categorical]:
         """Categorical, bag and sequence features, in order."""
         return [f for f in self.features if not isinstance(f, NumericFeature)]
+
+    @cached_property
+    def histories(self) -> list[SequenceFeature]:
+        """Sequences that preprocessing makes of each user's clicks."""
+        return [f for f in self.features if isinstance(f, SequenceFeature) and f.clicks_of]
 
     @cached_property
     def bucketed(self) -> list[NumericFeature]:
@@ -216,7 +241,8 @@ class Schema(Strict):
     def columns(self) -> list[str]:
         """Every log column that is read, each once, in a stable order."""
         roles = [self.label, self.user, self.timestamp, self.intensity, *self.passthrough]
-        return list(dict.fromkeys(c for c in [*(f.source for f in self.features), *roles] if c))
+        read = [f.source for f in self.features if f not in self.histories]
+        return list(dict.fromkeys(c for c in [*read, *roles] if c))
 
     @property
     def digest(self) -> str:

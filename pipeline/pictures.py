@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2563a8", "#c8641e", "#8a8f98"
@@ -77,7 +78,9 @@ def days(by_split: dict[str, list[Any]]) -> str:
                 before = counts.get(day, [0, 0])
                 counts[day] = [before[0] + n, before[1] + clicks]
         axes.set_ylabel("rows a day")
-        axes.legend(frameon=False, loc="upper left", ncols=3)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+        axes.margins(x=0.01)
         right = axes.twinx()
         right.spines["right"].set_visible(True)
         dates = sorted(counts)

@@ -228,7 +228,11 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
     """The type to read each needed column as; optional columns that the file lacks are left out."""
     found = {name: _plain(kind_of) for name, kind_of in found.items()}
     types: dict[str, pa.DataType] = {}
-    for feature in schema.features:
+    for made in schema.histories:
+        if made.source in found:
+            what = f"has a column '{made.source}' already, and clicks_of would make another"
+            raise UserError(path, what, "remove clicks_of to read the log's, or rename the feature")
+    for feature in (f for f in schema.features if f not in schema.histories):
         if feature.source not in found and not feature.optional:
             raise _missing_column(path, feature.source, found)
         if feature.source in found:

@@ -38,6 +38,7 @@ from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config, LogSettings
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
 from pipeline.files import read_json, whole_directory, write_json
+from pipeline.histories import add_histories
 from pipeline.manifest import manifest, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
@@ -149,7 +150,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
 
 def _split(rows: Any, config: Config) -> Any:
     settings = config.preprocess.split
-    by_user = settings.by == "user_time" or config.preprocess.negatives is not None
+    by_user = settings.by == "user_time" or config.preprocess.negatives is not None or config.rows.histories
     if by_user:
         rows = (
             rows
@@ -157,6 +158,8 @@ def _split(rows: Any, config: Config) -> Any:
             | "Users" >> beam.GroupByKey()
             | "Together" >> beam.Map(_together)
         )
+    if config.rows.histories:
+        rows = rows | "Histories" >> beam.Map(partial(add_histories, config.rows))
     if settings.by == "user_time":
         return rows | "SplitByUser" >> beam.Map(partial(splits.by_user_time, settings))
     if settings.by == "hash":
