@@ -93,7 +93,7 @@ def main(verbose: bool) -> None:
       clsd compare      variants against controls, over seeds -> compare.json + report.html
       clsd export       -> a versioned SavedModel for TF Serving
       clsd predict      ask the exported model
-    `clsd run` does all of them and uses again what is there.
+    `clsd run` does all of them and uses again what is there. `clsd inspect` and `clsd validate` look at data sets.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
     if not verbose:  # Beam logs a worker's exception before it hands it on to be told

@@ -358,7 +358,18 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
     except Exception as error:
         if "KeyboardInterrupt" in str(error):  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
-        raise _inner_user_error(error) or error from None
+        raise _inner_user_error(error) or _engine_failure(error) or error from None
+
+
+def _engine_failure(error: Exception) -> UserError | None:
+    """A job that its engine gave up, a killed worker for one; an exception of our own code within it is a bug, and stays one."""
+    text = str(error)
+    if " failed in state " not in text or "Traceback (most recent call last)" in text:
+        return None
+    reason = text.split(" failed in state ", 1)[1].split("\n", 1)[0].rsplit(": ", 1)[-1].strip()
+    return UserError(
+        "Beam's engine", f"gave the job up ({reason})", "see its log, and run the same again: no data set was written"
+    )
 
 
 def _warn_of_unknown(beam_options: list[str]) -> None:
