@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from features.records import is_gzipped
 from features.schema import Schema
 from features.tf_runtime import tf
 
@@ -98,9 +99,10 @@ def batches(
     source = tf.data.Dataset.from_tensor_slices(list(files))
     if shuffle_seed is not None:
         source = source.shuffle(len(files), seed=shuffle_seed)
+    compression = "GZIP" if files and is_gzipped(files[0]) else ""
     # Blocks of a few files in turn, in an order that does not depend on timing.
     source = source.interleave(
-        lambda file: tf.data.TFRecordDataset(file, buffer_size=1 << 20),
+        lambda file: tf.data.TFRecordDataset(file, compression, buffer_size=1 << 20),
         cycle_length=min(4, len(files)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,

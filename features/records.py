@@ -17,9 +17,11 @@ needs protobuf and not TensorFlow.
 
 from __future__ import annotations
 
+import gzip
 import struct
+import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import google_crc32c
 import numpy as np
@@ -29,6 +31,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from features.errors import UserError
 from features.rows import Rows
 from features.schema import Schema
+
+# Level 6 halves the speed of writing for files hardly smaller.
+_GZIP_LEVEL = 4
 
 
 def _example_class() -> Any:
@@ -133,15 +138,37 @@ class Written(NamedTuple):
     crc32c: int
 
 
-def write_records(file: IO[bytes], records: Iterator[bytes]) -> Written:
-    """Write records in TFRecord framing: length, masked CRC-32C of it, data, masked CRC-32C of the data."""
+def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = False) -> Written:
+    """Write records in TFRecord framing: length, masked CRC-32C of it, data, masked CRC-32C of the data.
+
+    Args:
+        file: where to.
+        records: serialized blocks.
+        gzipped: whether the whole file is one gzip stream, without a name and a time, so that equal records give equal bytes.
+    """
     count = size = crc = 0
+    packer = zlib.compressobj(_GZIP_LEVEL, wbits=31) if gzipped else None
     for data in records:
         length = struct.pack("<Q", len(data))
         framed = b"".join((length, _masked(length), data, _masked(data)))
+        framed = packer.compress(framed) if packer else framed
         file.write(framed)
         count, size, crc = count + 1, size + len(framed), google_crc32c.extend(crc, framed)
+    if packer:
+        rest = packer.flush()
+        file.write(rest)
+        size, crc = size + len(rest), google_crc32c.extend(crc, rest)
     return Written(count, size, crc)
+
+
+def open_records(path: str) -> IO[bytes]:
+    """A TFRecord file to be read, through gzip if its name says so."""
+    return cast(IO[bytes], gzip.open(path) if is_gzipped(path) else open(path, "rb"))
+
+
+def is_gzipped(path: str) -> bool:
+    """Whether a shard's name says that it is one gzip stream."""
+    return path.endswith(".gz")
 
 
 def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
@@ -151,17 +178,24 @@ def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
         UserError: the file ends inside a record, or a checksum does not fit; the message names ``name`` and the record.
     """
     at = 0
-    while header := file.read(12):
+    while header := _read(file, 12, name, at):
         if len(header) < 12 or header[8:] != _masked(header[:8]):
             raise _damaged(name, at, "its header is truncated or altered")
         (length,) = struct.unpack("<Q", header[:8])
-        data, footer = file.read(length), file.read(4)
+        data, footer = _read(file, length, name, at), _read(file, 4, name, at)
         if len(data) < length or len(footer) < 4:
             raise _damaged(name, at, "the file ends inside it")
         if footer != _masked(data):
             raise _damaged(name, at, "its checksum does not fit")
         yield data
         at += 1
+
+
+def _read(file: IO[bytes], size: int, name: str, record: int) -> bytes:
+    try:
+        return file.read(size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(name, record, f"its gzip stream is truncated or altered ({error})") from None
 
 
 def _damaged(name: str, record: int, what: str) -> UserError:

@@ -114,6 +114,10 @@ class PreprocessSettings(Strict):
     gates: GateSettings = Field(default=GateSettings(), description="what must hold of the data set")
     rows_per_block: int = Field(default=512, ge=1, description="rows a record")
     rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
+    gzip: bool = Field(
+        default=False,
+        description="compress the shards: smaller on disk and over a network, slower to write and to read",
+    )
     golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
 
 

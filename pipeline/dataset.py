@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from features.errors import UserError, did_you_mean
-from features.records import parse_block, read_records
+from features.records import open_records, parse_block, read_records
 from features.rows import Rows
 from features.schema import Schema
 from features.transform import Transform
@@ -137,7 +137,7 @@ class Dataset:
         """All rows of a split in memory, in the order on disk; every record's checksum is verified."""
         parts = []
         for path in self.files(split):
-            with open(path, "rb") as file:
+            with open_records(path) as file:
                 parts += [parse_block(self.schema, record) for record in read_records(file, path)]
         return Rows.concat(parts)
 
@@ -149,8 +149,8 @@ class Dataset:
         """
         for entry in self._entries():
             path = self.directory / entry["file"]
-            if path.suffix == ".tfrecord":
-                with open(path, "rb") as file:
+            if ".tfrecord" in path.suffixes:
+                with open_records(str(path)) as file:
                     for _ in read_records(file, str(path)):
                         pass
             if describe_file(self.directory, entry["file"])["crc32c"] != entry["crc32c"]:

@@ -73,6 +73,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
             progress.add("rows read", part.num_rows)
             if batch.num_rows:
                 yield batch
+        progress.add(progress.READ, 1)
         self._read.inc(kept + len(refusals))
         self._refused.inc(len(refusals))
         progress.add("rows refused", len(refusals))
@@ -122,7 +123,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
-        | "Write" >> beam.Map(partial(shards.write_shard, schema, job.rows_per_block, directory))
+        | "Write" >> beam.Map(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory))
     )
     golden = rows | "Golden" >> beam.CombineGlobally(SmallestKeys(job.golden_rows))
     dead = (
@@ -223,6 +224,13 @@ def _encode(
     yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(schema, batch, rows))
     progress.add("rows encoded", len(rows))
     yield from shards.partition(batch, rows, shards.shard_counts(counts, rows_per_shard), seed)
+
+
+def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:
+    shard = shards.write_shard(schema, rows_per_block, gzipped, directory, element)
+    progress.add("rows written", shard["rows"])
+    Metrics.counter("clsd", "rows_written").inc(shard["rows"])
+    return shard
 
 
 class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
@@ -350,6 +358,7 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
             "see `clsd preprocess --help`",
         ) from None
     _warn_of_unknown(beam_options)
+    progress.add(progress.PLANNED, len(pieces))
     build(pipeline, config, pieces, str(directory.resolve()), base)
     try:
         pipeline.run().wait_until_finish()

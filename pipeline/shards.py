@@ -87,18 +87,20 @@ def statistics(schema: Schema, batch: pa.RecordBatch, rows: Rows) -> dict[str, t
 
 
 def write_shard(
-    schema: Schema, rows_per_block: int, directory: str, element: tuple[Any, Iterable[Rows]]
+    schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: tuple[Any, Iterable[Rows]]
 ) -> dict[str, Any]:
     """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
     (split, shard, shards), parts = element
     rows = Rows.concat(list(parts)).shuffled()
-    name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord"
+    name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     aside = posixpath.join(directory, split, f".{uuid.uuid4().hex}.partial")
     _ensure_directory(posixpath.join(directory, split))
     blocks = range(0, len(rows), rows_per_block)
     with FileSystems.create(aside, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         written = write_records(
-            file, (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks)
+            file,
+            (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),
+            gzipped=gzipped,
         )
     target = posixpath.join(directory, name)
     if FileSystems.exists(target):  # an earlier attempt at this same bundle; its bytes are the same

@@ -328,3 +328,35 @@ def test_a_base_of_other_rows_is_refused(
     with pytest.raises(UserError, match="no such data set"):
         preprocess(make_config(), tmp_path / "next", base=tmp_path / "nowhere")
     assert not (tmp_path / "next").exists()
+
+
+def test_gzipped_shards_hold_the_same_rows_and_train_the_same(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    from features.parse import ALL_COLUMNS, batches
+
+    made = preprocess(make_config(preprocess={"gzip": True}), tmp_path / "dataset")
+    again = preprocess(make_config(preprocess={"gzip": True}), tmp_path / "again")
+    assert _files(again.directory) == _files(made.directory)
+    assert made.verify() == small_dataset.verify()
+    for split in small_dataset.splits:
+        assert all(path.endswith(".tfrecord.gz") for path in made.files(split))
+        mine, theirs = made.read(split), small_dataset.read(split)
+        np.testing.assert_array_equal(mine.key, theirs.key)
+        np.testing.assert_array_equal(mine.ids, theirs.ids)
+        first = [
+            next(
+                iter(
+                    batches(data.schema, data.files(split), 100, shuffle_seed=3, columns=ALL_COLUMNS, rows_per_block=64)
+                )
+            )
+            for data in (made, small_dataset)
+        ]
+        for name in first[0]:
+            np.testing.assert_array_equal(first[0][name], first[1][name])
+    sizes = [sum(Path(f).stat().st_size for f in data.files("train")) for data in (made, small_dataset)]
+    assert sizes[0] < 0.8 * sizes[1]
+    shard = Path(made.files("train")[0])
+    shard.write_bytes(shard.read_bytes()[:2000] + b"\0" * (shard.stat().st_size - 2000))
+    with pytest.raises(UserError, match=r"part-00000-of-0000\d\.tfrecord\.gz: record \d+ is damaged"):
+        made.verify()
