@@ -25,7 +25,7 @@ def test_raw_rows_score_as_encoded_rows_on_the_whole_test_split(tmp_path: Path) 
     from pipeline.dataset import Dataset
 
     dataset = Dataset.load(outcome.paths.dataset)
-    assert dataset.manifest["rows"] == {"read": 100_000, "kept": 100_000, "refused": 0}
+    assert dataset.manifest["rows"] == {"read": 100_000, "kept": 100_000, "refused": 0, "in_gap": 0}
     _, model = load_trained(outcome.paths.train, dataset)
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score("test")
     by_key = dict(zip(rows["key"].astype(np.uint64).tolist(), range(len(rows["key"])), strict=True))
