@@ -14,7 +14,7 @@ help:  ## what there is
 
 setup: $(VENV)/.done  ## make the virtual environment and install everything, once
 
-$(VENV)/.done: setup.py constraints.txt
+$(VENV)/.done: setup.py constraints.txt CHANGELOG.md
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "bringing $(VENV) up to date"; \

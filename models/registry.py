@@ -69,9 +69,15 @@ def _imported(path: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may raise anything
         where, reason = f"model.backbone: {path}", " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             where, f"cannot be imported ({reason})", "put its folder on PYTHONPATH, or correct the path"
         ) from error
+    if not hasattr(module, class_name):
+        known = [name for name, value in vars(module).items() if isinstance(value, type)]
+        raise UserError(
+            f"model.backbone: {path}", f"{module_name} has no {class_name}", did_you_mean(class_name, known)
+        )
+    return getattr(module, class_name)

@@ -332,8 +332,9 @@ def compare(
     All variants of a seed start from one warm-up. Always carried, as far as the log allows:
       plain, constant, permuted, permuted-raw, popularity, rce, tce, oracle
     To be named with --variants:
-      configured (the config's own), stable, paper, two-level, item, soft, odds, no-gate, gate-calibration,
-      no-blend, gradient-mass, ema, previous, self, self-no-blend, and those of compare.variants in the config
+      configured (the config's own), stable, paper, two-level, two-level-permuted, item, soft, odds, no-gate,
+      gate-calibration, no-blend, gradient-mass, ema, previous, self, self-no-blend, and those of
+      compare.variants in the config
 
     A comparison that was stopped goes on where it stood. compare.json and report.html are written last; * marks a
     difference that is beyond chance after correction for the number of variants.
@@ -357,7 +358,8 @@ def compare(
         overwrite=overwrite,
     )
     for reference in found["differences"]:
-        console.print(table(found, reference))
+        # Where nobody's screen bounds the lines, they are not folded.
+        console.print(table(found, reference), width=console.width if console.is_terminal else 160, crop=False)
     click.echo(target / REPORT_FILE)
 
 

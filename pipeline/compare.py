@@ -29,13 +29,14 @@ from features.schema import digest_of
 from pipeline.comparison import compare_results
 from pipeline.config import Config
 from pipeline.dataset import Dataset
-from pipeline.files import make_directory, read_json, write_json, write_text
+from pipeline.files import make_directory, read_json, require_ours, write_json, write_text
 from pipeline.progress import console
 from pipeline.variants import WARMUP, choose
 
 COMPARE_FILE = "compare.json"
 REPORT_FILE = "report.html"
 TABLES_FILE = "compare.md"
+LOG_FILE = "log.txt"
 RESULT_FILE = "result.json"
 SCORES_FILE = "scores.npz"
 
@@ -75,6 +76,9 @@ def compare(
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():
         console.print(f"[yellow]left out[/yellow] {name}: {reason}", highlight=False, soft_wrap=True)
+    require_ours(out, (LOG_FILE, COMPARE_FILE))
+    if "tce" in chosen:
+        _warn_of_ramp(chosen["tce"], dataset)
     make_directory(out)
     started = time.monotonic()
     numbers = [config.seed + i for i in range(seeds)]
@@ -88,8 +92,9 @@ def compare(
             )
             for seed in numbers
         }
-        for future in as_completed(warmups.values()):
-            done("warm-up", future.result())
+        of_seed = {future: seed for seed, future in warmups.items()}
+        for future in as_completed(of_seed):
+            done(f"warm-up seed {of_seed[future]}", future.result())
         runs = {
             submit(_run, made, dataset.directory, out, name, seed, overwrite): (name, seed)
             for made, name, seed in tasks
@@ -108,6 +113,19 @@ def compare(
     return found
 
 
+def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
+    from pipeline.loop import steps_per_epoch, warmup_steps
+
+    ramp = config.confidence.tce_ramp_steps
+    weighted = config.train.epochs * steps_per_epoch(config, dataset) - warmup_steps(config, dataset)
+    if ramp > weighted:
+        what = (
+            f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: it will be next to plain"
+        )
+        mend = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
+        console.print(f"[yellow]warning[/yellow] {what}; {mend}", highlight=False, soft_wrap=True)
+
+
 def _place(out: Path, seed: int, name: str) -> Path:
     return out / f"seed-{seed}" / name
 
@@ -117,13 +135,14 @@ def _place(out: Path, seed: int, name: str) -> Path:
 
 def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: list[str], overwrite: bool) -> str:
     """Train what the variants ``names`` start from; nothing where all of their results are there."""
-    from pipeline.train import warm_up
+    from pipeline.train import WARMUP_FILE, warm_up
 
+    there = not overwrite and (_place(out, seed, WARMUP) / WARMUP_FILE).exists()
     if not overwrite and all((_place(out, seed, name) / RESULT_FILE).exists() for name in names):
         return "not needed"
     with _logged(out, f"seed {seed} warm-up"):
         warm_up(config, Dataset.load(dataset_dir), _place(out, seed, WARMUP), overwrite=overwrite)
-    return ""
+    return "was there" if there else ""
 
 
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
@@ -183,7 +202,7 @@ def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any
 @contextmanager
 def _logged(out: Path, title: str) -> Iterator[None]:
     """What a run says goes to a file: many speak at once."""
-    with open(out / "log.txt", "a", encoding="utf-8") as file:
+    with open(out / LOG_FILE, "a", encoding="utf-8") as file:
         file.write(f"== {title}\n")
         console.file = file
         try:
@@ -203,6 +222,7 @@ def _begin_worker(threads: int, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
     from features.tf_runtime import tf
 
+    tf.get_logger().setLevel("ERROR")  # each model that is measured traces anew, which is meant
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from features.schema import NumericFeature
 from pipeline.dataset import Dataset
-from pipeline.profile import QUANTILES
+from pipeline.profile import QUANTILES, TOP
 
-_TOP = 100
 #: Least share of a bin: without it, one value that is new would move a feature by infinity.
 _LEAST = 1e-4
 
@@ -93,20 +93,17 @@ def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     """Shares of the old data set's most frequent values, and of all others together."""
-    counts = [_counts(name, data) for data in (old, new)]
-    if counts[0] is None or counts[1] is None or not (sum(counts[0].values()) and sum(counts[1].values())):
+    described = [data.statistics["features"][name] for data in (old, new)]
+    if not all(found.get("values") for found in described):
         return None
-    top = [value for value, _ in sorted(counts[0].items(), key=lambda kv: (-kv[1], kv[0]))[:_TOP]]
+    top = [value for value, _ in described[0]["top"][:TOP]]
     shares = []
-    for found in counts:
-        rows = np.array([found.get(value, 0) for value in top], np.float64) / sum(found.values())  # type: ignore[union-attr]
+    for found, data in zip(described, (old, new), strict=True):
+        counts = dict(found["top"])
+        if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
+            vocabulary = data.transform.vocabularies[name]
+            at = vocabulary.index(pa.array(top, pa.string()))
+            counts |= {value: int(vocabulary.rows[i]) for value, i in zip(top, at, strict=True) if i >= 0}
+        rows = np.array([counts.get(value, 0) for value in top], np.float64) / found["values"]
         shares.append(np.append(rows, max(1.0 - rows.sum(), 0.0)))
     return [*top, "all others"], shares[0], shares[1]
-
-
-def _counts(name: str, data: Dataset) -> dict[str, int] | None:
-    if name in data.transform.vocabularies:
-        table = data.transform.vocabularies[name].table()
-        return dict(zip(table["token"].to_pylist(), table["rows"].to_pylist(), strict=True))
-    top = data.statistics["features"][name].get("top")
-    return None if top is None else dict(top)

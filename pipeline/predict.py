@@ -122,7 +122,7 @@ def read_rows(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.strip())
         except ValueError as error:
             raise UserError(f"{where}:{number}", f"is no JSON ({error})", "write one JSON object a line") from None
         if not isinstance(row, dict):

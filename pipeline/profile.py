@@ -21,7 +21,8 @@ from pipeline.columns import KEY, LABEL, SPLIT, SPLITS, TIME
 
 #: Training rows that a number's quantiles come from, a uniform sample.
 _SAMPLE = 20_000
-_TOP = 20
+#: Values that are named; those beyond are counted together.
+TOP = 100
 QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
 _DAY = 86_400_000_000
 
@@ -107,6 +108,6 @@ def _values(feature: Categorical, merged: dict[str, Any]) -> dict[str, Any]:
     counts = merge(found)
     counts = counts.append_column("bytes", pc.cast(counts["token"], pa.binary()))
     order = pc.sort_indices(counts, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
-    top = counts.take(order[:_TOP]).select(["token", "rows"]).to_pylist()
+    top = counts.take(order[:TOP]).select(["token", "rows"]).to_pylist()
     total = pc.sum(counts["rows"]).as_py() or 0
     return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in top]}

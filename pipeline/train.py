@@ -90,8 +90,7 @@ def train(
     """
     dataset.require(config.rows)
     fingerprint = run_fingerprint(config, dataset)
-    if overwrite:
-        require_ours(out, (RUN_FILE, STATE_FILE, "config.yaml"))
+    require_ours(out, (RUN_FILE, STATE_FILE, "config.yaml"))
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:

@@ -269,7 +269,7 @@ def test_missing_module_is_one_line(spec: InputSpec) -> None:
 
 
 def test_missing_class_is_one_line(spec: InputSpec, own_backbone: str) -> None:
-    assert "has no attribute 'Nett'" in _refusal(spec, own_backbone + "t")
+    assert "has no Nett; did you mean 'Net'?" in _refusal(spec, own_backbone + "t")
 
 
 @pytest.mark.parametrize("source", ["import no_such_library", "class Net(:", "raise RuntimeError('no\\nlicence')"])

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from features.errors import UserError
+from features.schema import Schema
 from pipeline import pictures
 from pipeline.cli import main
 from pipeline.config import Config
@@ -56,7 +57,7 @@ def test_values_and_numbers_are_those_of_the_training_rows(small_log: Path, smal
     assert features["item_id"]["distinct"] == len(items)  # those below min_count, too
     assert features["item_id"]["values"] == len(training)
     assert features["item_id"]["top"] == [
-        [v, n] for v, n in sorted(items.items(), key=lambda kv: (-kv[1], kv[0].encode()))[:20]
+        [v, n] for v, n in sorted(items.items(), key=lambda kv: (-kv[1], kv[0].encode()))[:100]
     ]
     positions = Counter(str(row["position"]) for row in training)
     assert dict(map(tuple, features["position"]["top"])) == positions  # type: ignore[arg-type]
@@ -141,6 +142,27 @@ def test_drift_finds_what_moved_and_nothing_else(small_dataset: Dataset, drifted
     assert found["category"].psi is None
     assert found["hour"].missing == (0.0, pytest.approx(0.2, abs=0.01))
     assert "%" in found["age_band"].what
+
+
+def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, small_log: Path, tmp_path: Path) -> None:
+    """Of 24 hours by identity as of 150 items by vocabulary, many more than are named at once."""
+    rows = small_config.rows.model_dump(mode="python")
+    features = [
+        {"name": "hour", "kind": "categorical", "dtype": "int64", "encoding": "identity", "size": 24},
+        {"name": "item_id", "kind": "categorical"},
+    ]
+    schema = Schema.model_validate({**rows, "features": features, "groups": []})
+    parts = []
+    for half in range(2):
+        lines = small_log.read_text().splitlines(keepends=True)[half::2]
+        (tmp_path / f"{half}.jsonl").write_text("".join(lines))
+        logs = small_config.logs.model_copy(update={"files": [str(tmp_path / f"{half}.jsonl")]})
+        config = small_config.model_copy(update={"logs": logs, "rows": schema})
+        parts.append(preprocess(config, tmp_path / f"dataset-{half}"))
+    for old, new in (parts, parts[::-1]):
+        found = {feature.feature: feature.psi for feature in moved(old, new)}
+        assert 0 < found["hour"] < 0.1 and 0 < found["item_id"] < 0.25, found  # type: ignore[operator]
+        assert old.statistics["features"]["hour"]["distinct"] == 24
 
 
 def test_validate_tells_a_person_and_a_script(small_dataset: Dataset, drifted: Dataset) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from features.errors import UserError
 from features.tf_runtime import tf
+from pipeline.compare import compare
 from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset
 from pipeline.train import load_trained, run_fingerprint, train
@@ -198,3 +199,16 @@ def test_a_lost_checkpoint_is_named(
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UserError, match=r"checkpoints/ckpt-57: cannot be restored"):
         train(small_config, small_dataset, copy)
+
+
+def test_a_directory_of_something_else_is_not_written_into(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "log.jsonl").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="log: holds something that clsd did not make"):
+            train(make_config(), small_dataset, tmp_path / "log", overwrite=overwrite)
+    with pytest.raises(UserError, match="log: holds something that clsd did not make"):
+        compare(make_config(), small_dataset, tmp_path / "log", variants=[], seeds=1)
+    assert [path.name for path in (tmp_path / "log").iterdir()] == ["log.jsonl"]
