@@ -26,7 +26,7 @@ demo: setup  ## the whole job on MovieLens-100K: train, report, serve one predic
 	@$(BIN)/clsd run --config configs/movielens-100k.yaml
 
 test: setup  ## the test suite, a process a core
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, rules and format
 	@$(BIN)/ruff check .

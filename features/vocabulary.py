@@ -26,11 +26,13 @@ def count(tokens: pa.Array, clicks: npt.NDArray[np.bool_]) -> pa.Table:
     Returns:
         a table of schema :data:`COUNTS`, one row a token.
     """
-    usable = pc.and_(pc.greater(pc.binary_length(tokens), 0), pc.invert(pc.match_substring_regex(tokens, "[\r\n]")))
-    table = pa.table(
-        {"token": tokens, "rows": np.ones(len(tokens), np.int64), "clicks": clicks.astype(np.int64)}, schema=COUNTS
-    )
-    return merge([table.filter(pc.fill_null(usable, False))])
+    encoded = pc.dictionary_encode(tokens)
+    distinct = encoded.dictionary
+    codes = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)  # one place more, for null
+    rows = np.bincount(codes, minlength=len(distinct) + 1)[: len(distinct)]
+    clicked = np.bincount(codes[clicks], minlength=len(distinct) + 1)[: len(distinct)]
+    usable = pc.and_(pc.greater(pc.binary_length(distinct), 0), pc.invert(pc.match_substring_regex(distinct, "[\r\n]")))
+    return pa.table({"token": distinct, "rows": rows, "clicks": clicked}, schema=COUNTS).filter(usable)
 
 
 def merge(tables: list[pa.Table]) -> pa.Table:

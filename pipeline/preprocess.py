@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.combiners import ToDict
+from apache_beam.transforms.window import GlobalWindows
 
 from features.errors import UserError
 from features.hashing import hash64, seeded
@@ -46,6 +47,8 @@ from pipeline.validate import check, refused_text
 
 #: Parts into which users are hashed where a step needs all rows of a user at once.
 USER_PARTS = 32
+#: Rows that are encoded together, and no fewer batches than one.
+ENCODE_ROWS = 262_144
 _DEAD, _TALLY = "dead", "tally"
 
 
@@ -83,6 +86,42 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + len(refusals), kept)})
 
 
+class Encode(beam.DoFn):  # type: ignore[misc]
+    """Batches to encoded rows by shard, several batches at a time: a look-up in a vocabulary of millions costs what building
+    its index costs, once for all rows that are looked up together."""
+
+    def __init__(self, schema: Schema, rows_per_shard: int, seed: int) -> None:
+        self._schema, self._rows_per_shard, self._seed = schema, rows_per_shard, seed
+        self._waiting: list[pa.RecordBatch] = []
+        self._learnt: tuple[Transform, Any] | None = None
+
+    def start_bundle(self) -> None:
+        self._waiting = []
+
+    def process(self, batch: pa.RecordBatch, transform: Transform, counts: Any) -> Iterator[Any]:
+        self._learnt = transform, counts
+        self._waiting.append(batch)
+        if sum(waiting.num_rows for waiting in self._waiting) >= ENCODE_ROWS:
+            yield from self._encode()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for found in self._encode() if self._waiting else ():
+            if isinstance(found, beam.pvalue.TaggedOutput):
+                yield beam.pvalue.TaggedOutput(found.tag, GlobalWindows.windowed_value(found.value))
+            else:
+                yield GlobalWindows.windowed_value(found)
+
+    def _encode(self) -> Iterator[Any]:
+        assert self._learnt is not None
+        transform, counts = self._learnt
+        together, self._waiting = pa.Table.from_batches(_aligned(self._waiting)).combine_chunks(), []
+        for batch in together.to_batches():
+            rows = shards.encode_rows(transform, batch)
+            yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, batch, rows))
+            progress.add("rows encoded", len(rows))
+            yield from shards.partition(batch, rows, shards.shard_counts(counts, self._rows_per_shard), self._seed)
+
+
 def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "") -> None:
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
 
@@ -117,9 +156,9 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
     described = beam.pvalue.AsSingleton(merged | "Describe" >> beam.Map(partial(profile.describe, schema)))
     counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
 
-    encoded = rows | "Encode" >> beam.FlatMap(
-        _encode, schema, job.rows_per_shard, seed, transform, counts
-    ).with_outputs(_TALLY, main="rows")
+    encoded = rows | "Encode" >> beam.ParDo(Encode(schema, job.rows_per_shard, seed), transform, counts).with_outputs(
+        _TALLY, main="rows"
+    )
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
@@ -178,8 +217,8 @@ def _split_by_time(batch: pa.RecordBatch, gap: int, boundaries: tuple[int, int])
 
 def _by_user(seed: int, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
     part = (seeded(hash64(batch.column(USER)), seed, 0x0521) % np.uint64(USER_PARTS)).astype(np.int64)
-    for at in np.unique(part):
-        yield int(at), batch.filter(pa.array(part == at))
+    for at, places in shards.grouped(part):
+        yield at, batch.take(pa.array(places))
 
 
 def _together(element: tuple[int, Iterable[pa.RecordBatch]]) -> pa.RecordBatch:
@@ -215,15 +254,6 @@ def _measure(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
 
 def _fit(schema: Schema, base: str, merged: dict[str, Any]) -> Transform:
     return fit(schema, merged, Dataset.load(base).transform if base else None)
-
-
-def _encode(
-    batch: pa.RecordBatch, schema: Schema, rows_per_shard: int, seed: int, transform: Transform, counts: Any
-) -> Iterator[Any]:
-    rows = shards.encode_rows(transform, batch)
-    yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(schema, batch, rows))
-    progress.add("rows encoded", len(rows))
-    yield from shards.partition(batch, rows, shards.shard_counts(counts, rows_per_shard), seed)
 
 
 def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -64,9 +65,17 @@ def partition(
     for number, name in enumerate(SPLITS):
         if name not in shards:
             continue
-        shard = np.where(split == number, (where % np.uint64(shards[name])).astype(np.int64), -1)
-        for at in np.unique(shard[shard >= 0]):
-            yield (name, int(at), shards[name]), rows.take(shard == at)
+        mine = np.flatnonzero(split == number)
+        for at, places in grouped((where[mine] % np.uint64(shards[name])).astype(np.int64)):
+            yield (name, at, shards[name]), rows.take(mine[places])
+
+
+def grouped(codes: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Each code and the places where it stands, in order: one sort, however many codes there are."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        yield int(codes[order[start]]), order[start:stop]
 
 
 def statistics(schema: Schema, batch: pa.RecordBatch, rows: Rows) -> dict[str, tuple[int, int]]:
