@@ -6,6 +6,7 @@ import contextlib
 import posixpath
 import uuid
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def grouped(codes: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.
     """Each code and the places where it stands, in order: one sort, however many codes there are."""
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, stop in pairwise([*starts, len(order)]):  # nothing for no codes at all
         yield int(codes[order[start]]), order[start:stop]
 
 

@@ -7,6 +7,7 @@ import pytest
 from features.errors import UserError
 from pipeline.columns import GAP, KEY, SPLIT, TIME, USER
 from pipeline.config import SplitSettings
+from pipeline.shards import grouped
 from pipeline.splits import TimeBoundaries, by_hash, by_time, by_user_time, given_boundaries
 
 
@@ -93,3 +94,9 @@ def test_given_instants_are_read_as_utc_and_checked() -> None:
         given_boundaries(SplitSettings(validation_from="soon", test_from="2020-01-01"))
     with pytest.raises(UserError, match="later than test_from"):
         given_boundaries(SplitSettings(validation_from="2021-01-01", test_from="2020-01-01"))
+
+
+def test_codes_are_grouped_in_order_and_none_give_none() -> None:
+    found = [(code, places.tolist()) for code, places in grouped(np.array([3, 1, 3, 0, 1]))]
+    assert found == [(0, [3]), (1, [1, 4]), (3, [0, 2])]
+    assert list(grouped(np.array([], np.int64))) == []
