@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import blake2b
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from features.tokens import as_dictionary
 
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
@@ -53,13 +55,11 @@ def hash64(values: pa.Array) -> UInt64s:
     Returns:
         uint64 ``[rows]``.
     """
-    encoded = pc.dictionary_encode(pc.cast(values, pa.string()))
+    encoded = as_dictionary(values)
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    digests = [
-        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-        for text in encoded.dictionary.to_pylist()
-    ]
+    texts = encoded.dictionary.cast(pa.string()).to_pylist()
+    digests = [0 if t is None else int.from_bytes(blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
     table = np.array([*digests, 0], dtype=np.uint64)
     codes = pc.fill_null(encoded.indices, len(digests)).to_numpy(zero_copy_only=False)
     return np.asarray(table[codes], dtype=np.uint64)

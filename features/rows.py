@@ -9,6 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+_FLAT = ("key", "label", "user", "timestamp", "intensity")
+_WIDE = {"ids": np.int32, "values": np.float32}
+#: Before the name of a passthrough column, which may be any.
+_CARRIED = "passthrough."
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -57,6 +62,37 @@ class Rows:
         if passthrough.num_columns:
             table = pa.Table.from_batches([part.passthrough for part in parts]).combine_chunks()
             passthrough = table.to_batches()[0] if table.num_rows else passthrough
+        return Rows(**arrays, passthrough=passthrough)
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The rows as Arrow columns, to be laid on disk: a row's ids are one list, its values another."""
+        columns = {name: pa.array(getattr(self, name)) for name in _FLAT}
+        for name in _WIDE:
+            wide = getattr(self, name)
+            width = wide.shape[1]
+            flat = pa.array(np.ascontiguousarray(wide).reshape(-1))
+            # Arrow has no lists of length 0: a schema without such features has no such column.
+            columns |= {name: pa.FixedSizeListArray.from_arrays(flat, width)} if width else {}
+        columns |= {
+            _CARRIED + name: column
+            for name, column in zip(self.passthrough.schema.names, self.passthrough, strict=True)
+        }
+        return pa.RecordBatch.from_pydict(columns)
+
+    @staticmethod
+    def from_batch(batch: pa.RecordBatch) -> Rows:
+        """What :meth:`to_batch` made; the arrays are views of the batch."""
+        arrays = {name: batch.column(name).to_numpy() for name in _FLAT}
+        for name, kind in _WIDE.items():
+            if name in batch.schema.names:
+                column = batch.column(name)
+                arrays[name] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+            else:
+                arrays[name] = np.empty((batch.num_rows, 0), kind)
+        carried = [name for name in batch.schema.names if name.startswith(_CARRIED)]
+        passthrough = pa.RecordBatch.from_arrays(
+            [batch.column(name) for name in carried], names=[name.removeprefix(_CARRIED) for name in carried]
+        )
         return Rows(**arrays, passthrough=passthrough)
 
     def shuffled(self) -> Rows:

@@ -206,17 +206,17 @@ class Schema(Strict):
             at += width
         return slices
 
-    @property
+    @cached_property
     def ragged(self) -> list[BagFeature | SequenceFeature]:
         """Bags and sequences, which take the last columns of ``ids``."""
         return [f for f in self.categorical if not isinstance(f, CategoricalFeature)]
 
-    @property
+    @cached_property
     def fixed_width(self) -> int:
         """Number of the leading columns of ``ids`` that hold exactly one id a row."""
         return sum(s.stop - s.start == 1 for n, s in self.id_slices.items() if n not in {f.name for f in self.ragged})
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of columns of ``ids``."""
         return max((s.stop for s in self.id_slices.values()), default=0)
@@ -232,10 +232,17 @@ class Schema(Strict):
         """The feature whose vocabulary and table ``feature`` uses: itself, unless it shares."""
         return next(f for f in self.categorical if f.name == (feature.share or feature.name))
 
-    @property
+    @cached_property
     def vocabularies(self) -> list[Categorical]:
         """Features that learn a vocabulary from the training split."""
         return [f for f in self.categorical if f.encoding == "vocabulary" and not f.share]
+
+    @property
+    def single_valued(self) -> list[str]:
+        """Log columns that are read as one categorical value a row and as nothing else: those worth a dictionary."""
+        single = {f.source for f in self.features if isinstance(f, CategoricalFeature)}
+        others = {f.source for f in self.features if not isinstance(f, CategoricalFeature)}
+        return sorted(single - others - {self.label, self.timestamp, self.intensity})
 
     @property
     def columns(self) -> list[str]:

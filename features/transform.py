@@ -87,21 +87,15 @@ class Transform:
     def describe(self) -> dict[str, Any]:
         """What ``dataset.json`` says of it; the values themselves are in the Parquet files of :meth:`save`."""
         return {
-            "vocabularies": {
-                name: {"file": f"vocabularies/{name}.parquet", "size": len(vocabulary)}
-                for name, vocabulary in sorted(self.vocabularies.items())
-            },
-            "numerics": {
-                name: {"mean": n.mean, "sd": n.sd, "boundaries": list(n.boundaries)}
-                for name, n in sorted(self.numerics.items())
-            },
+            "vocabularies": {name: vocabulary_entry(name, len(v)) for name, v in sorted(self.vocabularies.items())},
+            "numerics": {name: numeric_entry(number) for name, number in sorted(self.numerics.items())},
         }
 
     def save(self, directory: Path) -> None:
         """Write one Parquet file a vocabulary into ``directory/vocabularies``."""
         (directory / "vocabularies").mkdir(parents=True, exist_ok=True)
         for name, vocabulary in self.vocabularies.items():
-            vocabulary.save(directory / "vocabularies" / f"{name}.parquet")
+            vocabulary.save(directory / vocabulary_file(name))
 
     @classmethod
     def load(cls, schema: Schema, described: dict[str, Any], directory: Path) -> Transform:
@@ -116,6 +110,21 @@ class Transform:
                 for name, entry in described["numerics"].items()
             },
         )
+
+
+def vocabulary_file(name: str) -> str:
+    """Where a vocabulary lies in a data set's directory."""
+    return f"vocabularies/{name}.parquet"
+
+
+def vocabulary_entry(name: str, size: int) -> dict[str, Any]:
+    """What ``dataset.json`` says of a vocabulary."""
+    return {"file": vocabulary_file(name), "size": size}
+
+
+def numeric_entry(number: NumericState) -> dict[str, Any]:
+    """What ``dataset.json`` says of a numeric feature."""
+    return {"mean": number.mean, "sd": number.sd, "boundaries": list(number.boundaries)}
 
 
 def first_value_id(owner: Categorical) -> int:

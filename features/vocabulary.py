@@ -11,28 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.tokens import Coded
+
 #: Partial counts of one feature's values, as the Beam job merges them.
 COUNTS = pa.schema([("token", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64())])
 
 
-def count(tokens: pa.Array, clicks: npt.NDArray[np.bool_]) -> pa.Table:
+def count(values: Coded, clicks: npt.NDArray[np.bool_]) -> pa.Table:
     """Rows and clicks of each distinct token of a batch.
 
     Args:
-        tokens: string array ``[n]``; null, empty text and text with a line break count as nothing (the text file of a
-            vocabulary inside a SavedModel has one value a line).
+        values: n of them; a missing value counts as nothing, nor does text with a line break (the text file of a vocabulary
+            inside a SavedModel has one value a line).
         clicks: bool ``[n]``.
 
     Returns:
-        a table of schema :data:`COUNTS`, one row a token.
+        a table of schema :data:`COUNTS`; a token that stands twice among ``values.tokens`` stands twice.
     """
-    encoded = pc.dictionary_encode(tokens)
-    distinct = encoded.dictionary
-    codes = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)  # one place more, for null
-    rows = np.bincount(codes, minlength=len(distinct) + 1)[: len(distinct)]
-    clicked = np.bincount(codes[clicks], minlength=len(distinct) + 1)[: len(distinct)]
-    usable = pc.and_(pc.greater(pc.binary_length(distinct), 0), pc.invert(pc.match_substring_regex(distinct, "[\r\n]")))
-    return pa.table({"token": distinct, "rows": rows, "clicks": clicked}, schema=COUNTS).filter(usable)
+    tokens, codes = values
+    rows = np.bincount(codes[codes >= 0], minlength=len(tokens))
+    clicked = np.bincount(codes[(codes >= 0) & clicks], minlength=len(tokens))
+    usable = pc.and_(pa.array(rows > 0), pc.invert(pc.match_substring_regex(tokens, "[\r\n]")))
+    return pa.table({"token": tokens, "rows": rows, "clicks": clicked}, schema=COUNTS).filter(usable)
 
 
 def merge(tables: list[pa.Table]) -> pa.Table:

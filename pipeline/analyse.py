@@ -1,27 +1,35 @@
-"""What is learnt from the training split, as Beam combiners over Arrow batches.
+"""What is counted of the rows, as partial results of batches that add up.
 
-Each batch gives one small partial result a feature; a combiner a feature merges them, so that no worker holds more than one
-feature's counts. Sums are added exactly, so that their order does not matter.
+A worker adds up those of its own batches and hands on one result a feature; they are merged a feature at a time
+(:mod:`pipeline.learn`). Sums are added exactly, so that their order does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from apache_beam.transforms.window import GlobalWindows
 
-from features.encode import raw_type, tokens_of
-from features.schema import CategoricalFeature, NumericFeature, Schema
-from features.transform import NumericState, Transform
-from features.vocabulary import Vocabulary, count, merge
-from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS
+from features.schema import Categorical, CategoricalFeature, NumericFeature, Schema
+from features.tokens import Coded, coded, coded_lists, raw_type
+from features.vocabulary import count, merge
+from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
+from pipeline.spill import Spilled, load, spill
 
-#: Rows from which quantiles are taken: those with the smallest random keys, a uniform sample without replacement.
-QUANTILE_SAMPLE = 200_000
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+#: Training rows from which the quantile transform's boundaries come, a uniform sample; and those of the statistics.
+QUANTILE_SAMPLE, SPREAD_SAMPLE = 200_000, 20_000
+_DAY = 86_400_000_000
+#: Positions of the splits and their names, the rows that are left out among them.
+_SPLITS = [*enumerate(SPLITS), (GAP, "gap")]
+#: Partial results that are kept before they are merged.
+_FEW = 32
 
 
 class Sample(NamedTuple):
@@ -35,49 +43,118 @@ class Sample(NamedTuple):
     def merged(cls, samples: list[Sample]) -> Sample:
         """One sample of all rows that the samples are of."""
         keys, values = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("keys", "values"))
-        smallest = np.argsort(keys, kind="stable")[: samples[0].most]
-        return cls(keys[smallest], values[smallest], samples[0].most)
+        return cls.of(keys, values, samples[0].most)
+
+    @classmethod
+    def of(cls, keys: Any, values: Any, most: int) -> Sample:
+        """A sample of these values."""
+        if len(keys) > most:
+            smallest = np.argpartition(keys, most)[:most]
+            keys, values = keys[smallest], values[smallest]
+        return cls(keys, values, most)
 
 
 def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
-    """(kind:name, partial result) for each feature that learns, and for the rows of each split."""
-    split = batch.column(SPLIT).to_numpy()
-    label = batch.column(LABEL).to_numpy()
-    yield (
-        "splits",
-        {
-            name: (int((split == s).sum()), int(label[split == s].sum()))
-            for s, name in [*enumerate(SPLITS), (GAP, "gap")]
-            if (split == s).any()
-        },
-    )
-    training = batch.filter(pa.array(split == 0))
-    if training.num_rows == 0:
-        return
-    clicked = training.column(LABEL).to_numpy() == 1
-    for feature in schema.vocabularies:
-        if feature.source not in training.schema.names:
-            continue
-        column = training.column(feature.source).cast(raw_type(feature))
-        tokens = tokens_of(feature, column)
-        if isinstance(feature, CategoricalFeature):
-            clicks = clicked
+    """(kind:name, partial result): what the transform is learnt from and what ``statistics.json`` tells, in one pass.
+
+    ``splits``, ``days`` and ``missing`` are counted over all rows; of the training rows, by feature, ``vocabulary`` or
+    ``tokens`` (values and their rows and clicks), ``moments`` or ``sample`` (for the transform), ``range`` and ``spread``.
+    """
+    split, label, keys = (batch.column(name).to_numpy() for name in (SPLIT, LABEL, KEY))
+    rows = _by_split(split)
+    clicks = _by_split(split[label == 1])
+    yield "splits", {name: (rows[s], clicks[s]) for s, name in _SPLITS if rows[s]}
+    if schema.timestamp:
+        day = batch.column(TIME).to_numpy() // _DAY
+        codes = (day - day.min()) * 4 + split + 1  # of at most 84,000 days and 4 splits, GAP among them
+        of, clicked = np.bincount(codes), np.bincount(codes[label == 1], minlength=codes.max() + 1)
+        found = np.flatnonzero(of)
+        yield "days", {f"{c % 4 - 1} {c // 4 + day.min()}": (int(of[c]), int(clicked[c])) for c in found}
+    train = split == 0
+    missing: dict[str, tuple[int, int]] = {}
+    for feature in schema.features:
+        there = feature.source in batch.schema.names
+        column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, raw_type(feature))
+        if isinstance(feature, NumericFeature):
+            measured = _number(feature, column, keys, train)
         else:
-            lists = column if not feature.separator else pc.split_pattern(column, pattern=feature.separator)
-            lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-            clicks = np.repeat(clicked, lengths)
-        yield f"vocabulary:{feature.name}", [count(tokens, clicks)]
-    for number in [*schema.numeric, *schema.bucketed]:
-        if number.source not in training.schema.names:
-            continue
-        x = np.asarray(training.column(number.source).to_numpy(zero_copy_only=False), dtype=np.float64)
-        there = np.isfinite(x)
-        if number.transform == "quantile":
-            yield f"sample:{number.name}", [Sample(training.column(KEY).to_numpy()[there], x[there], QUANTILE_SAMPLE)]
-        else:
-            moved = np.log1p(np.maximum(x[there], 0)) if number.transform == "log1p" else x[there]
-            mean = float(moved.mean()) if len(moved) else 0.0
-            yield f"moments:{number.name}", [(len(moved), mean, float(((moved - mean) ** 2).sum()))]
+            measured = _values(feature, column, label == 1, train)
+        lacks = _by_split(split[next(measured)])
+        missing |= {f"{name} {feature.name}": (lacks[s], rows[s]) for s, name in enumerate(SPLITS) if rows[s]}
+        if there and rows[0]:
+            yield from measured
+    yield "missing", missing
+
+
+def _by_split(split: npt.NDArray[np.int8]) -> dict[int, int]:
+    counts = np.bincount(split + np.int8(1), minlength=len(_SPLITS))
+    return {s: int(counts[s + 1]) for s, _ in _SPLITS}
+
+
+def _values(feature: Categorical, column: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
+    """Which rows have no value; then the partial results of the training rows."""
+    if isinstance(feature, CategoricalFeature):
+        values = coded(feature, column)
+        yield values.codes < 0
+    else:
+        values, lengths = coded_lists(feature, column)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        yield np.bincount(row[values.codes >= 0], minlength=len(lengths)) == 0
+        clicked, train = clicked[row], train[row]
+    kind = {"vocabulary": "vocabulary", "identity": "tokens"}.get(feature.encoding)
+    if kind and not feature.share:
+        yield f"{kind}:{feature.name}", [count(Coded(values.tokens, values.codes[train]), clicked[train])]
+
+
+def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> Iterator[Any]:
+    """Which rows have no value; then the partial results of the training rows."""
+    x = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        there = np.isfinite(x.astype(np.float32))  # as the encoder sees it
+    yield ~there
+    x, keys = x[train & there], keys[train & there]
+    if len(x):
+        yield f"range:{feature.name}", [(float(x.min()), float(x.max()))]
+        yield f"spread:{feature.name}", [Sample.of(keys, x, SPREAD_SAMPLE)]
+    if feature.transform == "quantile":
+        yield f"sample:{feature.name}", [Sample.of(keys, x, QUANTILE_SAMPLE)]
+    elif feature.transform != "none":
+        moved = np.log1p(np.maximum(x, 0)) if feature.transform == "log1p" else x
+        mean = float(moved.mean()) if len(moved) else 0.0
+        yield f"moments:{feature.name}", [(len(moved), mean, float(((moved - mean) ** 2).sum()))]
+
+
+class Measure(beam.DoFn):  # type: ignore[misc]
+    """The partial results of a bundle's batches, merged: (key, what was merged), once a bundle.
+
+    Counts of values, which may be millions, are laid on disk; :func:`lifted` takes them up again.
+    """
+
+    def __init__(self, schema: Schema, directory: str) -> None:
+        self._schema, self._directory = schema, directory
+        self._parts: dict[str, list[Any]] = {}
+
+    def start_bundle(self) -> None:
+        self._parts = {}
+
+    def process(self, spilled: Spilled) -> None:
+        for key, partial in partials(self._schema, load(spilled)):
+            self._parts[key] = add(self._parts.get(key, []), partial)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for key, parts in self._parts.items():
+            found = merged(parts)
+            if isinstance(found, list) and found and isinstance(found[0], pa.Table):
+                found = spill(self._directory, found[0].combine_chunks().to_batches())
+            yield GlobalWindows.windowed_value((key, found))
+        self._parts = {}
+
+
+def lifted(found: Any) -> Any:
+    """A partial result as it was before :class:`Measure` laid it on disk."""
+    if isinstance(found, list) and found and isinstance(found[0], Spilled):
+        return [pa.Table.from_batches([load(part) for part in found])]
+    return found
 
 
 class MergePartials(beam.CombineFn):  # type: ignore[misc]
@@ -87,24 +164,39 @@ class MergePartials(beam.CombineFn):  # type: ignore[misc]
         return []
 
     def add_input(self, accumulator: list[Any], partial: Any) -> list[Any]:
-        accumulator.append(partial)
-        return accumulator if len(accumulator) < 64 else [self._merge(accumulator)]
+        return add(accumulator, partial)
 
     def merge_accumulators(self, accumulators: Any) -> list[Any]:
         parts = [part for accumulator in accumulators for part in accumulator]
-        return [self._merge(parts)] if parts else []
+        return [merged(parts)] if parts else []
 
     def extract_output(self, accumulator: list[Any]) -> Any:
-        return self._merge(accumulator)
+        return merged(accumulator)
 
-    @staticmethod
-    def _merge(parts: list[Any]) -> Any:
-        if isinstance(parts[0], dict):
-            return _add_counts(parts)
-        items = [item for part in parts for item in part]
-        if items and isinstance(items[0], pa.Table):
-            return [merge(items)]
-        return [Sample.merged(items)] if items and isinstance(items[0], Sample) else items
+
+def add(parts: list[Any], partial: Any) -> list[Any]:
+    """The partial results with one more, a few of them merged now and then."""
+    parts = [*parts, partial]
+    return parts if len(parts) < _FEW else [_merged(parts)]
+
+
+def merged(parts: Iterable[Any]) -> Any:
+    """One partial result of all; which way they add up is seen from what they are."""
+    few: list[Any] = []
+    for part in parts:  # of a large job there may be many: never all of them at once
+        few = add(few, part)
+    if len(few) == 1:
+        return few[0]
+    return _merged(few)
+
+
+def _merged(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return _add_counts(parts)
+    items = [item for part in parts for item in part]
+    if items and isinstance(items[0], pa.Table):
+        return [merge(items)]
+    return [Sample.merged(items)] if items and isinstance(items[0], Sample) else items
 
 
 def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
@@ -113,38 +205,3 @@ def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int,
         name: (sum(p.get(name, (0, 0))[0] for p in parts), sum(p.get(name, (0, 0))[1] for p in parts))
         for name in sorted(names)
     }
-
-
-def fit(schema: Schema, merged: dict[str, Any], base: Transform | None = None) -> Transform:
-    """The transform, from the merged partial results of the training split.
-
-    Args:
-        schema: what learns what.
-        merged: by key, as :func:`partials` names them.
-        base: of an earlier data set of the same schema: its ids and its numbers' scales stay as they are, and values that are
-            new get ids after its own.
-    """
-    vocabularies = {}
-    for feature in schema.vocabularies:
-        counts = merge(merged.get(f"vocabulary:{feature.name}", []))
-        limits = {"min_count": feature.min_count, "max_size": feature.max_size}
-        known = base.vocabularies[feature.name] if base else None
-        vocabularies[feature.name] = (
-            known.extended(counts, **limits) if known is not None else Vocabulary.from_counts(counts, **limits)
-        )
-    if base:
-        return Transform(schema, vocabularies, base.numerics)
-    numerics = {}
-    for number in schema.features:
-        if isinstance(number, NumericFeature):
-            numerics[number.name] = _fit_number(number, merged)
-    return Transform(schema, vocabularies, numerics)
-
-
-def _fit_number(number: NumericFeature, merged: dict[str, Any]) -> NumericState:
-    if number.transform == "quantile":
-        found = merged.get(f"sample:{number.name}")
-        return NumericState.from_sample(Sample.merged(found).values if found else np.array([]), number.buckets)
-    if number.transform == "none":
-        return NumericState()
-    return NumericState.from_moments(merged.get(f"moments:{number.name}", []))

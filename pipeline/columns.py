@@ -8,7 +8,7 @@ POSITION = "_position"
 LABEL = "_label"
 #: int64, microseconds since 1970 UTC; 0 without a timestamp.
 TIME = "_time"
-#: string; empty without a user.
+#: uint64, hash of the user; 0 without one.
 USER = "_user"
 #: int8, a position in SPLITS, or GAP.
 SPLIT = "_split"

@@ -46,13 +46,18 @@ def clear_errors(where: str) -> Iterator[None]:
         raise
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether it is an address of an object store rather than a path of this machine."""
+    return "://" in str(path)
+
+
 def local_path(text: str | Path) -> Path:
     """A place to write to.
 
     Raises:
         UserError: it is an address of an object store, which clsd reads logs from and does not write to yet.
     """
-    if "://" in str(text):
+    if is_remote(text):
         raise UserError(str(text), "is no local path", "write to a local directory and copy it from there")
     return Path(text)
 

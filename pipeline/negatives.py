@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from features.hashing import mix64, seeded, unit_interval
 from features.schema import Schema
+from features.tokens import with_dictionaries
 from pipeline.columns import KEY, LABEL, SPLIT, USER
 from pipeline.config import NegativeSettings
 
@@ -35,8 +36,9 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
 
     def add_input(self, accumulator: list[pa.Table], batch: pa.RecordBatch) -> list[pa.Table]:
         training = pc.and_(pc.equal(batch.column(SPLIT), 0), pc.is_valid(batch.column(self._item)))
-        rows = pa.Table.from_batches([batch.filter(training)])
-        items = rows.select([*dict.fromkeys(self._columns), KEY]).append_column("_clicks", rows[LABEL])
+        batch = batch.filter(training)
+        rows = pa.Table.from_batches([batch]).select([*dict.fromkeys(self._columns), KEY])
+        items = pa.Table.from_batches([with_dictionaries((), rows)]).append_column("_clicks", batch.column(LABEL))
         accumulator.append(self._reduce(items))
         return accumulator if len(accumulator) < 16 else [self._merge(accumulator)]
 

@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -49,17 +49,16 @@ def decompressed(path: str, file: IO[bytes]) -> Any:
     return COMPRESSED[compression_of(path)](file) if compression_of(path) else file
 
 
-def open_parquet(path: str, file: Any) -> pq.ParquetFile:
-    """The file as Parquet; a UserError if it is none or not whole."""
+def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:
+    """The file as Parquet, text columns among ``coded`` dictionary-encoded; a UserError if it is none or not whole."""
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, read_dictionary=list(coded))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(path, f"is no whole Parquet file ({str(error).splitlines()[0]})", "write it again") from None
 
 
-def parse_json(lines: list[bytes], types: dict[str, pa.DataType]) -> pa.Table:
+def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     """JSON lines to a table of the given types; without types, of all columns and inferred types. Raises pa.ArrowException."""
-    data = b"\n".join(lines)
     return pa.json.read_json(
         pa.BufferReader(data),
         read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -69,12 +68,9 @@ def parse_json(lines: list[bytes], types: dict[str, pa.DataType]) -> pa.Table:
     )
 
 
-def parse_csv(
-    lines: list[bytes], columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings
-) -> pa.Table:
+def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
     """CSV lines without a header to a table of the given types, or of inferred ones. Raises pa.ArrowException."""
-    data = b"\n".join(lines)
-    if b'"' in data and any(line.count(b'"') % 2 for line in lines):
+    if b'"' in data and any(line.count(b'"') % 2 for line in data.split(b"\n")):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
     return pa.csv.read_csv(
         pa.BufferReader(data),

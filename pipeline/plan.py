@@ -17,9 +17,9 @@ import pyarrow.json
 from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from features.encode import raw_type
 from features.errors import UserError, did_you_mean
 from features.schema import Schema
+from features.tokens import raw_type
 from pipeline import avro
 from pipeline.config import LogSettings
 from pipeline.parsing import DAMAGED, Part, bisect, compression_of, decompressed, open_binary, open_parquet, parse_csv
@@ -39,6 +39,7 @@ class Piece:
         size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
         columns: names of a CSV file's fields, in order.
         types: Arrow type of each column that is read, by name.
+        coded: those of them that are handed on dictionary-encoded: features with one value a row.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Piece:
     modified: float = 0.0
     columns: tuple[str, ...] = ()
     types: dict[str, pa.DataType] = field(default_factory=dict)
+    coded: tuple[str, ...] = ()
     has_header: bool = False
 
 
@@ -68,8 +70,9 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
         paths |= match
     pieces: list[Piece] = []
     for path, file in sorted(paths.items()):
-        found = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
+        found: dict[str, Any] = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
         for start, end, piece in _cut(path, file.size_in_bytes, logs, schema):
+            found["coded"] = tuple(name for name in schema.single_valued if name in piece["types"])
             pieces.append(Piece(**{**piece, **found, "index": len(pieces), "start": start, "end": end}))
     return pieces
 
@@ -220,7 +223,7 @@ def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
 def _inferred_csv(path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings) -> dict[str, pa.DataType]:
     body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
     lines = [line for line in body.split(b"\n") if line.strip()][:2000]
-    found = _majority(bisect(lines, lambda chunk: parse_csv(chunk, columns, {}, logs)))
+    found = _majority(bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, {}, logs)))
     return {name: found.get(name, pa.null()) for name in columns}
 
 

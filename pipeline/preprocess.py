@@ -1,6 +1,7 @@
 """Click logs to a data set: the Beam job.
 
-Every element is an Arrow record batch or a block of encoded rows, never a single row::
+Every element is the place of an Arrow record batch or of a block of encoded rows, never a single row; the rows themselves lie
+in files that the workers share (:mod:`pipeline.spill`)::
 
     pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
                  └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +33,37 @@ from apache_beam.transforms.combiners import ToDict
 from apache_beam.transforms.window import GlobalWindows
 
 from features.errors import UserError
-from features.hashing import hash64, seeded
+from features.hashing import seeded
 from features.schema import Schema
+from features.tokens import with_dictionaries
 from features.transform import Transform
 from pipeline import negatives, profile, progress, shards, splits
-from pipeline.analyse import MergePartials, fit, partials
-from pipeline.columns import KEY, POSITION, SPLIT, USER
-from pipeline.config import Config, LogSettings
+from pipeline.analyse import Measure, MergePartials
+from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
+from pipeline.config import Config
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
-from pipeline.files import read_json, whole_directory, write_json
+from pipeline.files import make_directory, read_json, whole_directory, write_json
 from pipeline.histories import add_histories
+from pipeline.learn import described_transform, learn
 from pipeline.manifest import manifest, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
+from pipeline.spill import SPILL, OverSpilled, Spilled, load, spill
 from pipeline.validate import check, refused_text
 
-#: Parts into which users are hashed where a step needs all rows of a user at once.
-USER_PARTS = 32
+#: Bytes of log for each part into which users are hashed where a step needs all rows of a user at once, and how many at least.
+USER_PART_BYTES, USER_PARTS = 64 << 20, 32
 #: Rows that are encoded together, and no fewer batches than one.
-ENCODE_ROWS = 262_144
+ENCODE_ROWS = 1 << 20
 _DEAD, _TALLY = "dead", "tally"
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
-    """Pieces to checked batches; refused rows and counts go to outputs of their own."""
+    """Pieces to checked batches, with their split where a row alone tells it; refused rows and counts go elsewhere."""
 
-    def __init__(self, logs: LogSettings, schema: Schema, seed: int) -> None:
-        self._reader, self._schema = Reader(logs, seed), schema
+    def __init__(self, config: Config, directory: str) -> None:
+        self._reader, self._schema = Reader(config.logs, config.seed), config.rows
+        self._directory, self._split = directory, _split_of_row(config)
         self._read = Metrics.counter("clsd", "rows_read")
         self._refused = Metrics.counter("clsd", "rows_refused")
 
@@ -74,8 +81,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
                 refusals.append(Refused(piece.path, line, reason, refused_text(part, row)))
             kept += batch.num_rows
             progress.add("rows read", part.num_rows)
-            if batch.num_rows:
-                yield batch
+            yield from spill(self._directory, [self._split(batch)])
         progress.add(progress.READ, 1)
         self._read.inc(kept + len(refusals))
         self._refused.inc(len(refusals))
@@ -90,18 +96,20 @@ class Encode(beam.DoFn):  # type: ignore[misc]
     """Batches to encoded rows by shard, several batches at a time: a look-up in a vocabulary of millions costs what building
     its index costs, once for all rows that are looked up together."""
 
-    def __init__(self, schema: Schema, rows_per_shard: int, seed: int) -> None:
-        self._schema, self._rows_per_shard, self._seed = schema, rows_per_shard, seed
-        self._waiting: list[pa.RecordBatch] = []
-        self._learnt: tuple[Transform, Any] | None = None
+    def __init__(self, schema: Schema, rows_per_shard: int, seed: int, directory: str) -> None:
+        self._schema, self._rows_per_shard, self._seed, self._directory = schema, rows_per_shard, seed, directory
+        self._waiting: list[Spilled] = []
+        self._transform: Transform | None = None
+        self._counts: dict[str, Any] = {}
 
     def start_bundle(self) -> None:
         self._waiting = []
 
-    def process(self, batch: pa.RecordBatch, transform: Transform, counts: Any) -> Iterator[Any]:
-        self._learnt = transform, counts
+    def process(self, batch: Spilled, transform: dict[str, Any], counts: dict[str, Any]) -> Iterator[Any]:
+        if self._transform is None:
+            self._transform, self._counts = Transform.load(self._schema, transform, Path(self._directory)), counts
         self._waiting.append(batch)
-        if sum(waiting.num_rows for waiting in self._waiting) >= ENCODE_ROWS:
+        if sum(waiting.rows for waiting in self._waiting) >= ENCODE_ROWS:
             yield from self._encode()
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -112,14 +120,16 @@ class Encode(beam.DoFn):  # type: ignore[misc]
                 yield GlobalWindows.windowed_value(found)
 
     def _encode(self) -> Iterator[Any]:
-        assert self._learnt is not None
-        transform, counts = self._learnt
-        together, self._waiting = pa.Table.from_batches(_aligned(self._waiting)).combine_chunks(), []
-        for batch in together.to_batches():
-            rows = shards.encode_rows(transform, batch)
-            yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, batch, rows))
-            progress.add("rows encoded", len(rows))
-            yield from shards.partition(batch, rows, shards.shard_counts(counts, self._rows_per_shard), self._seed)
+        assert self._transform is not None
+        table, self._waiting = pa.Table.from_batches(_aligned([load(waiting) for waiting in self._waiting])), []
+        rows, split = shards.encode_rows(self._transform, table), table.column(SPLIT).to_numpy()
+        many = shards.shard_counts(self._counts, self._rows_per_shard)
+        parts = dict(shards.partition(split, rows, many, self._seed))
+        for (name, _, _), part in parts.items():
+            yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, name, part))
+        laid = spill(self._directory, (part.to_batch() for part in parts.values()))
+        progress.add("rows encoded", len(rows))
+        yield from zip(parts, laid, strict=True)
 
 
 def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "") -> None:
@@ -137,34 +147,40 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
         root
         | "Pieces" >> beam.Create(pieces)
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadAndCheck(config.logs, schema, seed)).with_outputs(_DEAD, _TALLY, main="rows")
+        | "Read" >> beam.ParDo(ReadAndCheck(config, directory)).with_outputs(_DEAD, _TALLY, main="rows")
     )
-    rows = _split(read.rows, config)
+    rows = _split(read.rows, config, directory, sum({piece.path: piece.size for piece in pieces}.values()))
     if job.negatives:
-        catalogue = rows | "Catalogue" >> beam.CombineGlobally(negatives.Catalogue(job.negatives))
-        rows = rows | "Negatives" >> beam.Map(_negatives, config, beam.pvalue.AsSingleton(catalogue))
+        items = rows | "Catalogue" >> beam.CombineGlobally(OverSpilled(negatives.Catalogue(job.negatives)))
+        side = beam.pvalue.AsSingleton(items)
+        rows = rows | "Negatives" >> beam.FlatMap(_changed, directory, partial(_negatives, config), side)
     if job.keep_negatives < 1:
-        rows = rows | "KeepNegatives" >> beam.Map(partial(negatives.keep_share, job.keep_negatives, seed))
+        keep = partial(negatives.keep_share, job.keep_negatives, seed)
+        rows = rows | "KeepNegatives" >> beam.FlatMap(_changed, directory, keep)
+    rows = rows | "Even" >> beam.Reshuffle()
 
-    merged = (
+    learnt = (
         rows
-        | "Measure" >> beam.FlatMap(partial(_measure, schema))
-        | "Merge" >> beam.CombinePerKey(MergePartials())
+        | "Measure" >> beam.ParDo(Measure(schema, directory))
+        | "Features" >> beam.GroupByKey()
+        | "Learn" >> beam.Map(partial(learn, schema, directory, base))
         | "One" >> ToDict()
     )
-    transform = beam.pvalue.AsSingleton(merged | "Fit" >> beam.Map(partial(_fit, schema, base)))
-    described = beam.pvalue.AsSingleton(merged | "Describe" >> beam.Map(partial(profile.describe, schema)))
-    counts = beam.pvalue.AsSingleton(merged | "Count" >> beam.Map(lambda found: found.get("splits", {})))
-
-    encoded = rows | "Encode" >> beam.ParDo(Encode(schema, job.rows_per_shard, seed), transform, counts).with_outputs(
-        _TALLY, main="rows"
+    transform = beam.pvalue.AsSingleton(
+        learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
     )
+    described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(profile.describe, schema)))
+    counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda found: found.get("splits", {})))
+
+    encoded = rows | "Encode" >> beam.ParDo(
+        Encode(schema, job.rows_per_shard, seed, directory), transform, counts
+    ).with_outputs(_TALLY, main="rows")
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
         | "Write" >> beam.Map(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory))
     )
-    golden = rows | "Golden" >> beam.CombineGlobally(SmallestKeys(job.golden_rows))
+    golden = rows | "Golden" >> beam.CombineGlobally(OverSpilled(SmallestKeys(job.golden_rows)))
     dead = (
         read.dead | "OneFile" >> beam.GroupBy(lambda _: 0) | "DeadLetters" >> beam.Map(partial(_write_dead, directory))
     )
@@ -188,43 +204,67 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
     )
 
 
-def _split(rows: Any, config: Config) -> Any:
+def _needs_users(config: Config) -> bool:
+    """Whether a step needs all rows of a user at once."""
+    return (
+        config.preprocess.split.by == "user_time"
+        or config.preprocess.negatives is not None
+        or bool(config.rows.histories)
+    )
+
+
+def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Adds the split where a row alone tells it, and nothing elsewhere."""
     settings = config.preprocess.split
-    by_user = settings.by == "user_time" or config.preprocess.negatives is not None or config.rows.histories
-    if by_user:
+    if settings.by == "hash":
+        return partial(splits.by_hash, settings, config.rows.user, config.seed)
+    given = splits.given_boundaries(settings) if settings.by == "time" else None
+    return partial(splits.by_time, given, settings.gap) if given else lambda batch: batch
+
+
+def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
+    settings = config.preprocess.split
+    if _needs_users(config):
+        parts = max(USER_PARTS, log_bytes // USER_PART_BYTES)
         rows = (
             rows
-            | "UserParts" >> beam.FlatMap(partial(_by_user, config.seed))
+            | "UserParts" >> beam.FlatMap(partial(_by_user, directory, parts, config.seed))
             | "Users" >> beam.GroupByKey()
-            | "Together" >> beam.Map(_together)
+            | "Together" >> beam.FlatMap(partial(_together, directory, config))
         )
-    if config.rows.histories:
-        rows = rows | "Histories" >> beam.Map(partial(add_histories, config.rows))
-    if settings.by == "user_time":
-        return rows | "SplitByUser" >> beam.Map(partial(splits.by_user_time, settings))
-    if settings.by == "hash":
-        return rows | "SplitByHash" >> beam.Map(partial(splits.by_hash, settings, config.seed))
-    given = splits.given_boundaries(settings)
-    if given:
-        return rows | "SplitByTime" >> beam.Map(partial(splits.by_time, given, settings.gap))
-    boundaries = beam.pvalue.AsSingleton(rows | "Times" >> beam.CombineGlobally(splits.TimeBoundaries(settings)))
-    return rows | "SplitByTime" >> beam.Map(_split_by_time, settings.gap, boundaries)
+    if settings.by != "time" or settings.test_from:
+        return rows
+    times = rows | "Boundaries" >> beam.CombineGlobally(OverSpilled(splits.TimeBoundaries(settings)))
+    by_time = partial(_split_by_time, settings.gap)
+    return rows | "SplitByTime" >> beam.FlatMap(_changed, directory, by_time, beam.pvalue.AsSingleton(times))
 
 
-def _split_by_time(batch: pa.RecordBatch, gap: int, boundaries: tuple[int, int]) -> pa.RecordBatch:
+def _changed(batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], *learnt: Any) -> Iterable[Spilled]:
+    """The batch as ``change`` makes it, laid on disk anew."""
+    return spill(directory, [change(load(batch), *learnt)])
+
+
+def _split_by_time(gap: int, batch: pa.RecordBatch, boundaries: tuple[int, int]) -> pa.RecordBatch:
     return splits.by_time(boundaries, gap, batch)
 
 
-def _by_user(seed: int, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-    part = (seeded(hash64(batch.column(USER)), seed, 0x0521) % np.uint64(USER_PARTS)).astype(np.int64)
-    for at, places in shards.grouped(part):
-        yield at, batch.take(pa.array(places))
+def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterator[tuple[int, Spilled]]:
+    batch = load(spilled)
+    part = (seeded(batch.column(USER).to_numpy(), seed, 0x0521) % np.uint64(parts)).astype(np.int64)
+    order, starts = shards.sorted_codes(part)
+    ordered = batch.take(pa.array(order))
+    laid = spill(directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)])))
+    yield from zip(part[order[starts]].tolist(), laid, strict=True)
 
 
-def _together(element: tuple[int, Iterable[pa.RecordBatch]]) -> pa.RecordBatch:
-    """All rows of a part's users, in an order that does not depend on how they arrived."""
-    table = pa.Table.from_batches(_aligned(list(element[1])))
-    return table.sort_by(KEY).combine_chunks().to_batches()[0]
+def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
+    """All rows of a part's users, in an order that does not depend on how they arrived, with their histories and split."""
+    table = pa.Table.from_batches(_aligned([load(spilled) for spilled in element[1]]))
+    batch = with_dictionaries((), table.combine_chunks().sort_by(KEY))
+    batch = add_histories(config.rows, batch)
+    if config.preprocess.split.by == "user_time":
+        batch = splits.by_user_time(config.preprocess.split, batch)
+    return spill(directory, [with_dictionaries(config.rows.single_valued, pa.Table.from_batches([batch]))])
 
 
 def _aligned(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
@@ -242,18 +282,11 @@ def _aligned(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
     ]
 
 
-def _negatives(batch: pa.RecordBatch, config: Config, catalogue: pa.Table | None) -> pa.RecordBatch:
+def _negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
     assert config.preprocess.negatives is not None
-    return negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, batch, catalogue)
-
-
-def _measure(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
-    yield from partials(schema, batch)
-    yield from profile.partials(schema, batch)
-
-
-def _fit(schema: Schema, base: str, merged: dict[str, Any]) -> Transform:
-    return fit(schema, merged, Dataset.load(base).transform if base else None)
+    rows = with_dictionaries((), pa.Table.from_batches([batch]))
+    more = negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, rows, catalogue)
+    return with_dictionaries(config.rows.single_valued, pa.Table.from_batches([more]))
 
 
 def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:
@@ -276,10 +309,13 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
         return []
 
     def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-        for split in (2, 1, 0):
-            rows = batch.filter(pc.equal(batch.column(SPLIT), split))
-            if rows.num_rows:
-                accumulator.append(rows.take(pc.sort_indices(rows.column(KEY))[: self._rows]))
+        splits, keys = batch.column(SPLIT).to_numpy(), batch.column(KEY).to_numpy()
+        for split in range(len(SPLITS)):
+            places = np.flatnonzero(splits == split)
+            if len(places) > self._rows:
+                places = places[np.argpartition(keys[places], self._rows)[: self._rows]]
+            if len(places):
+                accumulator.append(with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(places))])))
         return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
 
     def merge_accumulators(self, accumulators: Any) -> list[pa.RecordBatch]:
@@ -313,7 +349,7 @@ def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[
 
 def _write_summary(
     directory: str,
-    transform: Transform,
+    transform: dict[str, Any],
     golden: Any,
     written: Any,
     dead: Any,
@@ -323,7 +359,6 @@ def _write_summary(
     quality: Any,
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
-    transform.save(Path(directory))
     if golden is not None:
         pq.write_table(pa.Table.from_batches([golden]), Path(directory) / GOLDEN_FILE)
     rows, kept = tally["rows"]
@@ -331,7 +366,7 @@ def _write_summary(
         "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": counts.get("gap", (0, 0))[0]},
         "dead": list(dead),
         "shards": sorted(written, key=lambda shard: shard["file"]),
-        "transform": transform.describe(),
+        "transform": transform,
         "quality": quality,
         "features": described["features"],
     }
@@ -365,10 +400,13 @@ def preprocess(
     pieces = plan(config.logs, config.rows)
     out = Path(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite) as aside:
+        for name in (SPILL, "vocabularies"):
+            make_directory(aside / name)
         _run(config, pieces, aside, beam_options or [], str(base.resolve()) if base else "")
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
         refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
+        shutil.rmtree(aside / SPILL)
         for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
             left.unlink()
         write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))

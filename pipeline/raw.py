@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.encode import raw_type
 from features.schema import MISSING_INT, NumericFeature, Schema
+from features.tokens import raw_type
 
 
 def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:

@@ -16,40 +16,43 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from features.encode import encode
-from features.hashing import hash64, seeded
+from features.hashing import seeded
 from features.records import serialize_block, write_records
 from features.rows import Rows
-from features.schema import FIRST_OOV_ID, MISSING_ID, Schema
+from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
+from features.tokens import plain
 from features.transform import Transform
-from pipeline.columns import KEY, LABEL, SPLIT, SPLITS, TIME, USER
+from pipeline.columns import KEY, LABEL, SPLITS, TIME, USER
+from pipeline.spill import Spilled, load
 
 
-def encode_rows(transform: Transform, batch: pa.RecordBatch) -> Rows:
-    """A checked batch as encoded rows, in the batch's order."""
+def encode_rows(transform: Transform, rows: pa.Table) -> Rows:
+    """Checked rows as encoded ones, in their order."""
     schema = transform.schema
-    ids, values = encode(transform, batch)
-    intensity = np.full(batch.num_rows, np.nan, np.float32)
-    if schema.intensity in batch.schema.names:
-        column = batch.column(schema.intensity).cast(pa.float32())
+    ids, values = encode(transform, rows)
+    intensity = np.full(rows.num_rows, np.nan, np.float32)
+    if schema.intensity in rows.schema.names:
+        column = rows.column(schema.intensity).cast(pa.float32())
         intensity = np.array(column.to_numpy(zero_copy_only=False), dtype=np.float32)
     return Rows(
-        key=batch.column(KEY).to_numpy(),
+        key=rows.column(KEY).to_numpy(),
         ids=ids,
         values=values,
-        label=batch.column(LABEL).to_numpy().astype(np.uint8),
-        user=hash64(batch.column(USER)) if schema.user else np.zeros(batch.num_rows, np.uint64),
-        timestamp=batch.column(TIME).to_numpy(),
+        label=rows.column(LABEL).to_numpy().astype(np.uint8),
+        user=rows.column(USER).to_numpy(),
+        timestamp=rows.column(TIME).to_numpy(),
         intensity=intensity,
-        passthrough=_passthrough(schema, batch),
+        passthrough=_passthrough(schema, rows),
     )
 
 
-def _passthrough(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [
-        batch.column(name).cast(pa.string()) if name in batch.schema.names else pa.nulls(batch.num_rows, pa.string())
-        for name in schema.passthrough
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=list(schema.passthrough))
+def _passthrough(schema: Schema, rows: pa.Table) -> pa.RecordBatch:
+    def text(name: str) -> pa.Array:
+        if name not in rows.schema.names:
+            return pa.nulls(rows.num_rows, pa.string())
+        return plain(rows.column(name)).cast(pa.string()).combine_chunks()
+
+    return pa.RecordBatch.from_arrays([text(name) for name in schema.passthrough], names=list(schema.passthrough))
 
 
 def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[str, int]:
@@ -58,50 +61,56 @@ def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[
 
 
 def partition(
-    batch: pa.RecordBatch, rows: Rows, shards: dict[str, int], seed: int
+    split: npt.NDArray[np.int8], rows: Rows, shards: dict[str, int], seed: int
 ) -> Iterator[tuple[tuple[str, int, int], Rows]]:
-    """((split, shard, number of shards), rows) of a batch. The shard is random, from the row's key and the seed alone."""
-    split = batch.column(SPLIT).to_numpy()
-    where = seeded(rows.key, seed, 0x5A4D)
-    for number, name in enumerate(SPLITS):
-        if name not in shards:
-            continue
-        mine = np.flatnonzero(split == number)
-        for at, places in grouped((where[mine] % np.uint64(shards[name])).astype(np.int64)):
-            yield (name, at, shards[name]), rows.take(mine[places])
+    """((split, shard, number of shards), rows). The shard is random, from the row's key and the seed alone.
 
-
-def grouped(codes: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Each code and the places where it stands, in order: one sort, however many codes there are."""
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    Args:
+        split: int8 ``[rows]``, a position in :data:`pipeline.columns.SPLITS` or GAP.
+        rows: the rows.
+        shards: number of shards by split.
+        seed: of the draws.
+    """
+    counts = [shards.get(name, 0) for name in SPLITS]
+    many = np.array([*counts, 0])  # GAP, -1, is the last
+    before = np.cumsum(many) - many
+    where = seeded(rows.key, seed, 0x5A4D) % np.maximum(many, 1).astype(np.uint64)[split]
+    code = np.where(many[split] > 0, before[split] + where.astype(np.int64), many.sum())
+    order, starts = sorted_codes(code)
+    ordered = rows.take(order)  # moved once; what is handed on are views
+    keys = [(name, at, n) for name, n in zip(SPLITS, counts, strict=True) for at in range(n)]
     for start, stop in pairwise([*starts, len(order)]):  # nothing for no codes at all
-        yield int(codes[order[start]]), order[start:stop]
+        if (at := int(code[order[start]])) < len(keys):
+            yield keys[at], ordered.take(slice(start, stop))
 
 
-def statistics(schema: Schema, batch: pa.RecordBatch, rows: Rows) -> dict[str, tuple[int, int]]:
-    """Counts that add up over batches: ``split/feature`` -> (missing ids or values, out-of-vocabulary ids)."""
-    split = batch.column(SPLIT).to_numpy()
+def sorted_codes(codes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The stable order of codes, none of which is negative, and where in it each code that there is begins."""
+    small = (
+        codes.astype(np.uint16) if len(codes) and codes.max() < 1 << 16 else codes
+    )  # of 16 bits NumPy sorts by radix
+    order = np.argsort(small, kind="stable")
+    return order, np.flatnonzero(np.diff(codes[order], prepend=-1))
+
+
+def statistics(schema: Schema, split: str, rows: Rows) -> dict[str, tuple[int, int]]:
+    """Counts that add up: ``split/feature`` -> (missing ids or values, out-of-vocabulary ids)."""
     counts = {}
-    for number, name in enumerate(SPLITS):
-        ids = rows.ids[split == number]
-        if not len(ids):
-            continue
-        for feature in schema.categorical:
-            at = ids[:, schema.id_slices[feature.name]]
-            oov = (at >= FIRST_OOV_ID) & (at < FIRST_OOV_ID + schema.owner(feature).oov_buckets)
-            missing = (at == MISSING_ID) if at.shape[1] == 1 else (at == 0).all(axis=1)
-            hashed = schema.owner(feature).encoding == "hash"
-            counts[f"{name}/{feature.name}"] = (int(missing.sum()), 0 if hashed else int(oov.sum()))
+    for feature in schema.categorical:
+        at, owner = rows.ids[:, schema.id_slices[feature.name]], schema.owner(feature)
+        missing = (at == MISSING_ID) if at.shape[1] == 1 else (at == PADDING_ID).all(axis=1)
+        oov = (at >= FIRST_OOV_ID) & (at < FIRST_OOV_ID + owner.oov_buckets)
+        unknown = 0 if owner.encoding == "hash" else np.count_nonzero(oov)
+        counts[f"{split}/{feature.name}"] = int(np.count_nonzero(missing)), int(unknown)
     return counts
 
 
 def write_shard(
-    schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: tuple[Any, Iterable[Rows]]
+    schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: tuple[Any, Iterable[Spilled]]
 ) -> dict[str, Any]:
     """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
     (split, shard, shards), parts = element
-    rows = Rows.concat(list(parts)).shuffled()
+    rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     aside = posixpath.join(directory, split, f".{uuid.uuid4().hex}.partial")
     _ensure_directory(posixpath.join(directory, split))

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from features.errors import UserError
 from features.hashing import seeded
+from features.tokens import with_dictionaries
 from pipeline import avro
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
@@ -34,9 +35,10 @@ from pipeline.parsing import (
 )
 from pipeline.plan import Piece
 
-BLOCK_BYTES = 8 << 20
-#: Rows a batch of a Parquet or Avro file.
-BATCH_ROWS = 65_536
+#: Bytes of text that are parsed at a time: beyond it, Arrow's parser falls out of the processor's cache.
+BLOCK_BYTES = 4 << 20
+#: Rows a batch, at most: what is checked, counted and laid down together.
+BATCH_ROWS = 262_144
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,21 @@ class Reader:
         self._before = (-1, 0)
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
-        """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse."""
-        if piece.format == "parquet":
-            yield from self._read_parquet(piece)
-        elif piece.format == "avro":
-            yield from self._read_avro(piece)
-        else:
-            yield from self._read_text(piece)
+        """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
+
+        Batches are of at most :data:`BATCH_ROWS` rows, unless one block of text has more.
+        """
+        read = {"parquet": self._read_parquet, "avro": self._read_avro}.get(piece.format, self._read_text)
+        waiting: list[pa.Table] = []
+        for found in chain(read(piece), [None]):
+            if isinstance(found, Refused):
+                yield found
+                continue
+            rows = sum(table.num_rows for table in waiting)
+            if waiting and (found is None or rows + found.num_rows > BATCH_ROWS):
+                yield with_dictionaries(piece.coded, pa.concat_tables(waiting))
+                waiting = []
+            waiting += [found] if found is not None else []
 
     def line(self, piece: Piece, position: int) -> int:
         """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
@@ -80,20 +90,25 @@ class Reader:
         keys = pa.array(seeded(positions.astype(np.uint64), self._seed, piece.index))
         return table.append_column(KEY, keys).append_column(POSITION, pa.array(positions))
 
-    def _read_parquet(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+    def _read_parquet(self, piece: Piece) -> Iterator[pa.Table | Refused]:
         with open_binary(piece.path) as file:
-            parquet = open_parquet(piece.path, file)
-            try:
-                table = parquet.read_row_groups(
-                    list(range(piece.start, piece.end)), columns=list(piece.types), use_threads=False
-                )
-            except (pa.ArrowInvalid, OSError) as error:
-                raise UserError(
-                    piece.path, f"row group {piece.start} is damaged ({error})", "write the file again"
-                ) from None
-        yield from self._typed(piece, table, 0)
+            parquet = open_parquet(piece.path, file, coded=piece.coded)
+            batches = parquet.iter_batches(
+                BATCH_ROWS, range(piece.start, piece.end), columns=list(piece.types), use_threads=False
+            )
+            first = 0
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowInvalid, OSError) as error:
+                    what = f"row group {piece.start} is damaged ({error})"
+                    raise UserError(piece.path, what, "write the file again") from None
+                if batch is None:
+                    return
+                yield from self._typed(piece, pa.Table.from_batches([batch]), first)
+                first += batch.num_rows
 
-    def _read_avro(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+    def _read_avro(self, piece: Piece) -> Iterator[pa.Table | Refused]:
         position = 0
         records: list[dict[str, Any]] = []
         with open_binary(piece.path) as file:
@@ -105,52 +120,52 @@ class Reader:
                     yield from self._typed(piece, pa.Table.from_pylist(records, schema=schema), position)
                     position, records = position + len(records), []
 
-    def _typed(self, piece: Piece, table: pa.Table, first: int) -> Iterator[pa.RecordBatch | Refused]:
+    def _typed(self, piece: Piece, table: pa.Table, first: int) -> Iterator[pa.Table | Refused]:
         """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
         target = pa.schema([*piece.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
         table = self._placed(piece, table.select(list(piece.types)), first + np.arange(table.num_rows))
 
         def cast(rows: list[int]) -> pa.Table:
             part = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
-            columns = {f.name: _cast(part[f.name], f) for f in target}
-            found = pa.table(columns, schema=target)
+            found = pa.table({f.name: _cast(part[f.name], f) for f in target})
             found.validate(full=True)
             return found
 
         good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
-        for batch in good.to_batches(max_chunksize=BATCH_ROWS) if good is not None else []:
-            yield pa.concat_batches([batch])  # a copy: a slice is pickled with all that it was cut from
+        if good is not None:
+            yield good
         for row, reason in faults:
             text = json.dumps({name: table[name][row].as_py() for name in piece.types}, ensure_ascii=False, default=str)
             yield Refused(piece.path, self.line(piece, first + row), reason, text)
 
-    def _read_text(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+    def _read_text(self, piece: Piece) -> Iterator[pa.Table | Refused]:
         position = 0
         for block in self._blocks(piece):
-            lines = block.split(b"\n")
-            if lines[-1] == b"":
-                lines.pop()
+            block = block.removesuffix(b"\n")
+            lines = _Lines(block)
             table, places, faults = parse_all(
                 len(lines),
                 lambda rows, lines=lines: self._parse(piece, lines, rows),  # type: ignore[misc]
                 lambda row, lines=lines: self._odd(piece, lines[row]),  # type: ignore[misc]
             )
             if table is not None:
-                yield from self._placed(piece, table, position + np.asarray(places)).combine_chunks().to_batches()
+                yield self._placed(piece, table, position + np.asarray(places))
             for row, reason in faults:
                 text = lines[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
                 yield Refused(piece.path, self.line(piece, position + row), reason, text)
             position += len(lines)
 
-    def _parse(self, piece: Piece, lines: list[bytes], rows: list[int]) -> pa.Table:
-        chunk = [lines[row] for row in rows] if len(rows) != len(lines) else lines
+    def _parse(self, piece: Piece, lines: _Lines, rows: list[int]) -> pa.Table:
+        text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
         if piece.format == "csv":
-            table = parse_csv(chunk, piece.columns, piece.types, self._logs)
+            table = parse_csv(text, piece.columns, piece.types, self._logs)
         else:
-            table = parse_json(chunk, piece.types)
-        if table.num_rows != len(chunk):
+            table = parse_json(text, piece.types)
+        if table.num_rows != len(rows):
             raise pa.ArrowInvalid(
-                "an empty line" if any(not line.strip() for line in chunk) else "more or fewer rows than lines"
+                "an empty line"
+                if any(not line.strip() for line in text.split(b"\n"))
+                else "more or fewer rows than lines"
             )
         table.validate(full=True)
         return table
@@ -192,7 +207,26 @@ class Reader:
                 yield block
 
 
+class _Lines:
+    """Lines of a block of text, taken apart only if a single one of them is asked for."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._size = text.count(b"\n") + 1
+        self._lines: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, row: int) -> bytes:
+        if self._lines is None:
+            self._lines = self.text.split(b"\n")
+        return self._lines[row]
+
+
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type) and column.type.value_type == field.type:
+        return column
     try:
         return column.cast(field.type)
     except pa.ArrowInvalid as error:

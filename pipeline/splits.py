@@ -22,9 +22,9 @@ def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch
     return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
 
 
-def by_hash(settings: SplitSettings, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+def by_hash(settings: SplitSettings, user: str, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Rows with equal keys stay together; a share of the keys, drawn by a seeded hash, goes to each split."""
-    keys = hash64(batch.column(settings.key))
+    keys = batch.column(USER).to_numpy() if settings.key == user else hash64(batch.column(settings.key))
     return with_split(batch, _by_share(unit_interval(seeded(keys, seed, 0x5711)), settings))
 
 

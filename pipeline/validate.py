@@ -10,9 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.hashing import hash64
 from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from pipeline.columns import KEY, LABEL, POSITION, TIME, USER
 
+#: Hash of an empty text.
+_NO_TEXT = hash64(pa.array([""]))[0]
 _YEAR_2200 = 7_258_118_400_000_000
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
@@ -26,12 +29,14 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
 
     Returns:
         the usable rows with ``_label`` int64 (0 or 1), ``_time`` int64 (microseconds since 1970, 0 without a timestamp),
-        ``_user`` string (empty without a user); and (position in the batch, reason) for each refused one.
+        ``_user`` uint64 (a hash, 0 without a user); and (position in the batch, reason) for each refused one.
     """
-    reasons = np.full(batch.num_rows, "", dtype=object)
+    reasons = [""]
+    first = np.zeros(batch.num_rows, np.int16)  # of each row, the place of the first reason to refuse it
 
     def refuse(wrong: npt.NDArray[np.bool_], reason: str) -> None:
-        reasons[wrong & (reasons == "")] = reason
+        first[wrong & (first == 0)] = len(reasons)
+        reasons.append(reason)
 
     label = _as_int(batch.column(schema.label))
     refuse(_nulls(batch.column(schema.label)), f"no {schema.label}")
@@ -47,10 +52,10 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             (moments < 0) | (moments >= _YEAR_2200),
             f"{schema.timestamp} not within 1970-2199: is timestamp_unit right?",
         )
-    user = pa.array([""] * batch.num_rows, pa.string())
+    user = np.zeros(batch.num_rows, np.uint64)
     if schema.user:
-        user = batch.column(schema.user).cast(pa.string())
-        refuse(_nulls(user) | (np.asarray(pc.fill_null(pc.equal(user, ""), True))), f"no {schema.user}")
+        user = hash64(batch.column(schema.user))
+        refuse((user == 0) | (user == _NO_TEXT), f"no {schema.user}")
     for feature in schema.features:
         if isinstance(feature, NumericFeature) and feature.source in batch.schema.names:
             x = np.asarray(batch.column(feature.source).to_numpy(zero_copy_only=False), dtype=np.float64)
@@ -71,15 +76,18 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             refuse(wrong, f"{feature.source} holds something else than integers")
 
     batch = (
-        batch.drop_columns([POSITION]).append_column(LABEL, label).append_column(TIME, time).append_column(USER, user)
+        batch.drop_columns([POSITION])
+        .append_column(LABEL, label)
+        .append_column(TIME, time)
+        .append_column(USER, pa.array(user))
     )
     # The raw label and time have done their work; files may write them in different types.
     read = {*(feature.source for feature in schema.features), *schema.passthrough}
     batch = batch.drop_columns([c for c in dict.fromkeys((schema.label, schema.timestamp)) if c and c not in read])
-    usable = reasons == ""
+    usable = first == 0
     if usable.all():
         return batch, []
-    refused = [(int(i), str(reasons[i])) for i in np.flatnonzero(~usable)]
+    refused = [(int(i), reasons[first[i]]) for i in np.flatnonzero(~usable)]
     return batch.filter(pa.array(usable)), refused
 
 

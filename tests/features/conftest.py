@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.encode import raw_type, tokens_of
 from features.rows import Rows
 from features.schema import MISSING_INT, CategoricalFeature, NumericFeature, Schema
+from features.tokens import coded, coded_as, coded_lists, raw_type
 from features.transform import NumericState, Transform
 from features.vocabulary import Vocabulary, count
 
@@ -107,10 +107,12 @@ def transform(schema: Schema, raw_batch: pa.RecordBatch) -> Transform:
     vocabularies = {}
     for feature in schema.vocabularies:
         if feature.optional:
-            tokens = pa.array([], pa.string())
+            values = coded_as(pa.string(), pa.array([], pa.string()))
         else:
-            tokens = tokens_of(feature, raw_batch.slice(0, ROWS // 2).column(feature.source))
-        counts = count(tokens, np.zeros(len(tokens), bool))
+            column = raw_batch.slice(0, ROWS // 2).column(feature.source)
+            single = isinstance(feature, CategoricalFeature)
+            values = coded(feature, column) if single else coded_lists(feature, column)[0]
+        counts = count(values, np.zeros(len(values.codes), bool))
         vocabularies[feature.name] = Vocabulary.from_counts(
             counts, min_count=feature.min_count, max_size=feature.max_size
         )

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.encode import encode, raw_type, tokens_of
+from features.encode import encode
 from features.schema import MISSING_INT, Schema
 from features.tf_runtime import tf
+from features.tokens import coded_as, coded_lists, raw_type
 from features.transform import NumericState, Transform
 from features.vocabulary import Vocabulary, count
 
@@ -25,7 +26,7 @@ def _transform(*features: dict[str, Any], numerics: dict[str, NumericState] | No
     known = {"string": ["a", "a", "b"], "int64": ["10", "10", "-3"]}
     vocabularies = {
         f.name: Vocabulary.from_counts(
-            count(pa.array(known[f.dtype]), np.zeros(3, bool)), min_count=1, max_size=f.max_size
+            count(coded_as(pa.string(), pa.array(known[f.dtype])), np.zeros(3, bool)), min_count=1, max_size=f.max_size
         )
         for f in schema.vocabularies
     }
@@ -171,10 +172,19 @@ def test_a_slice_is_encoded_like_the_whole(transform: Transform, raw_batch: pa.R
         assert (part_values == values[start : start + length]).all()
 
 
+def test_the_chunks_of_a_table_are_encoded_like_one(transform: Transform, raw_batch: pa.RecordBatch):
+    ids, values = encode(transform, raw_batch)
+    parts = [raw_batch.slice(start, length) for start, length in [(0, 130), (130, 0), (130, len(raw_batch) - 130)]]
+    found_ids, found_values = encode(transform, pa.Table.from_batches(parts))
+    assert (found_ids == ids).all()
+    assert (found_values == values).all()
+
+
 def test_tokens_of_a_list_are_one_a_value():
     schema = Schema(features=[{"name": "f", "kind": "bag", "max_length": 1, "separator": ",", "dtype": "int64"}])
-    tokens = tokens_of(schema.categorical[0], pa.array(["1,02", "", None, "3"]))
-    assert tokens.to_pylist() == ["1", "2", None, "3"]
+    values, lengths = coded_lists(schema.categorical[0], pa.array(["1,02", "", None, "3,1"]))
+    assert [values.tokens[c].as_py() if c >= 0 else None for c in values.codes] == ["1", "2", None, "3", "1"]
+    assert lengths.tolist() == [2, 1, 0, 2]
 
 
 def test_a_constant_column_has_deviation_1():

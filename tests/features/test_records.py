@@ -270,3 +270,23 @@ def test_the_message_says_which_part_is_damaged():
     assert ["header" in m for m in messages] == [True, False, True, False]
     assert ["checksum" in m for m in messages] == [False, True, False, False]
     assert ["ends inside" in m for m in messages] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("n", [0, 1, 37])
+def test_rows_are_the_same_after_a_way_through_arrow(
+    schema: Schema, make_rows: Callable[..., Rows], tmp_path: Path, n: int
+) -> None:
+    rows = make_rows(schema, n)
+    with pa.ipc.new_file(tmp_path / "rows.arrow", rows.to_batch().schema) as writer:
+        writer.write_batch(make_rows(schema, 5).to_batch())
+        writer.write_batch(rows.to_batch())
+    found = Rows.from_batch(pa.ipc.open_file(tmp_path / "rows.arrow").get_batch(1))
+    for name in ("key", "ids", "values", "label", "user", "timestamp", "intensity"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(rows, name))
+        assert getattr(found, name).dtype == getattr(rows, name).dtype
+    assert found.passthrough.equals(rows.passthrough)
+
+
+def test_rows_without_numbers_go_through_arrow_too(make_rows: Callable[..., Rows]) -> None:
+    rows = make_rows(Schema(features=[{"name": "f", "kind": "categorical"}]), 4)
+    assert Rows.from_batch(rows.to_batch()).values.shape == (4, 0)

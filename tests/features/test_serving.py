@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.encode import encode, raw_type
+from features.encode import encode
 from features.schema import MISSING_INT, Schema
 from features.serving import ServingTransform
 from features.tf_runtime import tf
+from features.tokens import coded_as, raw_type
 from features.transform import NumericState, Transform
 from features.vocabulary import Vocabulary, count
 
@@ -162,7 +163,8 @@ def test_every_token_of_a_vocabulary_finds_its_own_id(tmp_path: Path):
         "\ufeff",
         "#",
     ]
-    vocabulary = Vocabulary.from_counts(count(pa.array(tokens), np.zeros(len(tokens), bool)), min_count=1, max_size=99)
+    counts = count(coded_as(pa.string(), pa.array(tokens)), np.zeros(len(tokens), bool))
+    vocabulary = Vocabulary.from_counts(counts, min_count=1, max_size=99)
     transform = Transform(Schema(features=[{"name": "f", "kind": "categorical"}]), {"f": vocabulary})
     serving = ServingTransform(transform, tmp_path / "made" / "here")
     ids, _ = serving({"f": tf.constant([t.encode() for t in vocabulary.tokens.to_pylist()])})

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 
 from features.schema import Schema
+from features.tokens import coded_as
 from features.transform import NumericState, Transform
 from features.vocabulary import COUNTS, Vocabulary, count, merge
 
 
 def _counts(tokens: list[str | None], clicks: list[int] | None = None) -> pa.Table:
-    return count(pa.array(tokens, pa.string()), np.array(clicks or [0] * len(tokens), bool))
+    return count(coded_as(pa.string(), pa.array(tokens, pa.string())), np.array(clicks or [0] * len(tokens), bool))
 
 
 def _vocabulary(tokens: list[str | None], min_count: int = 1, max_size: int = 100) -> Vocabulary:
@@ -58,11 +59,11 @@ def test_any_split_and_order_of_the_counting_gives_the_same_vocabulary():
     rng = np.random.default_rng(7)
     tokens = [f"v{int(t)}" for t in rng.zipf(1.5, 3000) % 300]
     clicks = rng.random(3000) < 0.3
-    whole = Vocabulary.from_counts(count(pa.array(tokens), clicks), min_count=2, max_size=80)
+    whole = Vocabulary.from_counts(count(coded_as(pa.string(), pa.array(tokens)), clicks), min_count=2, max_size=80)
     for _ in range(5):
         order = rng.permutation(3000)
         parts = [
-            count(pa.array([tokens[i] for i in part], pa.string()), clicks[part])
+            count(coded_as(pa.string(), pa.array([tokens[i] for i in part], pa.string())), clicks[part])
             for part in np.split(order, np.sort(rng.integers(0, 3000, 6)))
         ]
         tree = merge([merge(parts[:2]), merge([]), merge([merge(parts[2:5]), *parts[5:]])])

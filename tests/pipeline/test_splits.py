@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 
 from features.errors import UserError
+from features.hashing import hash64
 from pipeline.columns import GAP, KEY, SPLIT, TIME, USER
 from pipeline.config import SplitSettings
-from pipeline.shards import grouped
+from pipeline.shards import sorted_codes
 from pipeline.splits import TimeBoundaries, by_hash, by_time, by_user_time, given_boundaries
 
 
@@ -78,12 +79,12 @@ def test_a_split_by_time_never_trains_on_what_is_newer_than_the_test() -> None:
 def test_equal_keys_stay_together_and_shares_hold() -> None:
     users = [f"s{i % 2000}" for i in range(10_000)]
     settings = SplitSettings(by="hash", key="session", validation=0.1, test=0.3)
-    batch = by_hash(settings, 5, _batch(users, [0] * len(users)))
+    batch = by_hash(settings, "", 5, _batch(users, [0] * len(users)))
     split = _splits(batch)
     assert all(len(set(split[i::2000])) == 1 for i in range(2000))
     assert abs((split == 2).mean() - 0.3) < 0.04  # 4 standard deviations of 2000 keys
     assert abs((split == 1).mean() - 0.1) < 0.03
-    other = _splits(by_hash(settings, 6, _batch(users, [0] * len(users))))
+    other = _splits(by_hash(settings, "", 6, _batch(users, [0] * len(users))))
     assert (other != split).any()
 
 
@@ -96,7 +97,16 @@ def test_given_instants_are_read_as_utc_and_checked() -> None:
         given_boundaries(SplitSettings(validation_from="2021-01-01", test_from="2020-01-01"))
 
 
-def test_codes_are_grouped_in_order_and_none_give_none() -> None:
-    found = [(code, places.tolist()) for code, places in grouped(np.array([3, 1, 3, 0, 1]))]
-    assert found == [(0, [3]), (1, [1, 4]), (3, [0, 2])]
-    assert list(grouped(np.array([], np.int64))) == []
+def test_the_hash_of_the_user_is_the_one_that_checking_made() -> None:
+    settings = SplitSettings(by="hash", key="session", validation=0.2, test=0.3)
+    batch = _batch([f"s{i}" for i in range(500)], [0] * 500)
+    hashed = batch.set_column(0, USER, pa.array(hash64(batch.column("session"))))
+    assert (_splits(by_hash(settings, "session", 5, hashed)) == _splits(by_hash(settings, "", 5, batch))).all()
+
+
+def test_codes_are_sorted_stably_small_large_or_none() -> None:
+    for far in (0, 1 << 20):
+        order, starts = sorted_codes(np.array([3, 1, 3, 0, 1]) + far)
+        assert (order.tolist(), starts.tolist()) == ([3, 1, 4, 0, 2], [0, 1, 3])
+    order, starts = sorted_codes(np.array([], np.int64))
+    assert (len(order), len(starts)) == (0, 0)

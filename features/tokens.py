@@ -1,0 +1,116 @@
+"""A column of values as its distinct tokens and, for every value, which of them it is.
+
+Whatever is asked of a value (its count, its id, its hash) is so asked once a distinct token and never once a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature
+
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+class Coded(NamedTuple):
+    """n values.
+
+    Args:
+        tokens: string array, the values' texts; none is null or empty. One may stand twice, where the column came in chunks.
+        codes: int64 ``[n]``, the place of each value's token; -1 for a missing value.
+    """
+
+    tokens: pa.StringArray
+    codes: npt.NDArray[np.int64]
+
+
+def raw_type(feature: Categorical | NumericFeature) -> pa.DataType:
+    """Arrow type of a feature's column in the log."""
+    if isinstance(feature, NumericFeature):
+        return pa.float64()
+    single = pa.string() if feature.dtype == "string" else pa.int64()
+    if isinstance(feature, CategoricalFeature):
+        return single
+    return pa.string() if feature.separator else pa.list_(single)
+
+
+def as_dictionary(column: Column) -> Column:
+    """The column dictionary-encoded; as it is if it is so already."""
+    return column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+
+
+def with_dictionaries(names: Sequence[str], table: pa.Table) -> pa.RecordBatch:
+    """The table as one batch, the columns of these names dictionary-encoded and the others not; a column may be missing."""
+    columns = {
+        name: as_dictionary(column) if name in names else plain(column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return pa.RecordBatch.from_pydict({name: column.combine_chunks() for name, column in columns.items()})
+
+
+def plain(column: Column) -> Column:
+    """The column without dictionary encoding."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def coded(feature: Categorical, column: Column) -> Coded:
+    """The values of a feature with one value a row."""
+    kind = pa.string() if feature.dtype == "string" else pa.int64()
+    return coded_as(kind, column)
+
+
+def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArray[np.int64]]:
+    """The values of a bag or a sequence one after the other, and how many stand in each row, missing ones included.
+
+    Returns:
+        the values, and int64 ``[rows]``.
+    """
+    kind = pa.string() if feature.dtype == "string" else pa.int64()
+    lists = column.cast(raw_type(feature))
+    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    if separator := getattr(feature, "separator", ""):
+        lists = pc.split_pattern(lists, pattern=separator)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = lists.flatten()
+    if separator and feature.dtype == "int64":  # an empty text has one empty piece, which is no number
+        values = _null_where_missing(values).cast(kind)
+    return coded_as(kind, values), lengths
+
+
+def as_float32(column: Column) -> npt.NDArray[np.float32]:
+    """Float32 with NaN where the log has null, NaN or an infinity."""
+    wide = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        x = wide.astype(np.float32)
+    return np.asarray(np.where(np.isfinite(x), x, np.float32(np.nan)), dtype=np.float32)
+
+
+def coded_as(kind: pa.DataType, column: Column) -> Coded:
+    """Single values of a column, read as strings or as int64: null, empty text and the int sentinel are missing."""
+    tokens, codes, known = [], [], 0
+    for chunk in as_dictionary(column).chunks if isinstance(column, pa.ChunkedArray) else [as_dictionary(column)]:
+        values = _null_where_missing(chunk.dictionary.cast(kind)).cast(pa.string())
+        there = np.asarray(values.is_valid())
+        places = np.append(np.where(there, known + np.cumsum(there) - 1, -1), -1)  # the last is null's
+        at = pc.fill_null(chunk.indices, len(there)).to_numpy(zero_copy_only=False)
+        tokens.append(values.drop_null())
+        codes.append(places[at])
+        known += len(tokens[-1])
+    if not codes:
+        return Coded(pa.array([], pa.string()), np.array([], np.int64))
+    if len(codes) == 1:
+        return Coded(tokens[0], codes[0])
+    return Coded(pa.concat_arrays(tokens), np.concatenate(codes))
+
+
+def _null_where_missing(values: pa.Array) -> pa.Array:
+    missing = (
+        pc.equal(values, MISSING_INT) if pa.types.is_integer(values.type) else pc.equal(pc.binary_length(values), 0)
+    )
+    return pc.if_else(missing, pa.scalar(None, values.type), values)
