@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +27,9 @@ Ids: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
-def encode(transform: Transform, rows: pa.RecordBatch | pa.Table) -> tuple[Ids, Floats]:
+def encode(
+    transform: Transform, rows: pa.RecordBatch | pa.Table, each: Callable[..., Iterable[Any]] = map
+) -> tuple[Ids, Floats]:
     """Encode the features of raw rows.
 
     Args:
@@ -33,6 +37,7 @@ def encode(transform: Transform, rows: pa.RecordBatch | pa.Table) -> tuple[Ids, 
         rows: columns as :func:`features.tokens.raw_type` gives them, dictionary-encoded or not; a column that is not there is
             all missing. The chunks of a table are looked up together: what a look-up in a large vocabulary costs does not
             depend on how many rows there are.
+        each: does the same with every feature, as ``map`` does; features are independent.
 
     Returns:
         ids int32 ``[rows, schema.width]`` and values float32 ``[rows, n_numeric]``.
@@ -40,19 +45,22 @@ def encode(transform: Transform, rows: pa.RecordBatch | pa.Table) -> tuple[Ids, 
     schema = transform.schema
     ids = np.zeros((rows.num_rows, schema.width), dtype=np.int32)
     values = np.zeros((rows.num_rows, len(schema.numeric)), dtype=np.float32)
-    for feature in schema.categorical:
-        column = _column(rows, feature)
-        at = schema.id_slices[feature.name]
+
+    def fill(feature: Categorical | NumericFeature) -> None:
+        column, at = _column(rows, feature), schema.id_slices.get(feature.name, slice(0))
         if isinstance(feature, CategoricalFeature):
             ids[:, at.start] = _categorical_ids(transform, feature, column)
-        else:
+        elif not isinstance(feature, NumericFeature):
             ids[:, at] = _ragged_ids(transform, feature, column)
-    for number in schema.bucketed:
-        x = as_float32(_column(rows, number))
-        bucket = np.searchsorted(_boundaries(transform.numerics[number.name]), x, side="right")
-        ids[:, schema.id_slices[number.name].start] = np.where(np.isnan(x), MISSING_ID, FIRST_OOV_ID + 1 + bucket)
-    for position, number in enumerate(schema.numeric):
-        values[:, position] = scale(number, transform.numerics[number.name], as_float32(_column(rows, number)))
+        elif feature.transform == "quantile":
+            x = as_float32(column)
+            bucket = np.searchsorted(_boundaries(transform.numerics[feature.name]), x, side="right")
+            ids[:, at.start] = np.where(np.isnan(x), MISSING_ID, FIRST_OOV_ID + 1 + bucket)
+        else:
+            position = schema.numeric.index(feature)
+            values[:, position] = scale(feature, transform.numerics[feature.name], as_float32(column))
+
+    deque(each(fill, schema.features), maxlen=0)
     return ids, values
 
 

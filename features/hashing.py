@@ -14,6 +14,7 @@ from features.tokens import as_dictionary
 
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
+_ZERO = bytes(8)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -58,9 +59,9 @@ def hash64(values: pa.Array) -> UInt64s:
     encoded = as_dictionary(values)
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    texts = encoded.dictionary.cast(pa.string()).to_pylist()
-    digests = [0 if t is None else int.from_bytes(blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
-    table = np.array([*digests, 0], dtype=np.uint64)
+    texts = encoded.dictionary.cast(pa.string()).cast(pa.binary()).to_pylist()
+    digests = [_ZERO if text is None else blake2b(text, digest_size=8).digest() for text in texts]
+    table = np.frombuffer(b"".join([*digests, _ZERO]), "<u8").astype(np.uint64)
     codes = pc.fill_null(encoded.indices, len(digests)).to_numpy(zero_copy_only=False)
     return np.asarray(table[codes], dtype=np.uint64)
 

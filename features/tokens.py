@@ -5,8 +5,8 @@ Whatever is asked of a value (its count, its id, its hash) is so asked once a di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,13 +45,16 @@ def as_dictionary(column: Column) -> Column:
     return column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
 
 
-def with_dictionaries(names: Sequence[str], table: pa.Table) -> pa.RecordBatch:
+def with_dictionaries(
+    names: Sequence[str], table: pa.Table, each: Callable[..., Iterable[Any]] = map
+) -> pa.RecordBatch:
     """The table as one batch, the columns of these names dictionary-encoded and the others not; a column may be missing."""
-    columns = {
-        name: as_dictionary(column) if name in names else plain(column)
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return pa.RecordBatch.from_pydict({name: column.combine_chunks() for name, column in columns.items()})
+
+    def stored(name: str) -> pa.Array:
+        column = table.column(name)
+        return (as_dictionary(column) if name in names else plain(column)).combine_chunks()
+
+    return pa.RecordBatch.from_arrays(list(each(stored, table.column_names)), names=table.column_names)
 
 
 def plain(column: Column) -> Column:

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
-from features.schema import Categorical, CategoricalFeature, NumericFeature, Schema
+from features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
 from features.tokens import Coded, coded, coded_lists, raw_type
 from features.vocabulary import count, merge
 from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
 from pipeline.spill import Spilled, load, spill
+from pipeline.threads import Threads
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -54,7 +55,7 @@ class Sample(NamedTuple):
         return cls(keys, values, most)
 
 
-def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
+def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Any]]:
     """(kind:name, partial result): what the transform is learnt from and what ``statistics.json`` tells, in one pass.
 
     ``splits``, ``days`` and ``missing`` are counted over all rows; of the training rows, by feature, ``vocabulary`` or
@@ -68,11 +69,11 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
         day = batch.column(TIME).to_numpy() // _DAY
         codes = (day - day.min()) * 4 + split + 1  # of at most 84,000 days and 4 splits, GAP among them
         of, clicked = np.bincount(codes), np.bincount(codes[label == 1], minlength=codes.max() + 1)
-        found = np.flatnonzero(of)
-        yield "days", {f"{c % 4 - 1} {c // 4 + day.min()}": (int(of[c]), int(clicked[c])) for c in found}
+        days = {f"{c % 4 - 1} {c // 4 + day.min()}": (int(of[c]), int(clicked[c])) for c in np.flatnonzero(of)}
+        yield "days", days
     train = split == 0
-    missing: dict[str, tuple[int, int]] = {}
-    for feature in schema.features:
+
+    def measure(feature: Feature) -> tuple[dict[int, int], list[Any]]:
         there = feature.source in batch.schema.names
         column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, raw_type(feature))
         if isinstance(feature, NumericFeature):
@@ -80,9 +81,12 @@ def partials(schema: Schema, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]
         else:
             measured = _values(feature, column, label == 1, train)
         lacks = _by_split(split[next(measured)])
+        return lacks, list(measured) if there and rows[0] else []
+
+    missing: dict[str, tuple[int, int]] = {}
+    for feature, (lacks, found) in zip(schema.features, threads.map(measure, schema.features), strict=True):
         missing |= {f"{name} {feature.name}": (lacks[s], rows[s]) for s, name in enumerate(SPLITS) if rows[s]}
-        if there and rows[0]:
-            yield from measured
+        yield from found
     yield "missing", missing
 
 
@@ -130,20 +134,19 @@ class Measure(beam.DoFn):  # type: ignore[misc]
     Counts of values, which may be millions, are laid on disk; :func:`lifted` takes them up again.
     """
 
-    def __init__(self, schema: Schema, directory: str) -> None:
-        self._schema, self._directory = schema, directory
+    def __init__(self, schema: Schema, directory: str, threads: Threads) -> None:
+        self._schema, self._directory, self._threads = schema, directory, threads
         self._parts: dict[str, list[Any]] = {}
 
     def start_bundle(self) -> None:
         self._parts = {}
 
     def process(self, spilled: Spilled) -> None:
-        for key, partial in partials(self._schema, load(spilled)):
+        for key, partial in partials(self._schema, load(spilled), self._threads):
             self._parts[key] = add(self._parts.get(key, []), partial)
 
     def finish_bundle(self) -> Iterator[Any]:
-        for key, parts in self._parts.items():
-            found = merged(parts)
+        for key, found in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):
             if isinstance(found, list) and found and isinstance(found[0], pa.Table):
                 found = spill(self._directory, found[0].combine_chunks().to_batches())
             yield GlobalWindows.windowed_value((key, found))

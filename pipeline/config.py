@@ -118,6 +118,11 @@ class PreprocessSettings(Strict):
         default=False,
         description="compress the shards: smaller on disk and over a network, slower to write and to read",
     )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="threads of a worker; 0: on this machine its cores, shared out among the workers, and 1 on another engine",
+    )
     golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
 
 

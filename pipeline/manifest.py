@@ -126,6 +126,7 @@ def manifest(
 def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
+    parts["preprocess"].pop("threads")  # the same data set with any number
     parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
     if base:

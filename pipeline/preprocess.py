@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.metrics.metric import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.transforms.combiners import ToDict
 from apache_beam.transforms.window import GlobalWindows
 
@@ -49,6 +49,7 @@ from pipeline.manifest import manifest, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
 from pipeline.spill import SPILL, OverSpilled, Spilled, load, spill
+from pipeline.threads import ONE, Threads, cores
 from pipeline.validate import check, refused_text
 
 #: Bytes of log for each part into which users are hashed where a step needs all rows of a user at once, and how many at least.
@@ -61,8 +62,8 @@ _DEAD, _TALLY = "dead", "tally"
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
     """Pieces to checked batches, with their split where a row alone tells it; refused rows and counts go elsewhere."""
 
-    def __init__(self, config: Config, directory: str) -> None:
-        self._reader, self._schema = Reader(config.logs, config.seed), config.rows
+    def __init__(self, config: Config, directory: str, threads: Threads) -> None:
+        self._reader, self._schema = Reader(config.logs, config.seed, threads), config.rows
         self._directory, self._split = directory, _split_of_row(config)
         self._read = Metrics.counter("clsd", "rows_read")
         self._refused = Metrics.counter("clsd", "rows_refused")
@@ -96,8 +97,9 @@ class Encode(beam.DoFn):  # type: ignore[misc]
     """Batches to encoded rows by shard, several batches at a time: a look-up in a vocabulary of millions costs what building
     its index costs, once for all rows that are looked up together."""
 
-    def __init__(self, schema: Schema, rows_per_shard: int, seed: int, directory: str) -> None:
-        self._schema, self._rows_per_shard, self._seed, self._directory = schema, rows_per_shard, seed, directory
+    def __init__(self, config: Config, directory: str, threads: Threads) -> None:
+        self._schema, self._rows_per_shard, self._seed = config.rows, config.preprocess.rows_per_shard, config.seed
+        self._directory, self._threads = directory, threads
         self._waiting: list[Spilled] = []
         self._transform: Transform | None = None
         self._counts: dict[str, Any] = {}
@@ -122,7 +124,7 @@ class Encode(beam.DoFn):  # type: ignore[misc]
     def _encode(self) -> Iterator[Any]:
         assert self._transform is not None
         table, self._waiting = pa.Table.from_batches(_aligned([load(waiting) for waiting in self._waiting])), []
-        rows, split = shards.encode_rows(self._transform, table), table.column(SPLIT).to_numpy()
+        rows, split = shards.encode_rows(self._transform, table, self._threads), table.column(SPLIT).to_numpy()
         many = shards.shard_counts(self._counts, self._rows_per_shard)
         parts = dict(shards.partition(split, rows, many, self._seed))
         for (name, _, _), part in parts.items():
@@ -132,7 +134,9 @@ class Encode(beam.DoFn):  # type: ignore[misc]
         yield from zip(parts, laid, strict=True)
 
 
-def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "") -> None:
+def build(
+    root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "", threads: Threads = ONE
+) -> None:
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
 
     Args:
@@ -141,13 +145,14 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
         pieces: what :func:`pipeline.plan.plan` found.
         directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
         base: directory of an earlier data set whose ids are kept; "" for none.
+        threads: of each worker.
     """
     schema, job, seed = config.rows, config.preprocess, config.seed
     read = (
         root
         | "Pieces" >> beam.Create(pieces)
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadAndCheck(config, directory)).with_outputs(_DEAD, _TALLY, main="rows")
+        | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _TALLY, main="rows")
     )
     rows = _split(read.rows, config, directory, sum({piece.path: piece.size for piece in pieces}.values()))
     if job.negatives:
@@ -161,7 +166,7 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
 
     learnt = (
         rows
-        | "Measure" >> beam.ParDo(Measure(schema, directory))
+        | "Measure" >> beam.ParDo(Measure(schema, directory, threads))
         | "Features" >> beam.GroupByKey()
         | "Learn" >> beam.Map(partial(learn, schema, directory, base))
         | "One" >> ToDict()
@@ -172,9 +177,9 @@ def build(root: Any, config: Config, pieces: list[Piece], directory: str, base: 
     described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(profile.describe, schema)))
     counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda found: found.get("splits", {})))
 
-    encoded = rows | "Encode" >> beam.ParDo(
-        Encode(schema, job.rows_per_shard, seed, directory), transform, counts
-    ).with_outputs(_TALLY, main="rows")
+    encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(
+        _TALLY, main="rows"
+    )
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
@@ -427,7 +432,7 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
         ) from None
     _warn_of_unknown(beam_options)
     progress.add(progress.PLANNED, len(pieces))
-    build(pipeline, config, pieces, str(directory.resolve()), base)
+    build(pipeline, config, pieces, str(directory.resolve()), base, _threads(config.preprocess.threads, options))
     try:
         pipeline.run().wait_until_finish()
     except UserError:
@@ -436,6 +441,15 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
         if "KeyboardInterrupt" in str(error):  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
+
+
+def _threads(asked: int, options: PipelineOptions) -> Threads:
+    """Beam's own workers share the cores of this machine; any other engine shares out cores itself."""
+    if asked:
+        return Threads(asked)
+    if (options.view_as(StandardOptions).runner or "DirectRunner") not in ("DirectRunner", "FnApiRunner"):
+        return ONE
+    return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
 
 
 def _engine_failure(error: Exception) -> UserError | None:

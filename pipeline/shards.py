@@ -24,12 +24,13 @@ from features.tokens import plain
 from features.transform import Transform
 from pipeline.columns import KEY, LABEL, SPLITS, TIME, USER
 from pipeline.spill import Spilled, load
+from pipeline.threads import Threads
 
 
-def encode_rows(transform: Transform, rows: pa.Table) -> Rows:
+def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> Rows:
     """Checked rows as encoded ones, in their order."""
     schema = transform.schema
-    ids, values = encode(transform, rows)
+    ids, values = encode(transform, rows, threads.map)
     intensity = np.full(rows.num_rows, np.nan, np.float32)
     if schema.intensity in rows.schema.names:
         column = rows.column(schema.intensity).cast(pa.float32())

@@ -34,6 +34,7 @@ from pipeline.parsing import (
     parse_json,
 )
 from pipeline.plan import Piece
+from pipeline.threads import ONE, Threads
 
 #: Bytes of text that are parsed at a time: beyond it, Arrow's parser falls out of the processor's cache.
 BLOCK_BYTES = 4 << 20
@@ -57,10 +58,11 @@ class Reader:
     Args:
         logs: formats and dialects.
         seed: of the rows' keys.
+        threads: parse blocks of text, encode columns.
     """
 
-    def __init__(self, logs: LogSettings, seed: int) -> None:
-        self._logs, self._seed = logs, seed
+    def __init__(self, logs: LogSettings, seed: int, threads: Threads = ONE) -> None:
+        self._logs, self._seed, self._threads = logs, seed, threads
         self._before = (-1, 0)
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
@@ -76,7 +78,7 @@ class Reader:
                 continue
             rows = sum(table.num_rows for table in waiting)
             if waiting and (found is None or rows + found.num_rows > BATCH_ROWS):
-                yield with_dictionaries(piece.coded, pa.concat_tables(waiting))
+                yield with_dictionaries(piece.coded, pa.concat_tables(waiting), self._threads.map)
                 waiting = []
             waiting += [found] if found is not None else []
 
@@ -94,7 +96,10 @@ class Reader:
         with open_binary(piece.path) as file:
             parquet = open_parquet(piece.path, file, coded=piece.coded)
             batches = parquet.iter_batches(
-                BATCH_ROWS, range(piece.start, piece.end), columns=list(piece.types), use_threads=False
+                BATCH_ROWS,
+                range(piece.start, piece.end),
+                columns=list(piece.types),
+                use_threads=self._threads.number > 1,
             )
             first = 0
             while True:
@@ -139,15 +144,16 @@ class Reader:
             yield Refused(piece.path, self.line(piece, first + row), reason, text)
 
     def _read_text(self, piece: Piece) -> Iterator[pa.Table | Refused]:
-        position = 0
-        for block in self._blocks(piece):
-            block = block.removesuffix(b"\n")
-            lines = _Lines(block)
-            table, places, faults = parse_all(
+        def parse(lines: _Lines) -> Any:
+            return lines, *parse_all(
                 len(lines),
-                lambda rows, lines=lines: self._parse(piece, lines, rows),  # type: ignore[misc]
-                lambda row, lines=lines: self._odd(piece, lines[row]),  # type: ignore[misc]
+                lambda rows: self._parse(piece, lines, rows),
+                lambda row: self._odd(piece, lines[row]),
             )
+
+        position = 0
+        blocks = (_Lines(block.removesuffix(b"\n")) for block in self._blocks(piece))
+        for lines, table, places, faults in self._threads.map(parse, blocks):
             if table is not None:
                 yield self._placed(piece, table, position + np.asarray(places))
             for row, reason in faults:
