@@ -11,7 +11,7 @@ from typing import Any
 
 from features.records import is_gzipped
 from features.schema import Schema
-from features.tf_runtime import tf
+from features.tf_runtime import reach, tf
 
 #: What training reads; evaluation adds the rest.
 TRAINING_COLUMNS = ("ids", "values", "label")
@@ -96,6 +96,7 @@ def batches(
     Returns:
         batches of the columns and ``valid`` float32 ``[B]``: 1 for a row, 0 for padding.
     """
+    reach(files)
     source = tf.data.Dataset.from_tensor_slices(list(files))
     if shuffle_seed is not None:
         source = source.shuffle(len(files), seed=shuffle_seed)

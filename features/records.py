@@ -29,6 +29,7 @@ import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from features.errors import UserError
+from features.places import place
 from features.rows import Rows
 from features.schema import Schema
 
@@ -163,7 +164,8 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
 
 def open_records(path: str) -> IO[bytes]:
     """A TFRecord file to be read, through gzip if its name says so."""
-    return cast(IO[bytes], gzip.open(path) if is_gzipped(path) else open(path, "rb"))
+    file = place(path).open("rb")
+    return cast(IO[bytes], gzip.open(file) if is_gzipped(path) else file)
 
 
 def is_gzipped(path: str) -> bool:

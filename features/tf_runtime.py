@@ -10,9 +10,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -44,3 +48,27 @@ def _drawn_seed() -> int:
 
 _tf_utils.get_random_seed = _drawn_seed
 _backend.RandomGenerator._create_seed = lambda self, given: _drawn_seed() if given is None else given
+
+
+def reach(paths: Iterable[str | Path]) -> None:
+    """Make TensorFlow read from and write to the places of these paths: tensorflow-io's file systems for object stores.
+
+    The endpoint of botocore's variable holds for them too.
+    """
+    if any("://" in str(path) for path in paths):
+        _load_object_stores()
+
+
+@cache
+def _load_object_stores() -> None:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        os.environ.setdefault("S3_ENDPOINT", endpoint)
+    import tensorflow_io  # noqa: F401  (loads the plugin)
+
+    if not sys.platform.startswith("linux"):
+        return
+    # A process that used the plugin aborts in the destructors of its threads ("pure virtual method called"). libc's own _exit,
+    # called first on exit and after Python has flushed its files, ends it before them, with the exit code that it had.
+    libc = ctypes.CDLL(None)
+    libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)

@@ -100,9 +100,11 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write the vocabulary as a Parquet file."""
-        pq.write_table(self.table(), path)
+        with path.open("wb") as file:
+            pq.write_table(self.table(), file)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what :meth:`save` wrote."""
-        return cls._of(pq.read_table(path, schema=COUNTS))
+        with path.open("rb") as file:
+            return cls._of(pq.read_table(file, schema=COUNTS))

@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from features.errors import UserError
+from features.places import place
 from pipeline.config import Config, load_config
-from pipeline.files import local_path, no_room
+from pipeline.files import local_path, no_room, no_store
 from pipeline.progress import console
 from pipeline.run import Outcome, Paths
 
@@ -39,11 +40,13 @@ class _Commands(click.Group):
                 soft_wrap=True,
             )
             sys.exit(130)
-        except OSError as error:
-            full = no_room(error, str(error.filename or "the disk"))
-            if full is None:
+        except Exception as error:
+            known = no_store(error, "an address")
+            if isinstance(error, OSError):
+                known = known or no_room(error, str(error.filename or "the disk"))
+            if known is None:
                 raise
-            _fail(str(full))
+            _fail(str(known))
 
 
 def _fail(message: str) -> None:
@@ -75,7 +78,7 @@ _beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED
 
 def _load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
     config = load_config(config_path, list(overrides))
-    return config, Paths(local_path(runs) / config.name)
+    return config, Paths(place(runs) / config.name)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -168,9 +171,9 @@ def preprocess(
     from pipeline.preprocess import preprocess as job
 
     config, paths = _load(config_path, overrides, runs)
-    target = local_path(out) if out else paths.dataset
+    target = place(out) if out else paths.dataset
     with progress.watching("preprocess"):
-        earlier = local_path(base) if base else None
+        earlier = place(base) if base else None
         made = job(config, target, base=earlier, overwrite=overwrite, beam_options=list(beam_options))
     _show_dataset(made)
     click.echo(target)
@@ -261,7 +264,7 @@ def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: 
     from pipeline.train import train as job
 
     config, paths = _load(config_path, overrides, runs)
-    target = local_path(out) if out else paths.train
+    target = place(out) if out else paths.train
     found = Dataset.load(dataset_dir or paths.dataset)
     run = job(config, found, target, overwrite=overwrite)
     console.print(
@@ -276,7 +279,7 @@ def _results(
     from pipeline.dataset import Dataset
 
     config, paths = _load(config_path, overrides, runs)
-    return config, paths, Dataset.load(dataset_dir or paths.dataset), Path(run_dir) if run_dir else paths.train
+    return config, paths, Dataset.load(dataset_dir or paths.dataset), place(run_dir) if run_dir else paths.train
 
 
 _run_option = click.option("--run", "run_dir", metavar="DIR", help="The training run, instead of the one under --runs.")
@@ -297,7 +300,7 @@ def evaluate(
     from pipeline.evaluate import evaluate as job
 
     config, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
-    target = local_path(out) if out else paths.evaluation
+    target = place(out) if out else paths.evaluation
     metrics = job(found, run, target, settings=config.evaluate, overwrite=overwrite)
     _show_metrics(metrics)
     click.echo(target / "report.html")
@@ -345,7 +348,7 @@ def compare(
     from pipeline.dataset import Dataset
 
     config, paths = _load(config_path, overrides, runs)
-    target = local_path(out) if out else paths.compare
+    target = local_path(out or paths.compare)
     names = [name.strip() for name in variants.split(",") if name.strip()]
     found = job(
         config,
@@ -380,7 +383,7 @@ def export(
     from pipeline.export import export as job
 
     _, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
-    click.echo(job(found, run, local_path(out) if out else paths.export, version=version))
+    click.echo(job(found, run, place(out) if out else paths.export, version=version))
 
 
 @main.command()
@@ -397,7 +400,7 @@ def predict(model_dir: str, rows: str) -> None:
     """
     from pipeline.predict import Predictor, read_rows
 
-    predictor = Predictor(Path(model_dir))
+    predictor = Predictor(place(model_dir))
     where = "standard input" if rows == "-" else rows
     try:
         with click.open_file(rows, encoding="utf-8") as file:

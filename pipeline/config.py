@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from features.errors import UserError, did_you_mean
+from features.places import place
 from features.schema import Schema, Strict
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
@@ -279,7 +280,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: no such file, no YAML, an unknown or a wrong setting; each names the setting.
     """
-    path = Path(path)
+    path = place(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from features.errors import UserError, did_you_mean
+from features.places import place
 from features.records import open_records, parse_block, read_records
 from features.rows import Rows
 from features.schema import Schema
 from features.transform import Transform
 from pipeline.config import as_user_error
-from pipeline.files import read_json
+from pipeline.files import read_json, sizes
 
 FORMAT_VERSION = 1
 GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
@@ -46,7 +47,7 @@ class Dataset:
         Raises:
             UserError: no ``dataset.json``, one of another format version, a shard missing or cut short.
         """
-        directory = Path(directory)
+        directory = place(directory)
         if not directory.is_dir():
             raise UserError(str(directory), "no such data set", "run `clsd preprocess` first")
         mend = "preprocessing did not end; run `clsd preprocess` again"
@@ -59,8 +60,7 @@ class Dataset:
         try:
             schema = Schema.model_validate(manifest["schema"])
             dataset = cls(directory, manifest, schema)
-            for entry in dataset._entries():
-                dataset._check_length(directory / entry["file"], entry["bytes"])
+            dataset._check_lengths()
         except ValidationError as error:
             raise as_user_error(error, str(directory / "dataset.json"), Schema) from None
         except (KeyError, TypeError, AttributeError) as error:
@@ -72,12 +72,14 @@ class Dataset:
         shards = [shard for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
         return [*shards, *self.manifest["files"]]
 
-    @staticmethod
-    def _check_length(path: Path, expected: int) -> None:
-        if not path.exists():
-            raise UserError(str(path), "is missing", f"restore it, or {_AGAIN}")
-        if (size := path.stat().st_size) != expected:
-            raise UserError(str(path), f"has {size} bytes instead of {expected}", f"restore it, or {_AGAIN}")
+    def _check_lengths(self) -> None:
+        expected = {entry["file"]: entry["bytes"] for entry in self._entries()}
+        for name, size in sizes(self.directory, list(expected)).items():
+            if size is None:
+                raise UserError(str(self.directory / name), "is missing", f"restore it, or {_AGAIN}")
+            if size != expected[name]:
+                what = f"has {size} bytes instead of {expected[name]}"
+                raise UserError(str(self.directory / name), what, f"restore it, or {_AGAIN}")
 
     @property
     def splits(self) -> list[str]:
@@ -131,7 +133,8 @@ class Dataset:
 
     def golden(self) -> pa.Table:
         """Raw test rows as the log has them, with their ``_key``, for the export's canary."""
-        return pq.read_table(self.directory / GOLDEN_FILE)
+        with (self.directory / GOLDEN_FILE).open("rb") as file:
+            return pq.read_table(file)
 
     def read(self, split: str) -> Rows:
         """All rows of a split in memory, in the order on disk; every record's checksum is verified."""
@@ -189,7 +192,7 @@ class Dataset:
 def describe_file(directory: Path, name: str) -> dict[str, Any]:
     """A file's name, length and CRC-32C as ``dataset.json`` has them."""
     crc = size = 0
-    with open(directory / name, "rb") as file:
+    with (directory / name).open("rb") as file:
         while block := file.read(1 << 20):
             crc, size = google_crc32c.extend(crc, block), size + len(block)
     return {"file": name, "bytes": size, "crc32c": f"{crc:08x}"}

@@ -23,7 +23,7 @@ from pipeline.columns import KEY
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
 from pipeline.files import whole_directory, write_json
-from pipeline.predict import GOLDEN_FILE, PROVENANCE_FILE
+from pipeline.predict import GOLDEN_FILE, MODEL_FILE, PROVENANCE_FILE
 from pipeline.raw import raw_inputs
 from pipeline.scoring import cheap_calibrator
 from pipeline.train import load_trained, run_fingerprint
@@ -85,7 +85,10 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
     config, model = load_trained(run, dataset)
     number = int(time.time()) if version is None else version
     target = out / str(number)
-    with whole_directory(target) as aside, tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets:
+    with (
+        whole_directory(target, marker=MODEL_FILE) as aside,
+        tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
+    ):
         score = scoring_of(config, dataset, model)
         serving = ServingModel(ServingTransform(dataset.transform, Path(assets)), score)
         tf.saved_model.save(serving, str(aside), signatures=serving.signatures())

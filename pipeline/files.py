@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
+from features.places import is_remote
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+#: Libraries whose errors are those of an object store.
+_STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
@@ -26,6 +30,18 @@ def no_room(error: BaseException, where: str) -> UserError | None:
         code = seen.errno if isinstance(seen, OSError) else None
         if code in _NO_ROOM or any(text in str(seen) for text in _NO_ROOM_TEXTS):
             return UserError(where, "the disk is full", "make room, then run the same command again")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def no_store(error: BaseException, where: str) -> UserError | None:
+    """The error for an object store that cannot be reached or refuses, if that is what ``error`` comes from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            mend = "see that the address is right, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
+            return UserError(where, f"the object store refuses or cannot be reached ({reason})", mend)
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -41,29 +57,48 @@ def clear_errors(where: str) -> Iterator[None]:
         full = no_room(error, where)
         if full is not None:
             raise full from error
+        if unreachable := no_store(error, where):
+            raise unreachable from error
         if isinstance(error, OSError) and error.errno in _NO_PLACE:
             raise UserError(where, f"cannot be written to ({error.strerror})", "choose another place") from error
         raise
 
 
-def is_remote(path: str | Path) -> bool:
-    """Whether it is an address of an object store rather than a path of this machine."""
-    return "://" in str(path)
-
-
 def local_path(text: str | Path) -> Path:
-    """A place to write to.
+    """A place on this machine, for what an object store cannot hold.
 
     Raises:
-        UserError: it is an address of an object store, which clsd reads logs from and does not write to yet.
+        UserError: it is an address of an object store.
     """
     if is_remote(text):
-        raise UserError(str(text), "is no local path", "write to a local directory and copy it from there")
+        raise UserError(str(text), "is no local path", "give a directory of this machine")
     return Path(text)
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all that is in it; one that is not there is none."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, local or remote, to a place that may be either."""
+    with source.open("rb") as found, target.open("wb") as made:
+        shutil.copyfileobj(found, made)
+
+
+def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
+    """Bytes of files under a directory, by name; None for one that is not there. Of an object store one listing tells them."""
+    if isinstance(directory, Path):
+        return {name: path.stat().st_size if (path := directory / name).exists() else None for name in names}
+    found = directory.fs.find(directory.path, detail=True)
+    return {name: found[key]["size"] if (key := f"{directory.path}/{name}") in found else None for name in names}
+
+
 def _is_empty(target: Path) -> bool:
-    return target.is_dir() and not any(target.iterdir())
+    return target.is_dir() and not any(True for _ in target.iterdir())
 
 
 def require_ours(target: Path, markers: tuple[str, ...]) -> None:
@@ -83,11 +118,13 @@ def require_ours(target: Path, markers: tuple[str, ...]) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it.
+    """Make a directory and those above it; an object store has none.
 
     Raises:
         UserError: it cannot be made.
     """
+    if is_remote(path):
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,42 +134,72 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False) -> Iterator[Path]:
+def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, shared: bool = False) -> Iterator[Path]:
     """A directory that appears under its name only when the block ends well.
 
-    Yields a directory beside the target; at the end it takes the target's place by one rename. On any error it is removed
-    and the target is what it was.
+    Yields a directory to write into; at the end it takes the target's place, on this machine by one rename, in an object
+    store, which has none, by copies of which ``marker`` is the last. On any error it is removed and the target is what it was.
 
     Args:
         target: the directory.
-        marker: a file that a directory of this kind has; only such a one is ever overwritten.
+        marker: a file that a directory of this kind has, and without which it is none; only such a one is ever overwritten.
         overwrite: whether one that exists is replaced.
+        shared: whether other machines write into it too. If not, what goes to an object store is made on this machine.
 
     Raises:
         UserError: the target exists and is not to be overwritten, the disk is full, or writing is not permitted.
     """
-    if target.exists() and not _is_empty(target):
-        if not overwrite:
-            raise UserError(str(target), "exists already", "choose another place, or pass --overwrite")
-        require_ours(target, (marker,))
-    aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     with clear_errors(str(target)):
+        if target.exists() and not _is_empty(target):
+            if not overwrite:
+                raise UserError(str(target), "exists already", "choose another place, or pass --overwrite")
+            require_ours(target, (marker,))
+        if is_remote(target) and not shared:
+            aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-"))
+        else:
+            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
         try:
             make_directory(aside)
             yield aside
-            if target.exists():
-                old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
-                target.rename(old)
-                aside.rename(target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                aside.rename(target)
+            (_publish_objects if is_remote(target) else _publish)(aside, target, marker)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
+
+
+def _publish(aside: Path, target: Path, marker: str) -> None:
+    if not target.exists():
+        aside.rename(target)
+        return
+    old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
+    target.rename(old)
+    aside.rename(target)
+    remove_tree(old)
+
+
+def _publish_objects(aside: Path, target: Path, marker: str) -> None:
+    """The marker of the old directory goes first and that of the new one comes last: in between there is none that is whole."""
+    if marker:
+        (target / marker).unlink(missing_ok=True)
+    remove_tree(target)
+    there: Any = target
+    files = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+    first = [name for name in files if name != marker]
+    for names in (first, [name for name in files if name == marker]):
+        to = [f"{there.path}/{name}" for name in names]
+        if not names:
+            continue
+        if isinstance(aside, Path):
+            there.fs.put([str(aside / name) for name in names], to)
+        else:
+            there.fs.copy([f"{aside.path}/{name}" for name in names], to)  # within the store
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and put it in place by one rename."""
+    """Write a text file whole: aside, and put in place by one rename; an object appears whole anyway."""
+    if is_remote(path):
+        with clear_errors(str(path)):
+            path.write_text(text, encoding="utf-8")
+        return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     with clear_errors(str(path)):
         try:

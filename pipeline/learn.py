@@ -7,11 +7,11 @@ read it from there, and no counts travel further.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from features.places import place
 from features.schema import NumericFeature, Schema
 from features.transform import NumericState, numeric_entry, vocabulary_entry, vocabulary_file
 from features.vocabulary import Vocabulary, merge
@@ -37,7 +37,7 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     if kind == "vocabulary":
         counts = merge(found)
         vocabulary = _vocabulary(schema, name, counts, base)
-        vocabulary.save(Path(directory) / vocabulary_file(name))
+        vocabulary.save(place(directory) / vocabulary_file(name))
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
         return key, profile.values(merge(found))
@@ -78,5 +78,5 @@ def _vocabulary(schema: Schema, name: str, counts: Any, base: str) -> Vocabulary
     feature = next(feature for feature in schema.vocabularies if feature.name == name)
     limits = {"min_count": feature.min_count, "max_size": feature.max_size}
     if base:
-        return Vocabulary.load(Path(base) / vocabulary_file(name)).extended(counts, **limits)
+        return Vocabulary.load(place(base) / vocabulary_file(name)).extended(counts, **limits)
     return Vocabulary.from_counts(counts, **limits)

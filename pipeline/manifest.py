@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
+from pipeline.files import copy_file
 from pipeline.plan import Piece
 from pipeline.versions import versions
 
@@ -32,7 +32,7 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
         kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
-        shutil.copyfile(aside / "dead_letters.jsonl.gz", kept)
+        copy_file(aside / "dead_letters.jsonl.gz", kept)
         first = summary["dead"][0]["first"]
         reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
         raise UserError(
@@ -117,7 +117,9 @@ def manifest(
         "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
         "rows_per_block": config.preprocess.rows_per_block,
         "splits": found,
-        "files": [describe_file(directory, name) for name in sorted(str(p.relative_to(directory)) for p in others)],
+        "files": [
+            describe_file(directory, name) for name in sorted(p.relative_to(directory).as_posix() for p in others)
+        ],
         **summary["transform"],
         "versions": versions(),
     }

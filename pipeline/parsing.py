@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from features.errors import UserError
+from features.places import place
 from pipeline.config import LogSettings
 
 _FEW_LINES = 16
@@ -28,8 +27,8 @@ _FEW_LINES = 16
 def open_binary(path: str) -> IO[bytes]:
     """Open a local or remote file as it is, without decompressing it."""
     try:
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
-    except (BeamIOError, OSError) as error:
+        return place(path).open("rb")
+    except OSError as error:
         raise UserError(path, f"cannot be opened ({error})", "correct logs.files or the file's permissions") from None
 
 
@@ -158,16 +157,16 @@ def parse_all(
     try:
         return (parse(places), places, []) if rows else (None, [], [])
     except (pa.ArrowException, UnicodeDecodeError):
-        suspects = {place: column for place in places if (column := odd(place)) is not None}
+        suspects = {row: column for row in places if (column := odd(row)) is not None}
     faults = {}
-    for place, column in suspects.items():
-        (part,) = bisect([place], parse)
+    for row, column in suspects.items():
+        (part,) = bisect([row], parse)
         if part.table is None:
-            faults[place] = (
+            faults[row] = (
                 f"wrong type in '{column}'" if column and part.reasons[0] == "wrong type" else part.reasons[0]
             )
     tables, good = [], []
-    for part in bisect([place for place in places if place not in faults], parse):
+    for part in bisect([row for row in places if row not in faults], parse):
         if part.table is None:
             faults[part.lines[0]] = part.reasons[0]
         else:

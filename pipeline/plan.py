@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -18,10 +19,12 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from features.errors import UserError, did_you_mean
+from features.places import is_remote, place
 from features.schema import Schema
 from features.tokens import raw_type
 from pipeline import avro
 from pipeline.config import LogSettings
+from pipeline.files import clear_errors
 from pipeline.parsing import DAMAGED, Part, bisect, compression_of, decompressed, open_binary, open_parquet, parse_csv
 
 _HEAD_BYTES = 1 << 20
@@ -79,11 +82,28 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
 
 def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
     for pattern in patterns:
+        if is_remote(pattern):
+            yield _match_objects(pattern)
+            continue
         try:
             (result,) = FileSystems.match([pattern])
         except (BeamIOError, ValueError) as error:
             raise UserError(pattern, f"cannot be looked up ({error})", "correct logs.files") from None
         yield {metadata.path: metadata for metadata in result.metadata_list}
+
+
+def _match_objects(pattern: str) -> dict[str, FileMetadata]:
+    """As Beam matches files, but by the client that everything else in an object store is read and written by."""
+    root: Any = place(pattern)
+    with clear_errors(pattern):
+        found = root.fs.glob(root.path, detail=True)
+    files = {f"{root.protocol}://{name}": file for name, file in found.items() if file["type"] == "file"}
+    return {path: FileMetadata(path, file["size"], _seconds(file)) for path, file in files.items()}
+
+
+def _seconds(file: dict[str, Any]) -> float:
+    when = file.get("LastModified") or file.get("mtime") or 0.0
+    return when.timestamp() if isinstance(when, datetime) else float(when)
 
 
 def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:

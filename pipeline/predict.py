@@ -9,12 +9,14 @@ from typing import Any
 
 from features.errors import UserError, did_you_mean
 from features.schema import MISSING_INT
-from features.tf_runtime import tf
+from features.tf_runtime import reach, tf
 from pipeline.files import read_json
 from pipeline.raw import as_arrays
 
 #: Beside the graph in every exported version: what it is from, and raw rows with their scores.
 PROVENANCE_FILE = "assets.extra/clsd.json"
+#: Without it there is no model; of what is published it comes last.
+MODEL_FILE = "saved_model.pb"
 GOLDEN_FILE = "assets.extra/golden.json"
 
 
@@ -27,6 +29,7 @@ class Predictor:
 
     def __init__(self, directory: Path) -> None:
         self.directory = newest_version(directory)
+        reach([directory])
         try:
             self._loaded = tf.saved_model.load(str(self.directory))
             self._signature = self._loaded.signatures["serving_default"]
@@ -79,7 +82,7 @@ def newest_version(directory: Path) -> Path:
     Raises:
         UserError: there is neither.
     """
-    if (directory / "saved_model.pb").exists():
+    if (directory / MODEL_FILE).exists():
         return directory
     found = versions_in(directory)
     if not found:
@@ -90,7 +93,7 @@ def newest_version(directory: Path) -> Path:
 def versions_in(directory: Path) -> list[Path]:
     """The whole versions in a directory, as a model server sees them, oldest first."""
     there = directory.iterdir() if directory.is_dir() else iter(())
-    return sorted((p for p in there if p.name.isdigit() and (p / "saved_model.pb").exists()), key=lambda p: int(p.name))
+    return sorted((p for p in there if p.name.isdigit() and (p / MODEL_FILE).exists()), key=lambda p: int(p.name))
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:

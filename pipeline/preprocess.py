@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -34,6 +33,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from features.errors import UserError
 from features.hashing import seeded
+from features.places import address, place
 from features.schema import Schema
 from features.tokens import with_dictionaries
 from features.transform import Transform
@@ -42,7 +42,7 @@ from pipeline.analyse import Measure, MergePartials
 from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
 from pipeline.config import Config
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
-from pipeline.files import make_directory, read_json, whole_directory, write_json
+from pipeline.files import make_directory, read_json, remove_tree, whole_directory, write_json
 from pipeline.histories import add_histories
 from pipeline.learn import described_transform, learn
 from pipeline.manifest import manifest, refuse_if_bad
@@ -109,7 +109,7 @@ class Encode(beam.DoFn):  # type: ignore[misc]
 
     def process(self, batch: Spilled, transform: dict[str, Any], counts: dict[str, Any]) -> Iterator[Any]:
         if self._transform is None:
-            self._transform, self._counts = Transform.load(self._schema, transform, Path(self._directory)), counts
+            self._transform, self._counts = Transform.load(self._schema, transform, place(self._directory)), counts
         self._waiting.append(batch)
         if sum(waiting.rows for waiting in self._waiting) >= ENCODE_ROWS:
             yield from self._encode()
@@ -342,8 +342,8 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
 def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[str, Any]:
     """All dead letters in one compressed file, in order; returns their counts by reason and the first of them."""
     letters = sorted(element[1], key=lambda refused: (refused.path, refused.line, refused.reason, refused.text))
-    path = Path(directory) / "dead_letters.jsonl.gz"
-    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+    path = place(directory) / "dead_letters.jsonl.gz"
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         for refused in letters:
             file.write((json.dumps(refused.__dict__, ensure_ascii=False) + "\n").encode())
     reasons: dict[str, int] = {}
@@ -365,7 +365,8 @@ def _write_summary(
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     if golden is not None:
-        pq.write_table(pa.Table.from_batches([golden]), Path(directory) / GOLDEN_FILE)
+        with (place(directory) / GOLDEN_FILE).open("wb") as file:
+            pq.write_table(pa.Table.from_batches([golden]), file)
     rows, kept = tally["rows"]
     summary = {
         "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": counts.get("gap", (0, 0))[0]},
@@ -375,8 +376,8 @@ def _write_summary(
         "quality": quality,
         "features": described["features"],
     }
-    write_json(Path(directory) / STATISTICS_FILE, described)
-    write_json(Path(directory) / "job.json", summary)
+    write_json(place(directory) / STATISTICS_FILE, described)
+    write_json(place(directory) / "job.json", summary)
 
 
 def preprocess(
@@ -403,15 +404,15 @@ def preprocess(
     if earlier:
         earlier.require(config.rows)
     pieces = plan(config.logs, config.rows)
-    out = Path(out)
-    with whole_directory(out, marker="dataset.json", overwrite=overwrite) as aside:
+    out = place(out)
+    with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
         for name in (SPILL, "vocabularies"):
             make_directory(aside / name)
-        _run(config, pieces, aside, beam_options or [], str(base.resolve()) if base else "")
+        _run(config, pieces, aside, beam_options or [], address(base) if base else "")
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
         refuse_if_bad(config, summary, aside, out)
         (aside / "job.json").unlink()
-        shutil.rmtree(aside / SPILL)
+        remove_tree(aside / SPILL)
         for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
             left.unlink()
         write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
@@ -432,7 +433,7 @@ def _run(config: Config, pieces: list[Piece], directory: Path, beam_options: lis
         ) from None
     _warn_of_unknown(beam_options)
     progress.add(progress.PLANNED, len(pieces))
-    build(pipeline, config, pieces, str(directory.resolve()), base, _threads(config.preprocess.threads, options))
+    build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
     try:
         pipeline.run().wait_until_finish()
     except UserError:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from features.errors import UserError
 from pipeline.config import Config, as_user_error
-from pipeline.files import read_json
+from pipeline.files import local_path, read_json
 from pipeline.progress import add, console, watching
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def fetch_logs(config: Config, *, overwrite: bool = False) -> None:
         raise UserError(
             "logs.files", "must be one file where logs.dataset is set", "write files: [data/NAME/log.jsonl]"
         )
-    target = Path(config.logs.files[0])
+    target = local_path(config.logs.files[0])
     stem, _, ending = target.name.partition(".")
     if stem != "log":
         raise UserError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import posixpath
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -12,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from features.encode import encode
 from features.hashing import seeded
+from features.places import is_remote, place
 from features.records import serialize_block, write_records
 from features.rows import Rows
 from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
 from features.tokens import plain
 from features.transform import Transform
 from pipeline.columns import KEY, LABEL, SPLITS, TIME, USER
+from pipeline.files import make_directory
 from pipeline.spill import Spilled, load
 from pipeline.threads import Threads
 
@@ -113,19 +111,19 @@ def write_shard(
     (split, shard, shards), parts = element
     rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
-    aside = posixpath.join(directory, split, f".{uuid.uuid4().hex}.partial")
-    _ensure_directory(posixpath.join(directory, split))
+    target = place(directory) / name
+    # An object appears whole or not at all; a file is written aside first.
+    aside = target if is_remote(target) else target.with_name(f".{uuid.uuid4().hex}.partial")
+    make_directory(target.parent)
     blocks = range(0, len(rows), rows_per_block)
-    with FileSystems.create(aside, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with aside.open("wb") as file:
         written = write_records(
             file,
             (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),
             gzipped=gzipped,
         )
-    target = posixpath.join(directory, name)
-    if FileSystems.exists(target):  # an earlier attempt at this same bundle; its bytes are the same
-        FileSystems.delete([target])
-    FileSystems.rename([aside], [target])
+    if aside != target:
+        aside.replace(target)  # also in the place of an earlier attempt at this same bundle; its bytes are the same
     return {
         "split": split,
         "file": name,
@@ -135,8 +133,3 @@ def write_shard(
         "bytes": written.bytes,
         "crc32c": f"{written.crc32c:08x}",
     }
-
-
-def _ensure_directory(path: str) -> None:
-    with contextlib.suppress(OSError):  # another worker was first; object stores have no directories at all
-        FileSystems.mkdirs(path)

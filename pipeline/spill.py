@@ -13,15 +13,12 @@ import posixpath
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from pipeline.files import is_remote
+from features.places import is_remote, place
 
 #: Name of the directory, within that of the data set while it is made.
 SPILL = ".spill"
@@ -48,10 +45,7 @@ def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
     if not batches:
         return []
     path = posixpath.join(directory, SPILL, f"{uuid.uuid4().hex}.arrow")
-    with (
-        FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file,
-        pa.ipc.new_file(file, batches[0].schema) as writer,
-    ):
+    with place(path).open("wb") as file, pa.ipc.new_file(file, batches[0].schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
     return [Spilled(path, part, batch.num_rows) for part, batch in enumerate(batches)]
@@ -60,9 +54,9 @@ def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
 def load(spilled: Spilled) -> pa.RecordBatch:
     """The batch; of a local file its columns are views of the mapped file, read when they are touched."""
     if is_remote(spilled.path):
-        with FileSystems.open(spilled.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with place(spilled.path).open("rb") as file:
             return pa.ipc.open_file(file).get_batch(spilled.part)
-    return pa.ipc.open_file(pa.memory_map(str(Path(spilled.path)))).get_batch(spilled.part)
+    return pa.ipc.open_file(pa.memory_map(spilled.path)).get_batch(spilled.part)
 
 
 class OverSpilled(beam.CombineFn):  # type: ignore[misc]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
 from features.schema import digest_of
-from features.tf_runtime import tf
+from features.tf_runtime import reach, tf
 from models.clsd import ClsdModel
 from models.inputs import InputSpec
 from models.settings import ConfidenceSettings
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
-from pipeline.files import clear_errors, make_directory, read_json, require_ours, write_json, write_text
+from pipeline.files import clear_errors, make_directory, read_json, remove_tree, require_ours, write_json, write_text
 from pipeline.loop import BEST, STATE_FILE, Loop, State, steps_per_epoch, warmup_steps
 from pipeline.popularity import item_feature, item_scores
 from pipeline.strategy import make_reproducible, make_strategy
@@ -58,6 +57,7 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
         raise UserError(
             str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
         )
+    reach([directory])
     config = load_config(directory / "config.yaml")
     model = build_model(config, dataset)
     try:
@@ -181,13 +181,14 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
 
 
 def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:
+    reach([out])
     make_reproducible(config.seed, config.train.deterministic)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset)
     with clear_errors(str(out)):
         if overwrite and out.exists():  # not before all that can be refused has been looked at
-            shutil.rmtree(out)
+            remove_tree(out)
         make_directory(out)
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", versions())
