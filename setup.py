@@ -42,7 +42,14 @@ setup(
     extras_require={
         # CUDA libraries as TensorFlow 2.16 wants them.
         "gpu": ["tensorflow[and-cuda]>=2.16.2,<2.17"],
+        # Logs, data sets, runs and models in s3://; for gs:// install gcsfs.
+        "s3": ["universal-pathlib>=0.3.10,<0.4", "s3fs>=2026.9"],
         "dev": [
+            "universal-pathlib>=0.3.10,<0.4",
+            "s3fs>=2026.9",
+            "moto[s3]>=5.2.5,<6",  # the S3-compatible server of the tests
+            "flask>=3.1,<4",
+            "flask-cors>=6,<7",
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",

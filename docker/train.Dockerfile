@@ -1,8 +1,8 @@
 # Preprocessing, training and export in one image. Untried by the authors: they had no container engine.
 #   docker build -f docker/train.Dockerfile -t clsd .                      CPU
-#   docker build -f docker/train.Dockerfile --build-arg EXTRAS=gpu -t clsd:gpu .   then docker run --gpus all …
+#   docker build -f docker/train.Dockerfile --build-arg EXTRAS=s3,gpu -t clsd:gpu .   then docker run --gpus all …
 FROM python:3.11-slim
-ARG EXTRAS=""
+ARG EXTRAS="s3"
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/clsd
 COPY setup.py pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./

@@ -9,4 +9,4 @@ COPY setup.py pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./
 COPY features features
 COPY models models
 COPY pipeline pipeline
-RUN pip install --constraint constraints.txt .
+RUN pip install --constraint constraints.txt ".[s3]"

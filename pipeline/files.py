@@ -8,18 +8,22 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
 from features.places import is_remote
+from pipeline.threads import Threads
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 #: Libraries whose errors are those of an object store.
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
+#: Objects that are moved at a time.
+_STREAMS = Threads(16, ahead=2)
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
@@ -79,8 +83,25 @@ def remove_tree(path: Path) -> None:
     """Remove a directory and all that is in it; one that is not there is none."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.fs.rm(path.path, recursive=True)
+    else:
+        deque(_STREAMS.map(lambda name: remove_file(path / name), files_in(path)), maxlen=0)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; one that is not there is none."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:  # not by the path's own method, which takes the name for a pattern
+        with suppress(FileNotFoundError):
+            path.fs.rm_file(path.path)
+
+
+def files_in(directory: Path) -> list[str]:
+    """Names of all files under a directory, relative to it and in order."""
+    if isinstance(directory, Path):
+        return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    # Not by a pattern: an object's name may hold characters that mean something in one.
+    return sorted(name.removeprefix(directory.path).lstrip("/") for name in directory.fs.find(directory.path))
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -179,19 +200,18 @@ def _publish(aside: Path, target: Path, marker: str) -> None:
 def _publish_objects(aside: Path, target: Path, marker: str) -> None:
     """The marker of the old directory goes first and that of the new one comes last: in between there is none that is whole."""
     if marker:
-        (target / marker).unlink(missing_ok=True)
+        remove_file(target / marker)
     remove_tree(target)
-    there: Any = target
-    files = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
-    first = [name for name in files if name != marker]
-    for names in (first, [name for name in files if name == marker]):
-        to = [f"{there.path}/{name}" for name in names]
-        if not names:
-            continue
-        if isinstance(aside, Path):
-            there.fs.put([str(aside / name) for name in names], to)
-        else:
-            there.fs.copy([f"{aside.path}/{name}" for name in names], to)  # within the store
+    files = files_in(aside)
+    for names in ([name for name in files if name != marker], [name for name in files if name == marker]):
+        deque(_STREAMS.map(lambda name: _publish_object(aside / name, target / name), names), maxlen=0)
+
+
+def _publish_object(source: Any, target: Any) -> None:
+    if isinstance(source, Path):
+        target.fs.put_file(str(source), target.path)
+    else:
+        target.fs.cp_file(source.path, target.path)  # within the store
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
-from pipeline.files import copy_file
+from pipeline.files import copy_file, files_in
 from pipeline.plan import Piece
 from pipeline.versions import versions
 
@@ -86,7 +86,7 @@ def manifest(
         directory: where the files are.
         base: the data set whose ids it keeps.
     """
-    others = [*directory.glob("vocabularies/*"), *directory.glob(GOLDEN_FILE), *directory.glob(STATISTICS_FILE)]
+    others = [n for n in files_in(directory) if n.startswith("vocabularies/") or n in (GOLDEN_FILE, STATISTICS_FILE)]
     found: dict[str, dict[str, Any]] = {}
     for name in SPLITS:
         members = [shard for shard in summary["shards"] if shard["split"] == name]
@@ -117,9 +117,7 @@ def manifest(
         "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
         "rows_per_block": config.preprocess.rows_per_block,
         "splits": found,
-        "files": [
-            describe_file(directory, name) for name in sorted(p.relative_to(directory).as_posix() for p in others)
-        ],
+        "files": [describe_file(directory, name) for name in others],
         **summary["transform"],
         "versions": versions(),
     }

@@ -162,9 +162,7 @@ def parse_all(
     for row, column in suspects.items():
         (part,) = bisect([row], parse)
         if part.table is None:
-            faults[row] = (
-                f"wrong type in '{column}'" if column and part.reasons[0] == "wrong type" else part.reasons[0]
-            )
+            faults[row] = f"wrong type in '{column}'" if column and part.reasons[0] == "wrong type" else part.reasons[0]
     tables, good = [], []
     for part in bisect([row for row in places if row not in faults], parse):
         if part.table is None:

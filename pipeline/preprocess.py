@@ -42,7 +42,7 @@ from pipeline.analyse import Measure, MergePartials
 from pipeline.columns import KEY, POSITION, SPLIT, SPLITS, USER
 from pipeline.config import Config
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
-from pipeline.files import make_directory, read_json, remove_tree, whole_directory, write_json
+from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
 from pipeline.histories import add_histories
 from pipeline.learn import described_transform, learn
 from pipeline.manifest import manifest, refuse_if_bad
@@ -411,10 +411,11 @@ def preprocess(
         _run(config, pieces, aside, beam_options or [], address(base) if base else "")
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
         refuse_if_bad(config, summary, aside, out)
-        (aside / "job.json").unlink()
+        remove_file(aside / "job.json")
         remove_tree(aside / SPILL)
-        for left in aside.glob("*/.*.partial"):  # of a bundle that an engine tried twice
-            left.unlink()
+        for name in files_in(aside):
+            if name.endswith(".partial"):  # of a bundle that an engine tried twice
+                remove_file(aside / name)
         write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
     return Dataset.load(out)
 

@@ -1,0 +1,182 @@
+"""Logs, data sets, runs and models in an object store: a real S3-compatible server, and the results of a local run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from features.places import place
+from pipeline.dataset import Dataset
+from pipeline.files import copy_file
+from pipeline.predict import GOLDEN_FILE
+
+BUCKET = "s3://clsd"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[dict[str, str]]:
+    """A server of its own, and the environment by which it is reached."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            _wait_for(port, server)
+            bucket: Any = place(BUCKET)
+            bucket.fs.mkdir("clsd")
+            yield {**os.environ, **environment}
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the server does not answer")
+
+
+def _clsd(store: dict[str, str], *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=store, timeout=600, check=False)
+    assert done.returncode == code, f"{done.returncode}: {done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def _objects(prefix: str) -> list[str]:
+    root: Any = place(prefix)
+    return [name.removeprefix(root.path).lstrip("/") for name in root.fs.find(root.path)]
+
+
+@pytest.fixture
+def config_file(settings: dict[str, Any], store: dict[str, str], small_log: Path, tmp_path: Path) -> Path:
+    """The small log, in two objects."""
+    lines = small_log.read_bytes().splitlines(keepends=True)
+    for number in range(2):
+        (tmp_path / "part").write_bytes(b"".join(lines[number * 3000 : (number + 1) * 3000]))
+        copy_file(tmp_path / "part", place(f"{BUCKET}/logs/log-{number}.jsonl"))
+    settings["logs"]["files"] = [f"{BUCKET}/logs/log-*.jsonl"]
+    path = tmp_path / "store.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_the_whole_way_in_a_store_gives_what_it_gives_on_this_machine(
+    config_file: Path, store: dict[str, str], tmp_path: Path
+) -> None:
+    local = ("--config", config_file, "--runs", tmp_path / "runs")
+    remote = ("--config", config_file, "--runs", f"{BUCKET}/runs")
+    for where in (local, remote):
+        _clsd(store, "run", *where)
+    here, there = tmp_path / "runs" / "small", place(f"{BUCKET}/runs/small")
+
+    assert Dataset.load(there / "dataset").verify() == Dataset.load(here / "dataset").verify()
+    mine, other = (json.loads((root / "dataset" / "dataset.json").read_text()) for root in (here, there))
+    assert mine == other  # the same shards with the same checksums
+    mine, other = (json.loads((root / "train" / "run.json").read_text()) for root in (here, there))
+    assert mine["history"] == other["history"]
+    mine, other = (json.loads((root / "evaluation" / "metrics.json").read_text()) for root in (here, there))
+    assert mine["score"] == other["score"]
+    (mine_version,), (other_version,) = (list((root / "export").iterdir()) for root in (here, there))
+    golden = [json.loads((version / GOLDEN_FILE).read_text()) for version in (mine_version, other_version)]
+    assert golden[0] == golden[1]
+    (tmp_path / "row.jsonl").write_text(json.dumps({"item_id": "i3", "price": 2.5, "position": 1}))
+    assert json.loads(_clsd(store, "predict", "--model", other_version, tmp_path / "row.jsonl").stdout)["ctr"] > 0
+    assert not [name for name in _objects(f"{BUCKET}/runs") if ".partial" in name or ".spill" in name]
+    assert any(name.startswith("train/checkpoints/ckpt") for name in _objects(f"{BUCKET}/runs/small"))
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
+    config_file: Path, store: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("--config", config_file, "--set", "train.epochs=6", "--dataset", f"{BUCKET}/resume/dataset")
+    _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/resume/dataset")
+    _clsd(store, "train", *words, "--out", tmp_path / "whole")
+    out = place(f"{BUCKET}/resume/train")
+    command = [sys.executable, "-m", "pipeline.cli", "train", *map(str, words), "--out", str(out)]
+    process = subprocess.Popen(command, env=store, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "state.json").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "run.json").exists(), "it ended before it could be killed"
+    assert "going on after epoch" in _clsd(store, "train", *words, "--out", out).stderr
+    found, whole = (json.loads((root / "run.json").read_text()) for root in (out, tmp_path / "whole"))
+    assert found["history"] == whole["history"]
+
+
+def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
+    config_file: Path, store: dict[str, str], tmp_path: Path
+) -> None:
+    out = f"{BUCKET}/replaced/dataset"
+    words = ("preprocess", "--config", config_file, "--out", out)
+    _clsd(store, *words)
+    (place(out) / "left_over").write_text("of before")
+    assert "exists already" in _clsd(store, *words, code=2).stderr
+    _clsd(store, *words, "--overwrite", "--set", "seed=8")
+    assert "left_over" not in _objects(out)
+    assert Dataset.load(out).verify()
+    (place(f"{BUCKET}/mine") / "thesis.txt").write_text("not clsd's")
+    said = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2).stderr
+    assert "did not make" in said
+    assert _objects(f"{BUCKET}/mine") == ["thesis.txt"]
+
+
+def test_a_job_that_fails_leaves_nothing_but_its_dead_letters(
+    config_file: Path, store: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad").write_text('{"click": "often"}\n' * 200)
+    copy_file(tmp_path / "bad", place(f"{BUCKET}/logs/log-9.jsonl"))
+    try:
+        done = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/failed/dataset", code=2)
+    finally:
+        place(f"{BUCKET}/logs/log-9.jsonl").unlink()
+    assert f"error: {BUCKET}/logs/log-9.jsonl:1: 200 of 6200 rows refused" in done.stderr
+    assert _objects(f"{BUCKET}/failed") == ["dataset.dead_letters.jsonl.gz"]
+
+
+def test_stores_that_cannot_be_reached_are_named_in_one_line(config_file: Path, store: dict[str, str]) -> None:
+    def said(*words: object, **environment: str) -> str:
+        lines = _clsd({**store, **environment}, *words, code=2).stderr.splitlines()
+        (error,) = [line for line in lines if line.startswith("error: ")]
+        return error
+
+    given = ("--config", config_file)
+    assert "no such file" in said("preprocess", *given, "--set", f"logs.files=[{BUCKET}/none/*]", "--runs", "runs")
+    missing = said("preprocess", *given, "--out", "s3://nowhere/dataset")
+    assert "s3://nowhere/dataset: the object store refuses" in missing
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    silent = said("inspect", f"{BUCKET}/any", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
+    assert "the object store refuses or cannot be reached" in silent
+    assert "no such data set" in said("inspect", f"{BUCKET}/any")
+    assert "nosuch://x: cannot be reached" in said("inspect", "nosuch://x")
+    assert "is no local path" in said("compare", *given, "--runs", f"{BUCKET}/runs")
