@@ -52,7 +52,12 @@ def make_config(log: Path, threads: int = 0) -> Config:
     ]
     rows = {"label": "click", "user": "user_id", "timestamp": "timestamp", "features": features}
     split = {"by": "hash", "key": "user_id", "validation": 0.1, "test": 0.1}
-    raw = {"name": "benchmark", "logs": {"files": [str(log)]}, "rows": rows, "preprocess": {"split": split, "threads": threads}}
+    raw = {
+        "name": "benchmark",
+        "logs": {"files": [str(log)]},
+        "rows": rows,
+        "preprocess": {"split": split, "threads": threads},
+    }
     return parse_config({**raw, "confidence": {"gate": "off"}}, "benchmark")
 
 

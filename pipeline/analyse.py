@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
+from features.hashing import mix64
 from features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
 from features.tokens import Coded, coded, coded_lists, raw_type
 from features.vocabulary import count, merge
@@ -58,8 +59,9 @@ class Sample(NamedTuple):
 def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Any]]:
     """(kind:name, partial result): what the transform is learnt from and what ``statistics.json`` tells, in one pass.
 
-    ``splits``, ``days`` and ``missing`` are counted over all rows; of the training rows, by feature, ``vocabulary`` or
-    ``tokens`` (values and their rows and clicks), ``moments`` or ``sample`` (for the transform), ``range`` and ``spread``.
+    ``splits``, ``days`` and ``missing`` are counted over all rows. Of the training rows, by feature: ``vocabulary`` or ``tokens``
+    (values and their rows and clicks) or ``sampled`` (some values); ``moments`` or ``sample`` (for the transform), ``range`` and
+    ``spread``.
     """
     split, label, keys = (batch.column(name).to_numpy() for name in (SPLIT, LABEL, KEY))
     rows = _by_split(split)
@@ -79,7 +81,7 @@ def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterato
         if isinstance(feature, NumericFeature):
             measured = _number(feature, column, keys, train)
         else:
-            measured = _values(feature, column, label == 1, train)
+            measured = _values(feature, column, keys, label == 1, train)
         lacks = _by_split(split[next(measured)])
         return lacks, list(measured) if there and rows[0] else []
 
@@ -95,7 +97,7 @@ def _by_split(split: npt.NDArray[np.int8]) -> dict[int, int]:
     return {s: int(counts[s + 1]) for s, _ in _SPLITS}
 
 
-def _values(feature: Categorical, column: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
+def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
     """Which rows have no value; then the partial results of the training rows."""
     if isinstance(feature, CategoricalFeature):
         values = coded(feature, column)
@@ -104,10 +106,16 @@ def _values(feature: Categorical, column: Any, clicked: Bools, train: Bools) -> 
         values, lengths = coded_lists(feature, column)
         row = np.repeat(np.arange(len(lengths)), lengths)
         yield np.bincount(row[values.codes >= 0], minlength=len(lengths)) == 0
-        clicked, train = clicked[row], train[row]
-    kind = {"vocabulary": "vocabulary", "identity": "tokens"}.get(feature.encoding)
-    if kind and not feature.share:
-        yield f"{kind}:{feature.name}", [count(Coded(values.tokens, values.codes[train]), clicked[train])]
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        clicked, train, keys = clicked[row], train[row], mix64(keys[row] ^ mix64(place))  # no two values have one key
+    mine = Coded(values.tokens, values.codes[train])
+    if feature.encoding == "hash":  # there may be more values than could be counted
+        drawn = Sample.of(keys[train & (values.codes >= 0)], mine.codes[mine.codes >= 0], SPREAD_SAMPLE)
+        tokens = values.tokens.take(pa.array(drawn.values)).to_numpy(zero_copy_only=False)
+        yield f"sampled:{feature.name}", [drawn._replace(values=tokens)]
+    elif not feature.share:
+        kind = "vocabulary" if feature.encoding == "vocabulary" else "tokens"
+        yield f"{kind}:{feature.name}", [count(mine, clicked[train])]
 
 
 def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> Iterator[Any]:

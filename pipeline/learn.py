@@ -41,6 +41,8 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
         return key, profile.values(merge(found))
+    if kind == "sampled":
+        return key, profile.sampled(Sample.merged(found).values)
     if kind == "moments":
         return key, numeric_entry(NumericState.from_moments(found))
     if kind == "sample":

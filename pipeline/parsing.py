@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -33,7 +34,11 @@ def open_binary(path: str) -> IO[bytes]:
 
 
 #: Endings of compressed text files, and what reads them. Not Beam's decompression, which takes a truncated file for a short one.
-COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": lambda file: pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"),
+}
 #: What a reader of a truncated or damaged file raises.
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 
@@ -44,8 +49,9 @@ def compression_of(path: str) -> str:
 
 
 def decompressed(path: str, file: IO[bytes]) -> Any:
-    """The file, or a reader over it if its name says that it is compressed."""
-    return COMPRESSED[compression_of(path)](file) if compression_of(path) else file
+    """The file, or a reader over it if its name says that it is compressed; it can be peeked into."""
+    found = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
+    return found if hasattr(found, "peek") else io.BufferedReader(found)
 
 
 def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:

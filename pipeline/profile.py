@@ -6,9 +6,11 @@ Counted in the Beam job (:mod:`pipeline.analyse`), in the pass that the transfor
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +19,8 @@ from pipeline.columns import SPLITS
 
 #: Values that are named; those beyond are counted together.
 TOP = 100
+#: Partial results of which a feature with values has one.
+_COUNTED = ("vocabulary", "tokens", "sampled")
 QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
 
 
@@ -31,6 +35,13 @@ def values(counts: pa.Table) -> dict[str, Any]:
     return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in top]}
 
 
+def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:
+    """The distribution of a sample of values: how many were drawn, and the most frequent; how many there are is not known."""
+    found = Counter(tokens.tolist())
+    top = sorted(found.items(), key=lambda item: (-item[1], item[0].encode()))[:TOP]
+    return {"values": len(tokens), "top": top, "sampled": True} if len(tokens) else {}
+
+
 def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
     """The content of ``statistics.json``.
 
@@ -40,8 +51,8 @@ def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         days: by split, (day, rows, clicks) in order; features: by name, missing and rows by split, and of the training split
-        distinct values and the most frequent ones, or least, largest and quantiles. A feature whose values are hashed has no
-        distribution: its values are not counted.
+        distinct values and the most frequent ones, or least, largest and quantiles. Of a feature whose values are hashed only a
+        sample is looked at: it may have more values than could be counted.
     """
     days: dict[str, list[Any]] = {name: [] for name in SPLITS}
     for key, (rows, clicks) in learnt.get("days", {}).items():
@@ -53,8 +64,8 @@ def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
     for feature in schema.features:
         name = feature.name
         lacks = {split: missing[key] for split in SPLITS if (key := f"{split} {name}") in missing}
-        found = learnt.get(f"vocabulary:{name}") or learnt.get(f"tokens:{name}") or {}
-        spread = {key: found[key] for key in ("distinct", "values", "top") if key in found}
+        known = [learnt[key] for kind in _COUNTED if (key := f"{kind}:{name}") in learnt]
+        spread = {key: value for found in known for key, value in found.items() if key != "entry"}
         if ends := learnt.get(f"range:{name}"):
             low, high = ends
             spread = {"min": low, "max": high, "quantiles": [low, *learnt[f"spread:{name}"][1:-1], high]}

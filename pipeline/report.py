@@ -76,7 +76,9 @@ def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[
     rows = []
     for name, found in statistics["features"].items():
         what = "not counted"
-        if "distinct" in found:
+        if "sampled" in found:
+            what = f"most frequent of {found['values']:,} drawn: {', '.join(value for value, _ in found['top'][:3])}"
+        elif "distinct" in found:
             what = f"{found['distinct']:,} values; {', '.join(value for value, _ in found['top'][:3])}"
         elif "quantiles" in found:
             middle = len(found["quantiles"]) // 2

@@ -189,9 +189,7 @@ class Reader:
                 file.seek(piece.start - 1)
                 at = piece.start - 1 + len(file.readline())
             else:
-                mark = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
-                file.seek(mark)
-                at = mark
+                at = len(file.read(3)) if file.peek(3)[:3] == b"\xef\xbb\xbf" else 0
                 if piece.has_header:
                     at += len(file.readline())
             while piece.end < 0 or at < piece.end:

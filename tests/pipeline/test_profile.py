@@ -61,7 +61,9 @@ def test_values_and_numbers_are_those_of_the_training_rows(small_log: Path, smal
     ]
     positions = Counter(str(row["position"]) for row in training)
     assert dict(map(tuple, features["position"]["top"])) == positions  # type: ignore[arg-type]
-    assert "top" not in features["category"]  # hashed
+    categories = Counter(row["category"] for row in training)  # hashed: a sample, here of all rows
+    assert dict(map(tuple, features["category"]["top"])) == categories
+    assert "distinct" not in features["category"]
     prices = np.array([row["price"] for row in training])
     assert features["price"]["min"] == prices.min() and features["price"]["max"] == prices.max()
     np.testing.assert_allclose(features["price"]["quantiles"], np.quantile(prices, QUANTILES))
@@ -137,9 +139,8 @@ def test_drift_finds_what_moved_and_nothing_else(small_dataset: Dataset, drifted
     found = {feature.feature: feature for feature in moved(small_dataset, drifted)}
     assert found["price"].psi > 0.5 and found["age_band"].psi > 0.1  # type: ignore[operator]
     assert next(iter(found)) == "price"
-    for name in ("gender", "position", "hour"):
+    for name in ("gender", "position", "hour", "category"):
         assert found[name].psi < 0.05, name  # type: ignore[operator]
-    assert found["category"].psi is None
     assert found["hour"].missing == (0.0, pytest.approx(0.2, abs=0.01))
     assert "%" in found["age_band"].what
 

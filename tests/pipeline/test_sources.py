@@ -19,6 +19,8 @@ from pipeline.config import LogSettings
 from pipeline.plan import Piece, plan
 from pipeline.sources import Reader, Refused
 
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+
 SCHEMA = Schema(
     features=[
         {"name": "user", "kind": "categorical"},
@@ -32,7 +34,7 @@ ROWS = [{"user": f"u{i % 7} é", "n": i / 2, "click": i % 2, "t": 1000 + i, "cou
 
 def _jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(data))
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(data))
     return path
 
 
@@ -76,7 +78,9 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ROWS[0]} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz", "log.jsonl.bz2", "log.csv", "log.parquet", "log.avro"])
+@pytest.mark.parametrize(
+    "name", ["log.jsonl", "log.jsonl.gz", "log.jsonl.bz2", "log.jsonl.zst", "log.csv", "log.parquet", "log.avro"]
+)
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "avro": _avro}[name.split(".")[1]](path)
@@ -209,7 +213,7 @@ def test_an_ending_that_tells_nothing_is_refused(tmp_path: Path) -> None:
     assert len(plan(LogSettings(files=[str(path)], format="jsonl"), SCHEMA)) == 1
 
 
-@pytest.mark.parametrize("ending", [".gz", ".bz2"])
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".zst"])
 def test_a_truncated_file_is_an_error_and_not_a_short_log(tmp_path: Path, ending: str) -> None:
     path = _jsonl(tmp_path / f"log.jsonl{ending}", ROWS * 200)  # longer than one block of bzip2
     path.write_bytes(path.read_bytes()[:-20])
