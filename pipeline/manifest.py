@@ -109,7 +109,7 @@ def manifest(
         "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
         "schema_digest": config.rows.digest,
         "schema": config.rows.model_dump(mode="json"),
-        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True),
+        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude={"threads"}),
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
         "sources": sorted({piece.path for piece in pieces}),

@@ -59,6 +59,23 @@ def load(spilled: Spilled) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(spilled.path)).get_batch(spilled.part)
 
 
+def load_together(spilled: Iterable[Spilled]) -> pa.Table:
+    """All of these batches as one table."""
+    return together([load(one) for one in spilled])
+
+
+def together(batches: list[pa.RecordBatch]) -> pa.Table:
+    """Batches of several files as one table: columns in the same order, and what a file lacks is null."""
+    whole = pa.unify_schemas([batch.schema for batch in batches], promote_options="permissive")
+
+    def column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+        there = field.name in batch.schema.names
+        return batch.column(field.name).cast(field.type) if there else pa.nulls(batch.num_rows, field.type)
+
+    aligned = ([column(batch, field) for field in whole] for batch in batches)
+    return pa.Table.from_batches([pa.RecordBatch.from_arrays(columns, schema=whole) for columns in aligned])
+
+
 class OverSpilled(beam.CombineFn):  # type: ignore[misc]
     """A combiner of batches, over batches that lie on disk.
 

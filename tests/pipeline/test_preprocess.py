@@ -95,11 +95,13 @@ def test_the_manifest_counts_what_is_there(small_log: Path, small_dataset: Datas
     assert set(rows.user.tolist()) <= set(hash64(users).tolist())
 
 
-def test_records_are_identical_again_and_with_two_workers(
+def test_records_are_identical_again_with_any_threads_and_with_two_workers(
     small_config: Config, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    again = preprocess(small_config, tmp_path / "again")
-    assert _files(again.directory) == _files(small_dataset.directory)
+    for threads in (1, 3):
+        settings = small_config.preprocess.model_copy(update={"threads": threads})
+        again = preprocess(small_config.model_copy(update={"preprocess": settings}), tmp_path / f"{threads}")
+        assert _files(again.directory) == _files(small_dataset.directory)
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     two = preprocess(small_config, tmp_path / "two", beam_options=options)
     assert _files(two.directory) == _files(small_dataset.directory)

@@ -1,0 +1,98 @@
+"""Running the preprocessing job on an engine that Beam knows, and telling what an engine says when it fails."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from features.errors import UserError
+from features.places import address
+from pipeline import progress
+from pipeline.config import Config
+from pipeline.graph import build
+from pipeline.plan import Piece
+from pipeline.threads import ONE, Threads, cores
+
+
+def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str], base: str) -> None:
+    """Run the job to its end.
+
+    Args:
+        config, pieces, base: see :func:`pipeline.graph.build`.
+        directory: what the job writes into.
+        beam_options: choose the engine and its settings; none of them: this process.
+
+    Raises:
+        UserError: of a worker, of the options, or of an engine that gave the job up.
+    """
+    try:
+        # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
+        quiet = "--default_sdk_harness_log_level=ERROR"
+        options = PipelineOptions([quiet, *beam_options], save_main_session=False)
+        pipeline = beam.Pipeline(options=options)
+    except (SystemExit, ValueError) as error:
+        raise UserError(
+            "-- " + " ".join(beam_options),
+            f"Beam does not take these options ({error})",
+            "see `clsd preprocess --help`",
+        ) from None
+    _warn_of_unknown(beam_options)
+    progress.add(progress.PLANNED, len(pieces))
+    build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
+    try:
+        pipeline.run().wait_until_finish()
+    except UserError:
+        raise
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # the engine makes an error of its own of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise _inner_user_error(error) or _engine_failure(error) or error from None
+
+
+def _threads(asked: int, options: PipelineOptions) -> Threads:
+    """Beam's own workers share the cores of this machine; any other engine shares out cores itself."""
+    if asked:
+        return Threads(asked)
+    if (options.view_as(StandardOptions).runner or "DirectRunner") not in ("DirectRunner", "FnApiRunner"):
+        return ONE
+    return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
+
+
+def _engine_failure(error: Exception) -> UserError | None:
+    """A job that its engine gave up, a killed worker for one; an exception of our own code within it is a bug, and stays one."""
+    text = str(error)
+    if " failed in state " not in text or "Traceback (most recent call last)" in text:
+        return None
+    reason = text.split(" failed in state ", 1)[1].split("\n", 1)[0].rsplit(": ", 1)[-1].strip()
+    return UserError(
+        "Beam's engine", f"gave the job up ({reason})", "see its log, and run the same again: no data set was written"
+    )
+
+
+def _warn_of_unknown(beam_options: list[str]) -> None:
+    """Beam ignores an option that it does not know; a job server may know it, so this is no error."""
+    parser: Any = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    for option in parser.parse_known_args(beam_options)[1]:
+        if option.startswith("-"):
+            progress.console.print(f"[yellow]warning[/yellow] Beam itself does not know {option}", highlight=False)
+
+
+def _inner_user_error(error: BaseException) -> UserError | None:
+    """A worker's UserError inside the exception that the engine made of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        marker = "features.errors.UserError: "
+        if marker in str(seen):  # a portable engine hands over the worker's traceback as text
+            line = str(seen).rsplit(marker, 1)[1].split("\n", 1)[0].split(" [while running", 1)[0]
+            where, _, what = line.partition(": ")
+            return UserError(where, what, "")
+        seen = seen.__cause__ or seen.__context__
+    return None
