@@ -19,6 +19,7 @@ from features.hashing import mix64
 from features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
 from features.tokens import Coded, coded, coded_lists, raw_type
 from features.vocabulary import count, merge
+from pipeline import progress
 from pipeline.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
 from pipeline.spill import Spilled, load, spill
 from pipeline.threads import Threads
@@ -152,6 +153,7 @@ class Measure(beam.DoFn):  # type: ignore[misc]
     def process(self, spilled: Spilled) -> None:
         for key, partial in partials(self._schema, load(spilled), self._threads):
             self._parts[key] = add(self._parts.get(key, []), partial)
+        progress.add("rows counted", spilled.rows)
 
     def finish_bundle(self) -> Iterator[Any]:
         for key, found in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):

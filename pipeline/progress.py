@@ -16,7 +16,7 @@ console = Console(stderr=True)
 #: Counted to know how far a job is, and not shown themselves.
 PLANNED, READ = "pieces planned", "pieces read"
 #: The stages of preprocessing after reading, in order: what is counted in each, and its name.
-_STAGES = (("rows encoded", "encoding"), ("rows written", "writing"))
+_STAGES = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
 
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
@@ -31,7 +31,7 @@ def add(what: str, n: int) -> None:
 def stage_of(counts: dict[str, int], elapsed: float) -> str:
     """What preprocessing does at the moment, and about how many seconds are left; "" where nothing is planned.
 
-    Reading, encoding and writing are taken to cost alike; how many rows there are is extrapolated from the pieces read.
+    Reading, counting, encoding and writing are taken to cost alike; how many rows there are is extrapolated from the pieces read.
     """
     if not counts.get(PLANNED):
         return ""
