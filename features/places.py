@@ -12,10 +12,12 @@ from typing import cast
 
 from features.errors import UserError
 
+_LOCAL = "file://"
+
 
 def is_remote(path: str | Path) -> bool:
     """Whether it is an address of an object store rather than a path of this machine."""
-    return "://" in str(path)
+    return "://" in str(path) and not str(path).startswith(_LOCAL)
 
 
 def place(path: str | Path) -> Path:
@@ -25,7 +27,7 @@ def place(path: str | Path) -> Path:
         UserError: nothing is installed that reaches such a store.
     """
     if not is_remote(path):
-        return Path(path)
+        return Path(str(path).removeprefix(_LOCAL))
     try:
         from upath import UPath
 

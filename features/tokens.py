@@ -45,6 +45,13 @@ def as_dictionary(column: Column) -> Column:
     return column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
 
 
+def as_type(column: Column, kind: pa.DataType) -> Column:
+    """The column as another type, which may be a dictionary; Arrow itself casts to one from text alone."""
+    if not pa.types.is_dictionary(kind):
+        return plain(column).cast(kind)
+    return as_dictionary(column if pa.types.is_dictionary(column.type) else column.cast(kind.value_type)).cast(kind)
+
+
 def with_dictionaries(
     names: Sequence[str], table: pa.Table, each: Callable[..., Iterable[Any]] = map
 ) -> pa.RecordBatch:

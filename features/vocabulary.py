@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,11 @@ class Vocabulary:
     def save(self, path: Path) -> None:
         """Write the vocabulary as a Parquet file."""
         with path.open("wb") as file:
-            pq.write_table(self.table(), file)
+            self.write(file)
+
+    def write(self, file: IO[bytes]) -> None:
+        """The same to a file that is open."""
+        pq.write_table(self.table(), file)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

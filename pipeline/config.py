@@ -251,6 +251,9 @@ class Config(Strict):
                     )
         if split.key and split.key not in self.rows.columns:
             raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
+        lists = [f.source for f in self.rows.ragged if not f.separator]
+        if split.key in {*lists, self.rows.label, self.rows.timestamp, self.rows.intensity} - {""}:
+            raise ValueError(f"preprocess.split.key: '{split.key}' holds no key; name a user, a session or the like")
         stopping = self.train.early_stopping
         if stopping and stopping.metric == "gauc" and not self.rows.user:
             raise ValueError("train.early_stopping.metric: gauc needs rows.user")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from features.errors import UserError
 from features.places import is_remote
@@ -22,6 +22,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 #: Libraries whose errors are those of an object store.
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
+#: In a directory of an object store that is being published, or was when its process ended.
+UNFINISHED = ".clsd-unfinished"
 #: Objects that are moved at a time.
 _STREAMS = Threads(16, ahead=2)
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
@@ -131,7 +133,7 @@ def require_ours(target: Path, markers: tuple[str, ...]) -> None:
     if (
         target.exists()
         and not _is_empty(target)
-        and not any((target / marker).is_file() for marker in markers if marker)
+        and not any((target / marker).is_file() for marker in (*markers, UNFINISHED) if marker)
     ):
         raise UserError(
             str(target), "holds something that clsd did not make", "choose another place, or empty it yourself"
@@ -159,7 +161,8 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
     """A directory that appears under its name only when the block ends well.
 
     Yields a directory to write into; at the end it takes the target's place, on this machine by one rename, in an object
-    store, which has none, by copies of which ``marker`` is the last. On any error it is removed and the target is what it was.
+    store, which has none, by copies of which ``marker`` is the last. On an error before that it is removed and the target is
+    what it was; an error among the copies leaves a target without a marker, which may be overwritten.
 
     Args:
         target: the directory.
@@ -199,12 +202,16 @@ def _publish(aside: Path, target: Path, marker: str) -> None:
 
 def _publish_objects(aside: Path, target: Path, marker: str) -> None:
     """The marker of the old directory goes first and that of the new one comes last: in between there is none that is whole."""
+    (target / UNFINISHED).write_bytes(b"")  # what is begun and not ended must be known for ours
     if marker:
         remove_file(target / marker)
-    remove_tree(target)
+    for name in files_in(target):
+        if name != UNFINISHED:
+            remove_file(target / name)
     files = files_in(aside)
     for names in ([name for name in files if name != marker], [name for name in files if name == marker]):
         deque(_STREAMS.map(lambda name: _publish_object(aside / name, target / name), names), maxlen=0)
+    remove_file(target / UNFINISHED)
 
 
 def _publish_object(source: Any, target: Any) -> None:
@@ -212,6 +219,23 @@ def _publish_object(source: Any, target: Any) -> None:
         target.fs.put_file(str(source), target.path)
     else:
         target.fs.cp_file(source.path, target.path)  # within the store
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name only when it is whole, in the place of one that another attempt left.
+
+    An object appears whole or not at all; a file of this machine is written aside and renamed.
+    """
+    aside = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with aside.open("wb") as file:
+            yield file
+        if aside != path:
+            aside.replace(path)
+    finally:
+        if aside != path:
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

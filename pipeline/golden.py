@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from features.tokens import with_dictionaries
 from pipeline.columns import KEY, SPLIT, SPLITS
-from pipeline.spill import together
 
 
 class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
@@ -47,6 +46,6 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
         return rows.filter(pc.equal(rows.column(SPLIT), rows.column(SPLIT)[0]))
 
     def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-        table = together(parts)
+        table = pa.Table.from_batches(parts)
         order = pc.sort_indices(table, sort_keys=[(SPLIT, "descending"), (KEY, "ascending")])
         return table.take(order[: self._rows]).combine_chunks().to_batches()[0]

@@ -36,7 +36,7 @@ from pipeline.analyse import Measure, MergePartials
 from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE
-from pipeline.files import write_json
+from pipeline.files import whole_file, write_json
 from pipeline.golden import SmallestKeys
 from pipeline.histories import add_histories
 from pipeline.learn import described_transform, learn
@@ -60,6 +60,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         self._reader, self._schema = Reader(config.logs, config.seed, threads), config.rows
         self._directory, self._split = directory, _split_of_row(config)
         self._read = Metrics.counter("clsd", "rows_read")
+        self._kept = Metrics.counter("clsd", "rows_kept")
         self._refused = Metrics.counter("clsd", "rows_refused")
 
     def process(self, piece: Piece) -> Iterator[Any]:
@@ -79,7 +80,9 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
             yield from spill(self._directory, [self._split(batch)])
         progress.add(progress.READ, 1)
         self._read.inc(kept + len(refusals))
+        self._kept.inc(kept)
         self._refused.inc(len(refusals))
+        progress.add("rows kept", kept)
         progress.add("rows refused", len(refusals))
         for refused in refusals:
             Metrics.counter("clsd.refused", refused.reason).inc()
@@ -195,7 +198,7 @@ def build(
             golden=beam.pvalue.AsSingleton(golden),
             written=beam.pvalue.AsList(written),
             dead=beam.pvalue.AsList(dead),
-            tally=beam.pvalue.AsSingleton(tally),
+            tally=beam.pvalue.AsSingleton(tally, default_value={"rows": (0, 0)}),
             counts=counts,
             described=described,
             quality=beam.pvalue.AsSingleton(quality, default_value={}),
@@ -238,9 +241,12 @@ def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
     return rows | "SplitByTime" >> beam.FlatMap(_changed, directory, by_time, beam.pvalue.AsSingleton(times))
 
 
-def _changed(batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], *learnt: Any) -> Iterable[Spilled]:
-    """The batch as ``change`` makes it, laid on disk anew."""
-    return spill(directory, [change(load(batch), *learnt)])
+def _changed(
+    batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], learnt: Any = None
+) -> Iterable[Spilled]:
+    """The batch as ``change`` makes it, of what was learnt if that is given, laid on disk anew."""
+    rows = load(batch)
+    return spill(directory, [change(rows) if learnt is None else change(rows, learnt)])
 
 
 def _split_by_time(gap: int, batch: pa.RecordBatch, boundaries: tuple[int, int]) -> pa.RecordBatch:
@@ -251,15 +257,15 @@ def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterato
     batch = load(spilled)
     part = (seeded(batch.column(USER).to_numpy(), seed, 0x0521) % np.uint64(parts)).astype(np.int64)
     order, starts = shards.sorted_codes(part)
-    ordered = batch.take(pa.array(order))
+    # Without dictionaries: each part would carry that of the whole batch along.
+    ordered = with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(order))]))
     laid = spill(directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)])))
     yield from zip(part[order[starts]].tolist(), laid, strict=True)
 
 
 def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
     """All rows of a part's users, in an order that does not depend on how they arrived, with their histories and split."""
-    table = load_together(element[1])
-    batch = with_dictionaries((), table.combine_chunks().sort_by(KEY))
+    (batch,) = load_together(element[1]).combine_chunks().sort_by(KEY).combine_chunks().to_batches()
     batch = add_histories(config.rows, batch)
     if config.preprocess.split.by == "user_time":
         batch = splits.by_user_time(config.preprocess.split, batch)
@@ -284,7 +290,7 @@ def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[
     """All dead letters in one compressed file, in order; returns their counts by reason and the first of them."""
     letters = sorted(element[1], key=lambda refused: (refused.path, refused.line, refused.reason, refused.text))
     path = place(directory) / "dead_letters.jsonl.gz"
-    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+    with whole_file(path) as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         for refused in letters:
             file.write((json.dumps(refused.__dict__, ensure_ascii=False) + "\n").encode())
     reasons: dict[str, int] = {}
@@ -306,7 +312,7 @@ def _write_summary(
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     if golden is not None:
-        with (place(directory) / GOLDEN_FILE).open("wb") as file:
+        with whole_file(place(directory) / GOLDEN_FILE) as file:
             pq.write_table(pa.Table.from_batches([golden]), file)
     rows, kept = tally["rows"]
     summary = {

@@ -18,6 +18,7 @@ from features.vocabulary import Vocabulary, merge
 from pipeline import profile
 from pipeline.analyse import Sample, lifted, merged
 from pipeline.dataset import Dataset
+from pipeline.files import whole_file
 
 
 def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterable[Any]]) -> tuple[str, Any]:
@@ -37,7 +38,8 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     if kind == "vocabulary":
         counts = merge(found)
         vocabulary = _vocabulary(schema, name, counts, base)
-        vocabulary.save(place(directory) / vocabulary_file(name))
+        with whole_file(place(directory) / vocabulary_file(name)) as file:
+            vocabulary.write(file)
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
         return key, profile.values(merge(found))

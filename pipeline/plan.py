@@ -133,7 +133,8 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     else:
         found = _inferred_json(path, head)
         # A key that the first lines leave out may come later: look for its name before calling it missing.
-        late = [column for column in schema.columns if column not in found]
+        optional = {feature.source for feature in schema.features if feature.optional}
+        late = [column for column in schema.columns if column not in found and column not in optional]
         found |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
     piece = {
         "path": path,
@@ -258,7 +259,9 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
     for feature in (f for f in schema.features if f not in schema.histories):
         if feature.source not in found and not feature.optional:
             raise _missing_column(path, feature.source, found)
-        if feature.source in found:
+        if feature.source not in found and kind == "jsonl":  # it may come late: what is not there is null
+            types[feature.source] = raw_type(feature)
+        elif feature.source in found:
             types[feature.source] = raw_type(feature)
             _check_type(path, kind, feature.name, types[feature.source], found[feature.source])
             if pa.types.is_list(types[feature.source]) and kind == "csv":
@@ -269,16 +272,25 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
         if column and column not in found:
             raise _missing_column(path, column, found)
     if schema.user:
-        types.setdefault(schema.user, _text_or_int(found[schema.user]))
+        # Of a CSV always as text: whether "007" is a number must not hang on the file's other users.
+        as_int = kind != "csv" and pa.types.is_integer(found[schema.user])
+        types.setdefault(schema.user, pa.int64() if as_int else pa.string())
     for column in [schema.label, schema.timestamp]:
         if column:
             types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
     if schema.timestamp and schema.timestamp_unit == "iso" and kind not in ("parquet", "avro"):
         types[schema.timestamp] = pa.string()
+    for feature in (f for f in schema.features if f.source == schema.timestamp):
+        number = pa.types.is_integer(types[feature.source]) or pa.types.is_floating(types[feature.source])
+        if not number and not pa.types.is_string(raw_type(feature)):
+            what = f"feature '{feature.name}' reads '{feature.source}' as a number, and it is {types[feature.source]}"
+            raise UserError(path, what, "give the feature a column of its own")
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
     for column in schema.passthrough:
-        types.setdefault(column, pa.string() if kind == "csv" or pa.types.is_null(found[column]) else found[column])
+        typed = kind == "jsonl" and not pa.types.is_null(found[column])  # JSON's parser wants to know what stands there
+        nested = pa.types.is_nested(found[column])
+        types.setdefault(column, found[column] if typed or nested else pa.string())
         if pa.types.is_nested(types[column]) and column not in [f.source for f in schema.features]:
             raise UserError(
                 path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
@@ -315,10 +327,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
     return kind
-
-
-def _text_or_int(kind: pa.DataType) -> pa.DataType:
-    return pa.int64() if pa.types.is_integer(kind) else pa.string()
 
 
 def _missing_column(path: str, column: str, found: dict[str, Any]) -> UserError:

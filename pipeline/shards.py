@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,14 +12,14 @@ import pyarrow as pa
 
 from features.encode import encode
 from features.hashing import seeded
-from features.places import is_remote, place
+from features.places import place
 from features.records import serialize_block, write_records
 from features.rows import Rows
 from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
 from features.tokens import plain
 from features.transform import Transform
 from pipeline.columns import KEY, LABEL, SPLITS, TIME, USER
-from pipeline.files import make_directory
+from pipeline.files import make_directory, whole_file
 from pipeline.spill import Spilled, load
 from pipeline.threads import Threads
 
@@ -112,18 +111,14 @@ def write_shard(
     rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     target = place(directory) / name
-    # An object appears whole or not at all; a file is written aside first.
-    aside = target if is_remote(target) else target.with_name(f".{uuid.uuid4().hex}.partial")
     make_directory(target.parent)
     blocks = range(0, len(rows), rows_per_block)
-    with aside.open("wb") as file:
+    with whole_file(target) as file:  # perhaps over that of an earlier attempt; its bytes are the same
         written = write_records(
             file,
             (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),
             gzipped=gzipped,
         )
-    if aside != target:
-        aside.replace(target)  # also in the place of an earlier attempt at this same bundle; its bytes are the same
     return {
         "split": split,
         "file": name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from features.errors import UserError
 from features.hashing import seeded
-from features.tokens import with_dictionaries
+from features.tokens import plain, with_dictionaries
 from pipeline import avro
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
@@ -64,6 +65,7 @@ class Reader:
     def __init__(self, logs: LogSettings, seed: int, threads: Threads = ONE) -> None:
         self._logs, self._seed, self._threads = logs, seed, threads
         self._before = (-1, 0)
+        self._breaks: dict[str, dict[int, int]] = {}
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
         """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
@@ -85,8 +87,31 @@ class Reader:
     def line(self, piece: Piece, position: int) -> int:
         """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
         if self._before[0] != piece.index:
-            self._before = (piece.index, _lines_before(piece))
+            self._before = (piece.index, self._lines_before(piece))
         return self._before[1] + position + 1
+
+    def _lines_before(self, piece: Piece) -> int:
+        """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
+        if piece.format == "avro":
+            with open_binary(piece.path) as file:
+                return avro.records_before(file, piece.start)
+        if piece.format == "parquet":
+            with open_binary(piece.path) as file:
+                metadata = open_parquet(piece.path, file).metadata
+                return sum(metadata.row_group(group).num_rows for group in range(piece.start))
+        if piece.start == 0:
+            return int(piece.has_header)
+        # From the nearest place before it whose line breaks are counted: pieces of a large file would read it over and over.
+        known = self._breaks.setdefault(piece.path, {0: 0})
+        at = max(place for place in known if place < piece.start)
+        breaks = known[at]
+        with open_binary(piece.path) as file:
+            file.seek(at)
+            while at < piece.start and (block := file.read(min(BLOCK_BYTES, piece.start - at))):
+                breaks, at = breaks + block.count(b"\n"), at + len(block)
+        known[piece.start] = breaks
+        # The line that the piece starts in belongs to the piece before.
+        return breaks if block.endswith(b"\n") else breaks + 1
 
     def _placed(self, piece: Piece, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
         keys = pa.array(seeded(positions.astype(np.uint64), self._seed, piece.index))
@@ -130,17 +155,23 @@ class Reader:
         target = pa.schema([*piece.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
         table = self._placed(piece, table.select(list(piece.types)), first + np.arange(table.num_rows))
 
+        @cache
+        def readable() -> pa.Table:
+            return pa.table([plain(column) for column in table.columns], names=table.column_names)
+
         def cast(rows: list[int]) -> pa.Table:
-            part = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
+            # A dictionary would condemn every row for one bad value in it.
+            part = readable().take(pa.array(rows)) if len(rows) < table.num_rows else table
             found = pa.table({f.name: _cast(part[f.name], f) for f in target})
             found.validate(full=True)
             return found
 
         good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
         if good is not None:
-            yield good
+            yield pa.Table.from_batches([with_dictionaries(piece.coded, good)]) if faults else good
         for row, reason in faults:
-            text = json.dumps({name: table[name][row].as_py() for name in piece.types}, ensure_ascii=False, default=str)
+            values = {name: _shown(readable()[name][row]) for name in piece.types}
+            text = json.dumps(values, ensure_ascii=False, default=str)
             yield Refused(piece.path, self.line(piece, first + row), reason, text)
 
     def _read_text(self, piece: Piece) -> Iterator[pa.Table | Refused]:
@@ -237,21 +268,9 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         raise pa.ArrowInvalid(f"Column(/{field.name}) failed to cast: {error}") from None
 
 
-def _lines_before(piece: Piece) -> int:
-    """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
-    if piece.format == "avro":
-        with open_binary(piece.path) as file:
-            return avro.records_before(file, piece.start)
-    if piece.format == "parquet":
-        with open_binary(piece.path) as file:
-            metadata = open_parquet(piece.path, file).metadata
-            return sum(metadata.row_group(group).num_rows for group in range(piece.start))
-    if piece.start == 0:
-        return int(piece.has_header)
-    count, at = 0, 0
-    with open_binary(piece.path) as file:
-        while at < piece.start and (block := file.read(min(BLOCK_BYTES, piece.start - at))):
-            count, at = count + block.count(b"\n"), at + len(block)
-        if not block.endswith(b"\n"):
-            count += 1  # the line that the piece starts in belongs to the piece before
-    return count
+def _shown(value: pa.Scalar) -> Any:
+    """A value for a dead letter, broken UTF-8 as escapes."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes().decode(errors="backslashreplace")

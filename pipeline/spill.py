@@ -22,6 +22,8 @@ from features.places import is_remote, place
 
 #: Name of the directory, within that of the data set while it is made.
 SPILL = ".spill"
+#: Bytes at whose multiples a batch begins, so that its columns are views wherever the file is mapped.
+_ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -29,51 +31,53 @@ class Spilled:
     """Where a batch lies.
 
     Args:
-        path: an Arrow IPC file.
-        part: which of its batches.
+        path: the file.
+        start, end: bytes of the batch in it, an Arrow IPC stream of its own.
         rows: how many rows it has.
     """
 
     path: str
-    part: int
+    start: int
+    end: int
     rows: int
 
 
 def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
-    """Write batches of one schema, with the same dictionaries, to a new file; empty ones are left out."""
+    """Write batches to a new file; empty ones are left out."""
     batches = [batch for batch in batches if batch.num_rows]
     if not batches:
         return []
     path = posixpath.join(directory, SPILL, f"{uuid.uuid4().hex}.arrow")
-    with place(path).open("wb") as file, pa.ipc.new_file(file, batches[0].schema) as writer:
+    found = []
+    with place(path).open("wb") as file:
+        start = 0
         for batch in batches:
-            writer.write_batch(batch)
-    return [Spilled(path, part, batch.num_rows) for part, batch in enumerate(batches)]
+            with pa.ipc.new_stream(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            end = file.tell()
+            found.append(Spilled(path, start, end, batch.num_rows))
+            file.write(bytes(-end % _ALIGNED))
+            start = file.tell()
+    return found
 
 
 def load(spilled: Spilled) -> pa.RecordBatch:
     """The batch; of a local file its columns are views of the mapped file, read when they are touched."""
     if is_remote(spilled.path):
-        with place(spilled.path).open("rb") as file:
-            return pa.ipc.open_file(file).get_batch(spilled.part)
-    return pa.ipc.open_file(pa.memory_map(spilled.path)).get_batch(spilled.part)
+        path: Any = place(spilled.path)
+        data = pa.py_buffer(
+            path.fs.cat_file(path.path, spilled.start, spilled.end)
+        )  # one request, of these bytes alone
+    else:
+        with pa.memory_map(spilled.path) as file:
+            file.seek(spilled.start)
+            data = file.read_buffer(spilled.end - spilled.start)
+    return pa.ipc.open_stream(data).read_next_batch()
 
 
 def load_together(spilled: Iterable[Spilled]) -> pa.Table:
     """All of these batches as one table."""
-    return together([load(one) for one in spilled])
-
-
-def together(batches: list[pa.RecordBatch]) -> pa.Table:
-    """Batches of several files as one table: columns in the same order, and what a file lacks is null."""
-    whole = pa.unify_schemas([batch.schema for batch in batches], promote_options="permissive")
-
-    def column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
-        there = field.name in batch.schema.names
-        return batch.column(field.name).cast(field.type) if there else pa.nulls(batch.num_rows, field.type)
-
-    aligned = ([column(batch, field) for field in whole] for batch in batches)
-    return pa.Table.from_batches([pa.RecordBatch.from_arrays(columns, schema=whole) for columns in aligned])
+    return pa.Table.from_batches([load(one) for one in spilled])
 
 
 class OverSpilled(beam.CombineFn):  # type: ignore[misc]

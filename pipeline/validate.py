@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from features.hashing import hash64
 from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
+from features.tokens import as_type, raw_type
 from pipeline.columns import KEY, LABEL, POSITION, TIME, USER
 
 #: Hash of an empty text.
@@ -28,8 +29,7 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
         batch: as :class:`pipeline.sources.Reader` gives it.
 
     Returns:
-        the usable rows with ``_label`` int64 (0 or 1), ``_time`` int64 (microseconds since 1970, 0 without a timestamp),
-        ``_user`` uint64 (a hash, 0 without a user); and (position in the batch, reason) for each refused one.
+        the usable rows with the columns of :func:`carried`; and (position in the batch, reason) for each refused one.
     """
     reasons = [""]
     first = np.zeros(batch.num_rows, np.int16)  # of each row, the place of the first reason to refuse it
@@ -75,20 +75,37 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             wrong[pc.list_parent_indices(pieces).to_numpy()[~np.asarray(whole, bool)]] = True
             refuse(wrong, f"{feature.source} holds something else than integers")
 
-    batch = (
-        batch.drop_columns([POSITION])
-        .append_column(LABEL, label)
-        .append_column(TIME, time)
-        .append_column(USER, pa.array(user))
-    )
-    # The raw label and time have done their work; files may write them in different types.
-    read = {*(feature.source for feature in schema.features), *schema.passthrough}
-    batch = batch.drop_columns([c for c in dict.fromkeys((schema.label, schema.timestamp)) if c and c not in read])
+    found = {name: batch.column(name) for name in batch.schema.names} | {LABEL: label, TIME: time, USER: pa.array(user)}
+    fields = carried(schema)
+    columns = [
+        as_type(found[field.name], field.type) if field.name in found else pa.nulls(batch.num_rows, field.type)
+        for field in fields
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=fields)
     usable = first == 0
     if usable.all():
         return batch, []
     refused = [(int(i), reasons[first[i]]) for i in np.flatnonzero(~usable)]
     return batch.filter(pa.array(usable)), refused
+
+
+def carried(schema: Schema) -> pa.Schema:
+    """The columns of checked rows, the same whatever a log file has: what it lacks is null, what is carried along is text.
+
+    ``_label`` is 0 or 1, ``_time`` microseconds since 1970 (0 without a timestamp), ``_user`` a hash (0 without a user). The raw
+    label, time and user have done their work.
+    """
+    types: dict[str, pa.DataType] = {}
+    for feature in schema.features:
+        if feature not in schema.histories:
+            kind = raw_type(feature)
+            types[feature.source] = pa.dictionary(pa.int32(), kind) if feature.source in schema.single_valued else kind
+    if schema.intensity:
+        types.setdefault(schema.intensity, pa.float64())
+    for name in schema.passthrough:
+        types.setdefault(name, pa.string())
+    ours = {KEY: pa.uint64(), LABEL: pa.int64(), TIME: pa.int64(), USER: pa.uint64()}
+    return pa.schema([*types.items(), *ours.items()])
 
 
 def microseconds(column: pa.Array, unit: str) -> pa.Array:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import UserError
 from features.hashing import hash64
+from features.schema import Schema
 from features.transform import first_value_id
 from pipeline.config import Config
 from pipeline.dataset import Dataset
@@ -362,3 +364,74 @@ def test_gzipped_shards_hold_the_same_rows_and_train_the_same(
     shard.write_bytes(shard.read_bytes()[:2000] + b"\0" * (shard.stat().st_size - 2000))
     with pytest.raises(UserError, match=r"part-00000-of-0000\d\.tfrecord\.gz: record \d+ is damaged"):
         made.verify()
+
+
+TWO = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "carried"),
+    [
+        ({"note": 9007199254740993}, {"note": None}, {"9007199254740993", None}),
+        ({"note": 3}, {"note": "three"}, {"3", "three"}),
+        ({"note": 3}, {"note": 1.5}, {"3", "1.5"}),
+        ({"note": True}, {}, {"true", None}),
+    ],
+)
+def test_files_may_differ_in_what_is_carried_along(
+    first: dict[str, Any],
+    second: dict[str, Any],
+    carried: set[str | None],
+    make_config: Callable[..., Config],
+    small_log: Path,
+    tmp_path: Path,
+) -> None:
+    """And in an optional column, which the second file lacks; for any number of workers the bytes are the same."""
+    rows = _rows(small_log)[:2000]
+    for number, more in enumerate((first, second)):
+        half = [{**row, "note": None, **more} for row in rows[number::2]]
+        for row in half if number else []:
+            del row["age_band"]
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
+    made = make_config(logs={"files": [str(tmp_path / "*.jsonl")]})
+    rows_of = made.rows.model_dump() | {"passthrough": ["note"]}
+    for feature in rows_of["features"]:
+        feature["optional"] = feature["name"] == "age_band"
+    config = made.model_copy(update={"rows": Schema.model_validate(rows_of)})
+    one = preprocess(config, tmp_path / "one")
+    assert {text for split in one.splits for text in one.read(split).passthrough.column(0).to_pylist()} == carried
+    assert _files(preprocess(config, tmp_path / "two", beam_options=TWO).directory) == _files(one.directory)
+
+
+def test_a_csv_user_is_text_whatever_the_files_other_users_are(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    """``007`` and ``7`` are two users, also where the head of a file has digits alone."""
+    names = list(json.loads(small_log.read_text().split("\n", 1)[0]))
+    for number, style in enumerate(("{:03d}", "{}")):
+        rows = [{**row, "tags": "", "user_id": style.format(i % 9 + 1)} for i, row in enumerate(_rows(small_log)[:900])]
+        lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
+        (tmp_path / f"{number}.csv").write_text("".join(f"{line}\n" for line in [",".join(names), *lines]))
+    made = make_config(logs={"files": [str(tmp_path / "*.csv")]}, preprocess={"max_refused": 0})
+    rows_of = made.rows.model_dump() | {"passthrough": []}
+    rows_of["features"] = [f for f in rows_of["features"] if f["name"] not in ("user_id", "tags")]
+    dataset = preprocess(made.model_copy(update={"rows": Schema.model_validate(rows_of)}), tmp_path / "out")
+    assert len({user for split in dataset.splits for user in dataset.read(split).user.tolist()}) == 18
+
+
+def test_a_parquet_log_without_any_row_group_is_refused(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    pq.ParquetWriter(tmp_path / "log.parquet", pa.table(_rows_as_columns()).schema).close()
+    with pytest.raises(UserError, match="holds no rows"):
+        preprocess(make_config(logs={"files": [str(tmp_path / "log.parquet")]}), tmp_path / "out")
+
+
+def _rows_as_columns() -> dict[str, Any]:
+    texts = ("user_id", "item_id", "age_band", "gender", "category")
+    numbers = ("hour", "price", "intensity")
+    whole = ("position", "click", "timestamp", "accidental")
+    kinds = {
+        **dict.fromkeys(texts, pa.string()),
+        **dict.fromkeys(numbers, pa.float64()),
+        **dict.fromkeys(whole, pa.int64()),
+    }
+    return {name: pa.array([], kind) for name, kind in kinds.items()} | {"tags": pa.array([], pa.list_(pa.string()))}

@@ -126,7 +126,7 @@ def test_columns_may_differ_in_order_and_optional_ones_may_lack(tmp_path: Path) 
     logs = LogSettings(files=[str(tmp_path / "*.jsonl")])
     rows, _ = _read(logs, plan(logs, SCHEMA))
     assert [row["user"] for row in rows] == [row["user"] for row in ROWS] * 2
-    assert "count" not in rows[-1]
+    assert rows[-1]["count"] is None
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,30 @@ def test_a_parquet_value_that_does_not_fit_is_set_aside(tmp_path: Path) -> None:
     good, refused = _read(logs, plan(logs, SCHEMA))
     assert len(good) == len(ROWS) - 1
     assert [(r.line, r.reason) for r in refused] == [(100, "wrong type in 'count'")]
+
+
+def test_one_broken_text_in_a_parquet_file_is_one_dead_letter(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    table = pa.Table.from_pylist(ROWS)
+    users = [row["user"].encode() for row in ROWS]
+    users[42] = b"u\xff"
+    broken = pa.Array.from_buffers(pa.string(), len(users), pa.array(users, pa.binary()).buffers())
+    pq.write_table(table.set_column(0, "user", broken), path)
+    logs = LogSettings(files=[str(path)])
+    good, refused = _read(logs, plan(logs, SCHEMA))
+    assert [row["user"] for row in good] == [row["user"] for place, row in enumerate(ROWS) if place != 42]
+    assert [(r.line, r.reason) for r in refused] == [(43, "broken UTF-8")]
+    assert json.loads(refused[0].text)["user"] == "u\\xff"
+
+
+def test_a_timestamp_that_a_feature_reads_must_be_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    table = pa.Table.from_pylist(ROWS)
+    stamps = pa.array([row["t"] for row in ROWS], pa.int64()).cast(pa.timestamp("s"))
+    pq.write_table(table.set_column(table.schema.get_field_index("t"), "t", stamps), path)
+    schema = Schema(features=[*SCHEMA.features, {"name": "hour", "column": "t", "kind": "numeric"}], timestamp="t")
+    with pytest.raises(UserError, match="feature 'hour' reads 't' as a number, and it is timestamp"):
+        plan(LogSettings(files=[str(path)]), schema)
 
 
 def test_a_key_that_comes_late_is_no_missing_column(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_empty_batches_are_not_laid_down(directory: str) -> None:
     batch = pa.record_batch({"n": [1, 2]})
     assert spill(directory, [batch.slice(0, 0)]) == []
     assert list((Path(directory) / SPILL).iterdir()) == []
-    assert [spilled.part for spilled in spill(directory, [batch.slice(0, 0), batch, batch.slice(1, 1)])] == [0, 1]
+    assert [spilled.rows for spilled in spill(directory, [batch.slice(0, 0), batch, batch.slice(1, 1)])] == [2, 1]
 
 
 def test_a_second_attempt_leaves_the_first_as_it_was(directory: str) -> None:
