@@ -238,6 +238,8 @@ def _show_dataset(dataset: Any) -> None:
     for split in dataset.splits:
         table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
     console.print(table)
+    if unread := dataset.manifest.get("columns_not_read"):
+        console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
     for name, found in dataset.manifest["splits"]["train"]["quality"].items():
         share = found["out_of_vocabulary"] / dataset.rows("train")
         if share > 0.05:

@@ -113,6 +113,7 @@ def manifest(
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
         "sources": sorted({piece.path for piece in pieces}),
+        "columns_not_read": sorted({name for piece in pieces for name in piece.unread}),
         "rows": summary["rows"],
         "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
         "rows_per_block": config.preprocess.rows_per_block,

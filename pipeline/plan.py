@@ -43,6 +43,7 @@ class Piece:
         columns: names of a CSV file's fields, in order.
         types: Arrow type of each column that is read, by name.
         coded: those of them that are handed on dictionary-encoded: features with one value a row.
+        unread: columns that the file has (as far as its first lines tell) and nothing reads.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Piece:
     columns: tuple[str, ...] = ()
     types: dict[str, pa.DataType] = field(default_factory=dict)
     coded: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     has_header: bool = False
 
 
@@ -114,16 +116,19 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     if kind == "parquet":
         with open_binary(path) as file:
             parquet = open_parquet(path, file)
-            types = _types(path, kind, schema, {f.name: f.type for f in parquet.schema_arrow})
+            there = {f.name: f.type for f in parquet.schema_arrow}
+            types = _types(path, kind, schema, there)
             for group in range(parquet.num_row_groups):
-                yield group, group + 1, {"path": path, "format": kind, "types": types}
+                yield group, group + 1, {"path": path, "format": kind, "types": types, "unread": _unread(there, types)}
         return
     chunk = logs.chunk_mebibytes << 20
     if kind == "avro":
         with open_binary(path) as file:
-            types = _types(path, kind, schema, avro.columns_of(path, file))
+            there = avro.columns_of(path, file)
+            types = _types(path, kind, schema, there)
         for start in range(0, size, chunk):
-            yield start, min(start + chunk, size), {"path": path, "format": kind, "types": types}
+            piece = {"path": path, "format": kind, "types": types, "unread": _unread(there, types)}
+            yield start, min(start + chunk, size), piece
         return
     head = _head(path)
     columns: tuple[str, ...] = ()
@@ -140,7 +145,8 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         "path": path,
         "format": kind,
         "columns": columns,
-        "types": _types(path, kind, schema, found),
+        "types": (types := _types(path, kind, schema, found)),
+        "unread": _unread(found, types),
         "has_header": kind == "csv" and not logs.csv.columns,
     }
     if compression_of(path):
@@ -148,6 +154,10 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     else:
         for start in range(0, size, chunk):
             yield start, min(start + chunk, size), piece
+
+
+def _unread(there: dict[str, Any], types: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(there.keys() - types.keys()))
 
 
 def _format_of(path: str) -> str:

@@ -89,6 +89,8 @@ def test_vocabularies_and_numbers_come_from_training_rows_alone(small_log: Path,
 def test_the_manifest_counts_what_is_there(small_log: Path, small_dataset: Dataset) -> None:
     manifest = small_dataset.manifest
     assert manifest["rows"] == {"read": 6000, "kept": 6000, "refused": 0, "in_gap": 0}
+    written = {name for row in _rows(small_log) for name in row}
+    assert manifest["columns_not_read"] == sorted(written - set(small_dataset.schema.columns))
     rows = small_dataset.read("test")
     oov = (rows.ids[:, small_dataset.schema.id_slices["item_id"].start] == 2).sum()
     assert manifest["splits"]["test"]["quality"]["item_id"]["out_of_vocabulary"] == oov
