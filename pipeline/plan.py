@@ -127,8 +127,8 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
             there = avro.columns_of(path, file)
             types = _types(path, kind, schema, there)
         for start in range(0, size, chunk):
-            piece = {"path": path, "format": kind, "types": types, "unread": _unread(there, types)}
-            yield start, min(start + chunk, size), piece
+            read = {"types": types, "unread": _unread(there, types)}
+            yield start, min(start + chunk, size), {"path": path, "format": kind, **read}
         return
     head = _head(path)
     columns: tuple[str, ...] = ()
@@ -141,11 +141,12 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         optional = {feature.source for feature in schema.features if feature.optional}
         late = [column for column in schema.columns if column not in found and column not in optional]
         found |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
-    piece = {
+    types = _types(path, kind, schema, found)
+    piece: dict[str, Any] = {
         "path": path,
         "format": kind,
         "columns": columns,
-        "types": (types := _types(path, kind, schema, found)),
+        "types": types,
         "unread": _unread(found, types),
         "has_header": kind == "csv" and not logs.csv.columns,
     }
