@@ -32,7 +32,7 @@ _DAY = 86_400_000_000
 #: Positions of the splits and their names, the rows that are left out among them.
 _SPLITS = [*enumerate(SPLITS), (GAP, "gap")]
 #: Partial results that are kept before they are merged.
-_FEW = 32
+_FEW, _FEW_LARGE = 32, 4
 
 
 class Sample(NamedTuple):
@@ -190,7 +190,8 @@ class MergePartials(beam.CombineFn):  # type: ignore[misc]
 def add(parts: list[Any], partial: Any) -> list[Any]:
     """The partial results with one more, a few of them merged now and then."""
     parts = [*parts, partial]
-    return parts if len(parts) < _FEW else [_merged(parts)]
+    large = isinstance(partial, list) and partial and isinstance(partial[0], Sample)
+    return parts if len(parts) < (_FEW_LARGE if large else _FEW) else [_merged(parts)]
 
 
 def merged(parts: Iterable[Any]) -> Any:

@@ -64,30 +64,31 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         self._refused = Metrics.counter("clsd", "rows_refused")
 
     def process(self, piece: Piece) -> Iterator[Any]:
-        kept = 0
-        refusals: list[Refused] = []
+        kept = refused = 0
         for part in self._reader.read(piece):
             if isinstance(part, Refused):
-                refusals.append(part)
+                yield self._dead(part)
+                refused += 1
                 progress.add("rows read", 1)
                 continue
             batch, wrong = check(self._schema, part)
             for row, reason in wrong:
                 line = self._reader.line(piece, part.column(POSITION)[row].as_py())
-                refusals.append(Refused(piece.path, line, reason, refused_text(part, row)))
-            kept += batch.num_rows
+                yield self._dead(Refused(piece.path, line, reason, refused_text(part, row)))
+            kept, refused = kept + batch.num_rows, refused + len(wrong)
             progress.add("rows read", part.num_rows)
+            progress.add("rows kept", batch.num_rows)
             yield from spill(self._directory, [self._split(batch)])
         progress.add(progress.READ, 1)
-        self._read.inc(kept + len(refusals))
+        self._read.inc(kept + refused)
         self._kept.inc(kept)
-        self._refused.inc(len(refusals))
-        progress.add("rows kept", kept)
-        progress.add("rows refused", len(refusals))
-        for refused in refusals:
-            Metrics.counter("clsd.refused", refused.reason).inc()
-            yield beam.pvalue.TaggedOutput(_DEAD, refused)
-        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + len(refusals), kept)})
+        self._refused.inc(refused)
+        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + refused, kept)})
+
+    def _dead(self, letter: Refused) -> Any:
+        progress.add("rows refused", 1)
+        Metrics.counter("clsd.refused", letter.reason).inc()
+        return beam.pvalue.TaggedOutput(_DEAD, letter)
 
 
 class Encode(beam.DoFn):  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -78,44 +78,62 @@ def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
 
 
 class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
-    """The exact instants from which a share of the rows is newer: counts of the distinct times, merged.
+    """The instants from which a share of the rows is newer: counts of the distinct times, merged.
+
+    Where there are more than ``most`` distinct times, they are counted by the shortest bin of a power of two of microseconds that
+    leaves no more, and a boundary is a bin's start. Of any part of the rows that bin is no longer than of all, so how the
+    counting was shared out does not matter.
 
     Args:
         settings: the shares.
+        most: distinct times that are kept; a boundary is wrong by the rows of one bin at most.
     """
 
-    def __init__(self, settings: SplitSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SplitSettings, most: int = 1 << 20) -> None:
+        self._settings, self._most = settings, most
 
-    def create_accumulator(self) -> list[tuple[Any, Any]]:
+    def create_accumulator(self) -> list[_Times]:
         return []
 
-    def add_input(self, accumulator: list[Any], batch: pa.RecordBatch) -> list[Any]:
-        accumulator.append(np.unique(batch.column(TIME).to_numpy(), return_counts=True))
+    def add_input(self, accumulator: list[_Times], batch: pa.RecordBatch) -> list[_Times]:
+        times, counts = np.unique(batch.column(TIME).to_numpy(), return_counts=True)
+        accumulator.append(_Times(0, times, counts))
         return self._merged(accumulator) if len(accumulator) >= 32 else accumulator
 
-    def merge_accumulators(self, accumulators: Any) -> list[Any]:
+    def merge_accumulators(self, accumulators: Any) -> list[_Times]:
         return self._merged([part for accumulator in accumulators for part in accumulator])
 
-    def extract_output(self, accumulator: list[Any]) -> tuple[int, int]:
+    def extract_output(self, accumulator: list[_Times]) -> tuple[int, int]:
         merged = self._merged(accumulator)
         if not merged:
             return (0, 0)
-        times, counts = merged[0]
+        bits, bins, counts = merged[0]
         before = np.cumsum(counts)
         total = before[-1]
 
         def boundary(share: float) -> int:
             # The first instant at or after which no more than `share` of the rows remain: equal times stay together.
             at = int(np.searchsorted(before, total * (1 - share) - 1e-9, side="left")) + 1
-            return int(times[at]) if at < len(times) else int(times[-1]) + 1
+            return (int(bins[at]) if at < len(bins) else int(bins[-1]) + 1) << bits
 
         return boundary(self._settings.validation + self._settings.test), boundary(self._settings.test)
 
-    @staticmethod
-    def _merged(parts: list[Any]) -> list[Any]:
+    def _merged(self, parts: list[_Times]) -> list[_Times]:
         if not parts:
             return []
-        times, where = np.unique(np.concatenate([t for t, _ in parts]), return_inverse=True)
-        counts = np.bincount(where, weights=np.concatenate([c for _, c in parts])).astype(np.int64)
-        return [(times, counts)]
+        bits = max(part.bits for part in parts)
+        bins = np.concatenate([part.bins >> (bits - part.bits) for part in parts])
+        counts = np.concatenate([part.counts for part in parts])
+        while True:
+            distinct, where = np.unique(bins, return_inverse=True)
+            if len(distinct) <= self._most:
+                return [_Times(bits, distinct, np.bincount(where, weights=counts).astype(np.int64))]
+            bins, bits = bins >> 1, bits + 1
+
+
+class _Times(NamedTuple):
+    """Rows by time: ``bins`` int64, rising, in units of 2^bits microseconds, and how many rows each has."""
+
+    bits: int
+    bins: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]

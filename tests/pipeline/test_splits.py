@@ -54,6 +54,30 @@ def test_time_boundaries_are_exact_and_do_not_depend_on_the_order_of_merging() -
     assert (times >= first).mean() <= 0.3 < (times >= first - 1).mean()
 
 
+@pytest.mark.parametrize("distinct", [1, 90, 5000])
+def test_boundaries_of_many_times_are_near_and_do_not_depend_on_how_they_were_counted(distinct: int) -> None:
+    rng = np.random.default_rng(distinct)
+    times = rng.choice(rng.integers(0, 2**44, distinct), 20_000)
+    found = set()
+    for parts in (1, 3, 70):
+        combine = TimeBoundaries(SplitSettings(validation=0.1, test=0.2), most=1000)
+        made = []
+        for part in np.array_split(rng.permutation(times), parts):
+            accumulator = combine.create_accumulator()
+            for some in np.array_split(part, 40 if parts == 1 else 1):
+                accumulator = combine.add_input(accumulator, _batch(["u"] * len(some), some.tolist()))
+            made.append(accumulator)
+        found.add(combine.extract_output(combine.merge_accumulators(made)))
+    ((first, second),) = found
+    exact = TimeBoundaries(SplitSettings(validation=0.1, test=0.2), most=10**6)
+    whole = exact.add_input(exact.create_accumulator(), _batch(["u"] * len(times), times.tolist()))
+    nearest = exact.extract_output(whole)
+    if distinct <= 1000:
+        assert (first, second) == nearest
+    for boundary, best in zip((first, second), nearest, strict=True):
+        assert abs((times >= boundary).mean() - (times >= best).mean()) < 0.005  # a bin holds about a thousandth
+
+
 def test_a_gap_leaves_out_the_end_of_training_and_of_validation() -> None:
     assert _splits(by_time((10, 20), 3, _batch(["u"] * 8, [0, 6, 7, 9, 10, 16, 17, 20]))).tolist() == [
         0,
