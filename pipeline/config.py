@@ -124,6 +124,11 @@ class PreprocessSettings(Strict):
         ge=0,
         description="threads of a worker; 0: on this machine its cores, shared out among the workers, and 1 on another engine",
     )
+    stalled_minutes: float = Field(
+        default=30.0,
+        ge=0,
+        description="another engine's job is given up where it has written nothing for so long; 0: never",
+    )
     golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
 
 

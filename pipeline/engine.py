@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from features.errors import UserError
 from features.places import address
 from pipeline import progress
 from pipeline.config import Config
+from pipeline.files import files_in
 from pipeline.graph import build
 from pipeline.plan import Piece
 from pipeline.threads import ONE, Threads, cores
@@ -44,7 +48,11 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
     progress.add(progress.PLANNED, len(pieces))
     build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
     try:
-        pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        if _is_local(options):
+            result.wait_until_finish()
+        else:
+            _watch(result, directory, config.preprocess.stalled_minutes)
     except UserError:
         raise
     except Exception as error:
@@ -57,9 +65,44 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
     """Beam's own workers share the cores of this machine; any other engine shares out cores itself."""
     if asked:
         return Threads(asked)
-    if (options.view_as(StandardOptions).runner or "DirectRunner") not in ("DirectRunner", "FnApiRunner"):
+    if not _is_local(options):
         return ONE
     return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
+
+
+def _is_local(options: PipelineOptions) -> bool:
+    return (options.view_as(StandardOptions).runner or "DirectRunner") in ("DirectRunner", "FnApiRunner")
+
+
+def _watch(result: Any, directory: Path, minutes: float) -> None:
+    """Wait for a job on another engine; give it up where nothing new has come into its directory for so long.
+
+    An engine may wait for a lost worker for ever: Flink does for one that was killed before it had connected.
+    """
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            result.wait_until_finish()
+        except BaseException as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    seen, since = files_in(directory), time.monotonic()
+    while waiting.is_alive():
+        waiting.join(min(30.0, 15.0 * minutes) if minutes else None)  # a quarter of the time, or less
+        if (now := files_in(directory)) != seen:
+            seen, since = now, time.monotonic()
+        elif minutes and waiting.is_alive() and time.monotonic() - since > 60 * minutes:
+            with suppress(Exception):  # it is given up whether or not the engine hears of it
+                result.cancel()
+            what = f"wrote nothing for {minutes:g} minutes: a worker may be lost, or never have come"
+            raise UserError(
+                "Beam's engine", what, "see its log and run the same again; or raise preprocess.stalled_minutes"
+            )
+    if raised:
+        raise raised[0]
 
 
 def _engine_failure(error: Exception) -> UserError | None:

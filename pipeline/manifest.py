@@ -14,6 +14,9 @@ from pipeline.files import copy_file, files_in
 from pipeline.plan import Piece
 from pipeline.versions import versions
 
+#: Settings of ``preprocess`` that change how the job runs and not what it makes.
+HOW = ("threads", "stalled_minutes")
+
 
 def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
     """Refuse a job that read nothing, refused too much, or left nothing to learn from.
@@ -109,7 +112,7 @@ def manifest(
         "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
         "schema_digest": config.rows.digest,
         "schema": config.rows.model_dump(mode="json"),
-        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude={"threads"}),
+        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude=set(HOW)),
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
         "sources": sorted({piece.path for piece in pieces}),
@@ -127,7 +130,8 @@ def manifest(
 def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
-    parts["preprocess"].pop("threads")  # the same data set with any number
+    for name in HOW:
+        parts["preprocess"].pop(name)
     parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
     if base:

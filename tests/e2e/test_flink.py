@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
 ROOT = Path(__file__).parents[2]
 JAR = ROOT / "docker" / "flink" / "target" / "flink-job-server.jar"
@@ -134,3 +137,29 @@ def test_a_killed_worker_leaves_a_whole_data_set_or_none(
     else:
         assert job.returncode == 2 and re.search("^error: ", text, re.MULTILINE), text
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
+
+
+class _Silent(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
+    """A pool that takes every order for a worker, and whose workers die before they have connected."""
+
+    def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return beam_fn_api_pb2.StartWorkerResponse()
+
+    def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return beam_fn_api_pb2.StopWorkerResponse()
+
+
+def test_a_worker_that_never_comes_ends_the_job(config_file: Path, tmp_path: Path) -> None:
+    pool = grpc.server(ThreadPoolExecutor(4))
+    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(_Silent(), pool)
+    port = pool.add_insecure_port("localhost:0")
+    pool.start()
+    try:
+        flink = [*FLINK, "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"]
+        words = ("--set", "preprocess.stalled_minutes=0.5")
+        said = _preprocess(config_file, tmp_path / "out", *flink, words=words)
+    finally:
+        pool.stop(0)
+    assert said.returncode == 2, said.stderr
+    assert "error: Beam's engine: wrote nothing for 0.5 minutes" in said.stderr and "Traceback" not in said.stderr
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
