@@ -238,6 +238,9 @@ def _show_dataset(dataset: Any) -> None:
     for split in dataset.splits:
         table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
     console.print(table)
+    if dataset.kept_negatives < 1:
+        said = f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)"
+        console.print(said, highlight=False, soft_wrap=True, style="dim")
     if unread := dataset.manifest.get("columns_not_read"):
         console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
     for name, found in dataset.manifest["splits"]["train"]["quality"].items():

@@ -44,7 +44,9 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
             f"mend the log (every refused row is in {kept}), or raise max_refused",
         )
     if not any(shard["split"] == "train" for shard in summary["shards"]):
-        raise UserError("preprocess.split", "no row is left to train on", "change the shares or the times of the split")
+        raise UserError(
+            "preprocess.split", "no row is left to train on", "change the shares, times or gap of the split"
+        )
     _refuse_if_gated(config, summary)
     train = [shard for shard in summary["shards"] if shard["split"] == "train"]
     clicks = sum(shard["clicks"] for shard in train)

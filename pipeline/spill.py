@@ -66,7 +66,7 @@ def load(spilled: Spilled) -> pa.RecordBatch:
     if is_remote(spilled.path):
         path: Any = place(spilled.path)
         data = pa.py_buffer(
-            path.fs.cat_file(path.path, spilled.start, spilled.end)
+            path.fs.cat_file(path.path, start=spilled.start, end=spilled.end)
         )  # one request, of these bytes alone
     else:
         with pa.memory_map(spilled.path) as file:
