@@ -150,9 +150,10 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
 
 
 def test_a_job_that_fails_leaves_nothing_but_its_dead_letters(
-    config_file: Path, store: dict[str, str], tmp_path: Path
+    config_file: Path, store: dict[str, str], small_log: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad").write_text('{"click": "often"}\n' * 200)
+    rows = [json.loads(line) for line in small_log.read_text().splitlines()[:200]]
+    (tmp_path / "bad").write_text("".join(json.dumps({**row, "click": 7}) + "\n" for row in rows))
     copy_file(tmp_path / "bad", place(f"{BUCKET}/logs/log-9.jsonl"))
     try:
         done = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/failed/dataset", code=2)
