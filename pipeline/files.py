@@ -239,18 +239,9 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole: aside, and put in place by one rename; an object appears whole anyway."""
-    if is_remote(path):
-        with clear_errors(str(path)):
-            path.write_text(text, encoding="utf-8")
-        return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    with clear_errors(str(path)):
-        try:
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    """Write a text file whole, or not at all."""
+    with clear_errors(str(path)), whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
