@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from features.errors import UserError
@@ -45,6 +46,7 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
             "see `clsd preprocess --help`",
         ) from None
     _warn_of_unknown(beam_options)
+    threading.excepthook = _unless_hung_up
     progress.add(progress.PLANNED, len(pieces))
     build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
     try:
@@ -68,6 +70,13 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
     if not _is_local(options):
         return ONE
     return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
+
+
+def _unless_hung_up(args: threading.ExceptHookArgs) -> None:
+    """An engine that ends first hangs up on the threads that Beam keeps in this process: nothing that a user could mend."""
+    if isinstance(args.exc_value, grpc.Call) and args.exc_value.code() is grpc.StatusCode.CANCELLED:
+        return
+    threading.__excepthook__(args)
 
 
 def _is_local(options: PipelineOptions) -> bool:
