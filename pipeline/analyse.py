@@ -153,7 +153,7 @@ class Measure(beam.DoFn):  # type: ignore[misc]
     def process(self, spilled: Spilled) -> None:
         for key, partial in partials(self._schema, load(spilled), self._threads):
             self._parts[key] = add(self._parts.get(key, []), partial)
-        progress.add("rows counted", spilled.rows)
+        progress.add("rows counted", spilled.rows, self._directory)
 
     def finish_bundle(self) -> Iterator[Any]:
         for key, found in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):

@@ -11,8 +11,6 @@ Nothing is learnt from validation or test rows.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -36,12 +34,13 @@ from pipeline.analyse import Measure, MergePartials
 from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config
 from pipeline.dataset import GOLDEN_FILE, STATISTICS_FILE
+from pipeline.dead_letters import Collector, Refused, write_dead_letters
 from pipeline.files import whole_file, write_json
 from pipeline.golden import SmallestKeys
 from pipeline.histories import add_histories
 from pipeline.learn import described_transform, learn
 from pipeline.plan import Piece
-from pipeline.sources import Reader, Refused
+from pipeline.sources import Reader
 from pipeline.spill import OverSpilled, Spilled, load, load_together, spill
 from pipeline.threads import ONE, Threads
 from pipeline.validate import check, refused_text
@@ -64,31 +63,33 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         self._refused = Metrics.counter("clsd", "rows_refused")
 
     def process(self, piece: Piece) -> Iterator[Any]:
-        kept = refused = 0
+        read = refused = 0
+        letters = Collector(self._directory, piece)
         for part in self._reader.read(piece):
+            found: list[Refused] = []
             if isinstance(part, Refused):
-                yield self._dead(part)
-                refused += 1
-                progress.add("rows read", 1)
-                continue
-            batch, wrong = check(self._schema, part)
-            for row, reason in wrong:
-                line = self._reader.line(piece, part.column(POSITION)[row].as_py())
-                yield self._dead(Refused(piece.path, line, reason, refused_text(part, row)))
-            kept, refused = kept + batch.num_rows, refused + len(wrong)
-            progress.add("rows read", part.num_rows)
-            progress.add("rows kept", batch.num_rows)
-            yield from spill(self._directory, [self._split(batch)])
-        progress.add(progress.READ, 1)
-        self._read.inc(kept + refused)
-        self._kept.inc(kept)
+                found, rows, kept = [part], 1, 0
+            else:
+                batch, wrong = check(self._schema, part)
+                for row, reason in wrong:
+                    line = self._reader.line(piece, part.column(POSITION)[row].as_py())
+                    found.append(Refused(piece.path, line, reason, refused_text(part, row)))
+                rows, kept = part.num_rows, batch.num_rows
+                yield from spill(self._directory, [self._split(batch)])
+            for letter in found:
+                Metrics.counter("clsd.refused", letter.reason).inc()
+                for laid in letters.take(letter):
+                    yield beam.pvalue.TaggedOutput(_DEAD, laid)
+            read, refused = read + rows, refused + len(found)
+            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(found))):
+                progress.add(what, n, self._directory)
+        for laid in letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, laid)
+        progress.add(progress.READ, 1, self._directory)
+        self._read.inc(read)
+        self._kept.inc(read - refused)
         self._refused.inc(refused)
-        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (kept + refused, kept)})
-
-    def _dead(self, letter: Refused) -> Any:
-        progress.add("rows refused", 1)
-        Metrics.counter("clsd.refused", letter.reason).inc()
-        return beam.pvalue.TaggedOutput(_DEAD, letter)
+        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (read, read - refused)})
 
 
 class Encode(beam.DoFn):  # type: ignore[misc]
@@ -128,7 +129,7 @@ class Encode(beam.DoFn):  # type: ignore[misc]
         for (name, _, _), part in parts.items():
             yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, name, part))
         laid = spill(self._directory, (part.to_batch() for part in parts.values()))
-        progress.add("rows encoded", len(rows))
+        progress.add("rows encoded", len(rows), self._directory)
         yield from zip(parts, laid, strict=True)
 
 
@@ -185,7 +186,9 @@ def build(
     )
     golden = rows | "Golden" >> beam.CombineGlobally(OverSpilled(SmallestKeys(job.golden_rows)))
     dead = (
-        read.dead | "OneFile" >> beam.GroupBy(lambda _: 0) | "DeadLetters" >> beam.Map(partial(_write_dead, directory))
+        read.dead
+        | "OneFile" >> beam.GroupBy(lambda _: 0)
+        | "DeadLetters" >> beam.Map(partial(write_dead_letters, directory))
     )
     tally = read.tally | "Tally" >> beam.CombineGlobally(MergePartials()).without_defaults()
     quality = encoded.tally | "Quality" >> beam.CombineGlobally(MergePartials()).without_defaults()
@@ -282,22 +285,9 @@ def _negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None
 
 def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:
     shard = shards.write_shard(schema, rows_per_block, gzipped, directory, element)
-    progress.add("rows written", shard["rows"])
+    progress.add("rows written", shard["rows"], directory)
     Metrics.counter("clsd", "rows_written").inc(shard["rows"])
     return shard
-
-
-def _write_dead(directory: str, element: tuple[int, Iterable[Refused]]) -> dict[str, Any]:
-    """All dead letters in one compressed file, in order; returns their counts by reason and the first of them."""
-    letters = sorted(element[1], key=lambda refused: (refused.path, refused.line, refused.reason, refused.text))
-    path = place(directory) / "dead_letters.jsonl.gz"
-    with whole_file(path) as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        for refused in letters:
-            file.write((json.dumps(refused.__dict__, ensure_ascii=False) + "\n").encode())
-    reasons: dict[str, int] = {}
-    for refused in letters:
-        reasons[refused.reason] = reasons.get(refused.reason, 0) + 1
-    return {"rows": len(letters), "reasons": dict(sorted(reasons.items())), "first": letters[0].__dict__}
 
 
 def _write_summary(

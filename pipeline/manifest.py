@@ -10,6 +10,7 @@ from features.schema import digest_of
 from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
+from pipeline.dead_letters import DEAD_LETTERS
 from pipeline.files import copy_file, files_in
 from pipeline.plan import Piece
 from pipeline.versions import versions
@@ -34,8 +35,8 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
     if rows == 0:
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
-        kept = out.parent / f"{out.name}.dead_letters.jsonl.gz"
-        copy_file(aside / "dead_letters.jsonl.gz", kept)
+        kept = out.parent / f"{out.name}.{DEAD_LETTERS}"
+        copy_file(aside / DEAD_LETTERS, kept)
         first = summary["dead"][0]["first"]
         reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
         raise UserError(

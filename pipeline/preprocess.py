@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from features.places import address, place
-from pipeline import engine
+from pipeline import engine, progress
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
@@ -45,11 +45,19 @@ def preprocess(
     with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
         for name in (SPILL, "vocabularies"):
             make_directory(aside / name)
-        engine.run(config, pieces, aside, beam_options or [], address(base) if base else "")
+        with progress.launching(address(aside)):
+            engine.run(config, pieces, aside, beam_options or [], address(base) if base else "")
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
+        progress.settle(
+            {
+                **{f"rows {what}": summary["rows"][what] for what in ("read", "kept", "refused")},
+                "rows written": sum(shard["rows"] for shard in summary["shards"]),
+            }
+        )
         refuse_if_bad(config, summary, aside, out)
         remove_file(aside / "job.json")
-        remove_tree(aside / SPILL)
+        for name in (SPILL, progress.REPORTS):
+            remove_tree(aside / name)
         for name in files_in(aside):
             if name.endswith(".partial"):  # of a bundle that an engine tried twice
                 remove_file(aside / name)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
+
+from features.places import place
+from pipeline.files import files_in, make_directory, whole_file
 
 #: Everything for people goes to standard error; standard output is for what a script reads.
 console = Console(stderr=True)
@@ -17,15 +22,88 @@ console = Console(stderr=True)
 PLANNED, READ = "pieces planned", "pieces read"
 #: The stages of preprocessing after reading, in order: what is counted in each, and its name.
 _STAGES = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
+#: Name of the directory, within that of a job, where its workers in other processes tell their counts; and how often, in seconds.
+REPORTS, _EVERY = ".progress", 1.0
 
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
+#: The job that this process launched.
+_launched = ""
 
 
-def add(what: str, n: int) -> None:
-    """Count something that workers **in this process** did; on other engines see the Beam metrics of the same names."""
+class _Report:
+    """The counts of a worker for its job, in a file of its own."""
+
+    def __init__(self, job: str) -> None:
+        self._file = place(job) / REPORTS / f"{uuid.uuid4().hex}.json"
+        self._counts: Counter[str] = Counter()
+        self._due = 0.0
+
+    def add(self, what: str, n: int) -> None:
+        self._counts[what] += n
+        if time.monotonic() < self._due:
+            return
+        with suppress(Exception):  # no reason to fail: what the job itself writes there tells what is wrong
+            make_directory(self._file.parent)
+            with whole_file(self._file) as file:
+                file.write(json.dumps(self._counts).encode())
+        self._due = time.monotonic() + _EVERY
+
+
+_reports: dict[str, _Report] = {}
+
+
+def add(what: str, n: int, job: str = "") -> None:
+    """Count something that was done.
+
+    Args:
+        what: a name as it is shown.
+        n: how many more.
+        job: directory of the job that it is for. A worker in another process than the one that launched it tells its
+            counts there, on any engine; where one engine tries something twice, both tries are counted.
+    """
     with _lock:
-        _counts[what] += n
+        if not job or job == _launched:
+            _counts[what] += n
+            return
+        if job not in _reports:
+            _reports.clear()  # of a job that is over
+            _reports[job] = _Report(job)
+        report = _reports[job]
+    report.add(what, n)
+
+
+def settle(totals: dict[str, int]) -> None:
+    """Show these counts and no others: what a finished job says of itself, whatever was counted on the way."""
+    with _lock:
+        _counts.clear()
+        _counts.update(totals)
+
+
+@contextmanager
+def launching(job: str) -> Iterator[None]:
+    """Count what the workers of a job do, this process's own and others, while the block runs.
+
+    Args:
+        job: the directory that its workers share.
+    """
+    global _launched
+    before, _launched = _launched, job
+    try:
+        yield
+    finally:
+        _launched = before
+
+
+def _told(job: str) -> Counter[str]:
+    """The sums of what workers elsewhere told."""
+    found: Counter[str] = Counter()
+    directory = place(job) / REPORTS
+    with suppress(Exception):  # of a store that is slow to answer, or a job that has just ended
+        for name in files_in(directory):
+            if name.endswith(".json") and not name.startswith("."):
+                found.update(json.loads((directory / name).read_bytes()))
+    return found
 
 
 def stage_of(counts: dict[str, int], elapsed: float) -> str:
@@ -54,8 +132,9 @@ def watching(title: str) -> Iterator[None]:
 
     def line() -> str:
         elapsed = time.monotonic() - started
+        told = _told(_launched) if _launched else Counter()
         with _lock:
-            counts = dict(_counts)
+            counts = dict(_counts + told)
         shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))
         rate = f"  {counts['rows read'] / elapsed:,.0f} rows/s" if counts.get("rows read") and elapsed > 1 else ""
         stage = "" if done.is_set() else stage_of(counts, elapsed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -22,6 +21,7 @@ from features.tokens import plain, with_dictionaries
 from pipeline import avro
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
+from pipeline.dead_letters import Refused
 from pipeline.parsing import (
     DAMAGED,
     compression_of,
@@ -41,16 +41,6 @@ from pipeline.threads import ONE, Threads
 BLOCK_BYTES = 4 << 20
 #: Rows a batch, at most: what is checked, counted and laid down together.
 BATCH_ROWS = 262_144
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A row that broke the schema: a dead letter."""
-
-    path: str
-    line: int
-    reason: str
-    text: str
 
 
 class Reader:

@@ -16,8 +16,9 @@ from features.errors import UserError
 from features.schema import Schema
 from pipeline.columns import KEY, POSITION
 from pipeline.config import LogSettings
+from pipeline.dead_letters import Refused
 from pipeline.plan import Piece, plan
-from pipeline.sources import Reader, Refused
+from pipeline.sources import Reader
 
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
 
