@@ -37,9 +37,10 @@ def count(values: Coded, clicks: npt.NDArray[np.bool_]) -> pa.Table:
 
 
 def merge(tables: list[pa.Table]) -> pa.Table:
-    """The sum of partial counts; the order of the rows is free."""
+    """The sum of partial counts, each token once; the order of the rows is free."""
     whole = pa.concat_tables(tables) if tables else COUNTS.empty_table()
-    sums = whole.group_by("token").aggregate([("rows", "sum"), ("clicks", "sum")])
+    # One thread: of a million tokens Arrow's threads take four times as long to put their tables together.
+    sums = whole.group_by("token", use_threads=False).aggregate([("rows", "sum"), ("clicks", "sum")])
     return sums.select(["token", "rows_sum", "clicks_sum"]).rename_columns(COUNTS.names)
 
 

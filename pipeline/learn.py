@@ -14,7 +14,7 @@ import numpy as np
 from features.places import place
 from features.schema import NumericFeature, Schema
 from features.transform import NumericState, numeric_entry, vocabulary_entry, vocabulary_file
-from features.vocabulary import Vocabulary, merge
+from features.vocabulary import COUNTS, Vocabulary
 from pipeline import profile
 from pipeline.analyse import Sample, lifted, merged
 from pipeline.dataset import Dataset
@@ -36,13 +36,13 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     key, found = element[0], merged(map(lifted, element[1]))
     kind, _, name = key.partition(":")
     if kind == "vocabulary":
-        counts = merge(found)
+        counts = found[0] if found else COUNTS.empty_table()
         vocabulary = _vocabulary(schema, name, counts, base)
         with whole_file(place(directory) / vocabulary_file(name)) as file:
             vocabulary.write(file)
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
-        return key, profile.values(merge(found))
+        return key, profile.values(found[0])
     if kind == "sampled":
         return key, profile.sampled(Sample.merged(found).values)
     if kind == "moments":
