@@ -85,21 +85,15 @@ class Transform:
         return reserved + [str(value) for value in range(owner.size)]
 
     def describe(self) -> dict[str, Any]:
-        """What ``dataset.json`` says of it; the values themselves are in the Parquet files of :meth:`save`."""
+        """What ``dataset.json`` says of it; the values themselves are in the Parquet files that it names."""
         return {
             "vocabularies": {name: vocabulary_entry(name, len(v)) for name, v in sorted(self.vocabularies.items())},
             "numerics": {name: numeric_entry(number) for name, number in sorted(self.numerics.items())},
         }
 
-    def save(self, directory: Path) -> None:
-        """Write one Parquet file a vocabulary into ``directory/vocabularies``."""
-        (directory / "vocabularies").mkdir(parents=True, exist_ok=True)
-        for name, vocabulary in self.vocabularies.items():
-            vocabulary.save(directory / vocabulary_file(name))
-
     @classmethod
     def load(cls, schema: Schema, described: dict[str, Any], directory: Path) -> Transform:
-        """Put together again what :meth:`describe` and :meth:`save` wrote."""
+        """Put together again what :meth:`describe` says, with the vocabularies' files under ``directory``."""
         return cls(
             schema=schema,
             vocabularies={

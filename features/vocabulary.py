@@ -100,17 +100,12 @@ class Vocabulary:
         """The vocabulary as a table of schema :data:`COUNTS`, in the order of the ids."""
         return pa.table({"token": self.tokens, "rows": self.rows, "clicks": self.clicks}, schema=COUNTS)
 
-    def save(self, path: Path) -> None:
-        """Write the vocabulary as a Parquet file."""
-        with path.open("wb") as file:
-            self.write(file)
-
     def write(self, file: IO[bytes]) -> None:
-        """The same to a file that is open."""
+        """Write the vocabulary as a Parquet file."""
         pq.write_table(self.table(), file)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`write` wrote."""
         with path.open("rb") as file:
             return cls._of(pq.read_table(file, schema=COUNTS))

@@ -19,7 +19,8 @@ from features.places import place
 from pipeline.config import Config, load_config
 from pipeline.files import local_path, no_room, no_store
 from pipeline.progress import console
-from pipeline.run import Outcome, Paths
+from pipeline.run import Paths
+from pipeline.tables import show_dataset, show_metrics, show_moved, show_outcome
 
 
 class _Commands(click.Group):
@@ -175,7 +176,7 @@ def preprocess(
     with progress.watching("preprocess"):
         earlier = place(base) if base else None
         made = job(config, target, base=earlier, overwrite=overwrite, beam_options=list(beam_options))
-    _show_dataset(made)
+    show_dataset(made)
     click.echo(target)
 
 
@@ -189,7 +190,7 @@ def inspect(directory: str) -> None:
     from pipeline.dataset import Dataset
 
     found = Dataset.load(directory)
-    _show_dataset(found)
+    show_dataset(found)
     console.print(f"{found.verify()} files are whole", highlight=False, soft_wrap=True)
 
 
@@ -204,56 +205,18 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     0.25 a shift), the share of missing values, and the CTR. Exit code 3 if a feature moved further than --max-psi;
     standard output has the same as JSON.
     """
-    from rich.table import Table
-
     from pipeline.dataset import Dataset
     from pipeline.drift import moved
 
     old, new = Dataset.load(against), Dataset.load(directory)
     found = moved(old, new)
-    table = Table(box=None, pad_edge=False)
-    for column in ("feature", "PSI", "missing", "moved most"):
-        table.add_column(column, justify="right" if column in ("PSI", "missing") else "left")
-    for feature in found:
-        known = "-" if feature.psi is None else f"{feature.psi:.3f}"
-        far = feature.psi is not None and feature.psi > max_psi
-        missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
-        table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
-    console.print(table)
-    console.print(f"CTR of training {old.ctr('train'):.3%} to {new.ctr('train'):.3%}", highlight=False)
+    show_moved(old, new, found, max_psi)
     far_moved = [feature.feature for feature in found if feature.psi is not None and feature.psi > max_psi]
     ctr = [data.ctr("train") for data in (old, new)]
     click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in found], "moved": far_moved}))
     if far_moved:
         console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)
         sys.exit(3)
-
-
-def _show_dataset(dataset: Any) -> None:
-    from rich.table import Table
-
-    table = Table(title=None, box=None, pad_edge=False)
-    for column in ("split", "rows", "CTR", "shards"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in dataset.splits:
-        table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
-    console.print(table)
-    if dataset.kept_negatives < 1:
-        said = f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)"
-        console.print(said, highlight=False, soft_wrap=True, style="dim")
-    if unread := dataset.manifest.get("columns_not_read"):
-        console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
-    for name, found in dataset.manifest["splits"]["train"]["quality"].items():
-        share = found["out_of_vocabulary"] / dataset.rows("train")
-        if share > 0.05:
-            said = f"[yellow]warning[/yellow] {name}: {share:.0%} of the training rows are out of vocabulary"
-            console.print(said, highlight=False, soft_wrap=True)
-    rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
-    reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
-    gap = f", {rows['in_gap']:,} left out in the gap" if rows.get("in_gap") else ""
-    console.print(
-        f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}", highlight=False, soft_wrap=True
-    )
 
 
 @main.command()
@@ -307,7 +270,7 @@ def evaluate(
     config, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
     target = place(out) if out else paths.evaluation
     metrics = job(found, run, target, settings=config.evaluate, overwrite=overwrite)
-    _show_metrics(metrics)
+    show_metrics(metrics)
     click.echo(target / "report.html")
 
 
@@ -430,52 +393,7 @@ def run(
     from pipeline.run import run as job
 
     config, paths = _load(config_path, overrides, runs)
-    _show_outcome(job(config, paths, overwrite=overwrite, beam_options=list(beam_options)))
-
-
-def _show_metrics(metrics: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from pipeline.report import summary_rows
-
-    table = Table(
-        title=f"{metrics['split']} split, {metrics['score']['rows']:,} rows",
-        box=None,
-        pad_edge=False,
-        title_justify="left",
-    )
-    table.add_column("")
-    table.add_column("score, as trained", justify="right")
-    table.add_column("ctr, corrected", justify="right")
-    if "ctr_cheap" in metrics:
-        table.add_column("corrected cheaply", justify="right")
-    reasons: dict[str, str] = {}
-    for label, *cells in summary_rows(metrics):
-        reasons.update((label, cell) for cell in cells if cell.startswith("undefined"))
-        table.add_row(label, *("-" if cell.startswith("undefined") else cell for cell in cells))
-    relation = metrics.get("intensity", {})
-    for name, label in (("spearman", "confidence ~ intensity"), ("given_popularity", "  given popularity")):
-        if name in relation:
-            table.add_row(label, f"{relation[name]:+.3f}", "")
-    console.print(table)
-    for label, reason in reasons.items():
-        console.print(f"{label} is {reason}", style="dim", highlight=False, soft_wrap=True)
-
-
-def _show_outcome(outcome: Outcome) -> None:
-    console.print()
-    _show_metrics(outcome.metrics)
-    console.print(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}", highlight=False, soft_wrap=True)
-    answer = ", ".join(f"{name} {value:.4f}" for name, value in outcome.prediction.items())
-    console.print(f"the answer  {answer}\n", highlight=False, soft_wrap=True)
-    for name, path in (
-        ("report", outcome.paths.evaluation / "report.html"),
-        ("metrics", outcome.paths.evaluation / "metrics.json"),
-        ("model", outcome.model),
-        ("training", outcome.paths.train),
-        ("data set", outcome.paths.dataset),
-    ):
-        console.print(f"{name:<11} {path}", highlight=False, soft_wrap=True)
+    show_outcome(job(config, paths, overwrite=overwrite, beam_options=list(beam_options)))
 
 
 if __name__ == "__main__":

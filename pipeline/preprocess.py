@@ -12,8 +12,8 @@ from pipeline import engine, progress
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
-from pipeline.manifest import manifest, refuse_if_bad
-from pipeline.plan import plan
+from pipeline.manifest import fingerprint, manifest, refuse_if_bad
+from pipeline.plan import Piece, plan
 from pipeline.spill import SPILL
 
 
@@ -25,7 +25,7 @@ def preprocess(
     overwrite: bool = False,
     beam_options: list[str] | None = None,
 ) -> Dataset:
-    """Run the job and publish the data set by one rename.
+    """Run the job and publish the data set by one rename; one that is there and was made from the same is left alone.
 
     Args:
         config: the whole run's settings.
@@ -42,6 +42,9 @@ def preprocess(
         earlier.require(config.rows)
     pieces = plan(config.logs, config.rows)
     out = place(out)
+    if not overwrite and is_made(config, pieces, out, earlier):
+        progress.say_there_already()
+        return Dataset.load(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
         for name in (SPILL, "vocabularies"):
             make_directory(aside / name)
@@ -63,3 +66,13 @@ def preprocess(
                 remove_file(aside / name)
         write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
     return Dataset.load(out)
+
+
+def is_made(config: Config, pieces: list[Piece], out: Path, base: Dataset | None = None) -> bool:
+    """Whether a data set is there that the same settings made of the same logs, none of which was written since."""
+    file = out / "dataset.json"
+    if not file.exists():
+        return False
+    made = read_json(file, "data set", "preprocess again").get("fingerprint")
+    written = max(piece.modified for piece in pieces)
+    return made == fingerprint(config, pieces, base) and written <= file.stat().st_mtime

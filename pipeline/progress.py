@@ -73,6 +73,11 @@ def add(what: str, n: int, job: str = "") -> None:
     report.add(what, n)
 
 
+def say_there_already() -> None:
+    """What a stage says that uses again what it made before."""
+    console.print("    there already, made from the same settings and data", style="dim")
+
+
 def settle(totals: dict[str, int]) -> None:
     """Show these counts and no others: what a finished job says of itself, whatever was counted on the way."""
     with _lock:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from features.errors import UserError
 from pipeline.config import Config, as_user_error
 from pipeline.files import local_path, read_json
-from pipeline.progress import add, console, watching
-
-if TYPE_CHECKING:
-    from pipeline.plan import Piece  # brings Beam along; `clsd --help` must not wait for that
+from pipeline.progress import add, console, say_there_already, watching
 
 
 @dataclass(frozen=True)
@@ -119,19 +116,16 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         beam_options: passed through to the preprocessing job.
     """
     from pipeline.dataset import Dataset
-    from pipeline.manifest import fingerprint
     from pipeline.plan import plan
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocess import is_made, preprocess
 
     _say(1, "click logs", ", ".join(config.logs.files))
     fetch_logs(config, overwrite=overwrite)
 
     _say(2, "preprocess", str(paths.dataset))
-    made = _json_or_none(paths.dataset / "dataset.json")
-    pieces = plan(config.logs, config.rows)
-    if made and made.get("fingerprint") == fingerprint(config, pieces) and not _newer(pieces, paths.dataset):
+    if is_made(config, plan(config.logs, config.rows), paths.dataset):
         dataset = Dataset.load(paths.dataset)
-        _reused()
+        say_there_already()
     else:
         with watching("preprocess"):
             dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
@@ -143,7 +137,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     there = _json_or_none(paths.train / RUN_FILE)
     same = there is not None and there["fingerprint"] == mark
     if same:
-        _reused()
+        say_there_already()
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from pipeline.evaluate import METRICS_FILE, evaluate
@@ -155,7 +149,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         and metrics["training"]["fingerprint"] == mark
         and metrics["settings"] == config.evaluate.model_dump(mode="json")
     ):
-        _reused()
+        say_there_already()
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
@@ -166,7 +160,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     found = [p for p in versions_in(paths.export) if _fingerprint_of(p / PROVENANCE_FILE) == mark]
     if found:
         model = found[-1]
-        _reused()
+        say_there_already()
     else:
         model = export(dataset, paths.train, paths.export)
 
@@ -175,11 +169,6 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
     row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
-
-
-def _newer(pieces: list[Piece], dataset: Path) -> bool:
-    """Whether a log was written after the data set was: its content may have changed at the same size."""
-    return max(piece.modified for piece in pieces) > (dataset / "dataset.json").stat().st_mtime
 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:
@@ -192,7 +181,3 @@ def _fingerprint_of(path: Path) -> str:
 
 def _say(number: int, stage: str, where: str) -> None:
     console.print(f"[bold cyan]{number}/6 {stage}[/bold cyan]  {where}", highlight=False, soft_wrap=True)
-
-
-def _reused() -> None:
-    console.print("    there already, made from the same settings and data", style="dim")

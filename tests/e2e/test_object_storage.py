@@ -139,7 +139,8 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
     words = ("preprocess", "--config", config_file, "--out", out)
     _clsd(store, *words)
     (place(out) / "left_over").write_text("of before")
-    assert "exists already" in _clsd(store, *words, code=2).stderr
+    assert "there already" in _clsd(store, *words).stderr
+    assert "exists already" in _clsd(store, *words, "--set", "seed=8", code=2).stderr
     _clsd(store, *words, "--overwrite", "--set", "seed=8")
     assert "left_over" not in _objects(out)
     assert Dataset.load(out).verify()

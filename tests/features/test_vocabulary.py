@@ -84,7 +84,8 @@ def test_an_empty_vocabulary_knows_nothing():
 @pytest.mark.parametrize("tokens", [[], ["日本", "b", "b", " a ", "\x00"]], ids=["empty", "filled"])
 def test_a_vocabulary_is_loaded_as_it_was_saved(tmp_path: Path, tokens: list[str | None]):
     saved = _vocabulary(tokens)
-    saved.save(tmp_path / "v.parquet")
+    with (tmp_path / "v.parquet").open("wb") as file:
+        saved.write(file)
     loaded = Vocabulary.load(tmp_path / "v.parquet")
     assert loaded.table().equals(saved.table())
     assert loaded.index(pa.array(["b", "x"])).tolist() == saved.index(pa.array(["b", "x"])).tolist()
@@ -100,7 +101,9 @@ def test_a_transform_is_loaded_as_it_was_saved(tmp_path: Path):
     )
     numerics = {"age": NumericState(0.1, 1 / 3, (0.5, float(np.float32(0.1))))}
     saved = Transform(schema, {"user": _vocabulary(["b", "b", "a"])}, numerics)
-    saved.save(tmp_path)
+    (tmp_path / "vocabularies").mkdir()
+    with (tmp_path / "vocabularies" / "user.parquet").open("wb") as file:
+        saved.vocabularies["user"].write(file)
     loaded = Transform.load(schema, saved.describe(), tmp_path)
     assert loaded.numerics == saved.numerics
     assert loaded.vocabularies["user"].table().equals(saved.vocabularies["user"].table())

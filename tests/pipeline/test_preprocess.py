@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -230,11 +231,26 @@ def test_what_is_there_is_not_replaced_unasked(small_config: Config, small_datas
     target = tmp_path / "dataset"
     shutil.copytree(small_dataset.directory, target)
     with pytest.raises(UserError, match="exists already"):
-        preprocess(small_config, target)
+        preprocess(small_config.model_copy(update={"seed": 99}), target)
     assert _files(target) == _files(small_dataset.directory)
     preprocess(small_config, target, overwrite=True)
     assert _files(target) == _files(small_dataset.directory)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_what_the_same_settings_made_of_the_same_logs_is_used_again(
+    make_config: Callable[..., Config], small_log: Path, tmp_path: Path
+) -> None:
+    log, target = tmp_path / "log.jsonl", tmp_path / "dataset"
+    shutil.copy(small_log, log)
+    config = make_config(logs={"files": [str(log)]})
+    preprocess(config, target)
+    made = (target / "dataset.json").stat().st_mtime_ns
+    preprocess(config, target)
+    assert (target / "dataset.json").stat().st_mtime_ns == made
+    os.utime(log, ns=(made + 10**9, made + 10**9))  # written since: its content may have changed at the same size
+    with pytest.raises(UserError, match="exists already"):
+        preprocess(config, target)
 
 
 def test_nothing_to_train_on_is_said(make_config: Callable[..., Config], tmp_path: Path) -> None:
