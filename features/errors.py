@@ -1,4 +1,4 @@
-"""The one exception for everything a user can mend.
+"""The one exception for everything a user can mend, and the one for being asked to end.
 
 Every stage raises :class:`UserError` for a wrong file, row, setting or version; the command line prints it as one
 line and leaves with exit code 2. Any other exception is a bug of ours and leaves with exit code 1.
@@ -26,6 +26,10 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         # Beam pickles exceptions between workers; the default would call __init__ with the one joined message.
         return (UserError, (self.where, self.what, self.mend))
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM) and did so after a checkpoint: no error, and not for a handler of errors."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,10 +6,11 @@ A batch is a dictionary of dense tensors with ``batch_size`` rows, always: the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from features.records import is_gzipped
+from features.order import EpochOrder, Start
+from features.records import is_gzipped, offset_of, open_records, read_records
 from features.schema import Schema
 from features.tf_runtime import reach, tf
 
@@ -17,6 +18,8 @@ from features.tf_runtime import reach, tf
 TRAINING_COLUMNS = ("ids", "values", "label")
 ALL_COLUMNS = (*TRAINING_COLUMNS, "key", "user", "timestamp", "intensity")
 
+#: Bytes that are read at once.
+_BUFFER = 1 << 20
 _DTYPES = {
     "label": tf.uint8,
     "key": tf.int64,  # bits of the uint64: tf.data and the CPU kernels know int64 better
@@ -78,59 +81,89 @@ def batches(
     columns: Sequence[str] = TRAINING_COLUMNS,
     rows_per_block: int = 512,
     shuffle_blocks: int = 512,
+    first_batch: int = 0,
+    file_rows: Sequence[int] = (),
 ) -> Any:
     """A ``tf.data.Dataset`` of batches over TFRecord files of blocks.
-
-    The rows on disk are in uniformly random order already; an epoch of training permutes the files, the blocks (in a
-    buffer of ``shuffle_blocks``) and the rows that are parsed together, all from ``shuffle_seed``.
 
     Args:
         schema: the schema that the files were written with.
         files: paths, in order.
         batch_size: rows a batch, B.
-        shuffle_seed: None for the order on disk.
+        shuffle_seed: of the epoch, see :mod:`features.order`; None for blocks of four files in turn.
         columns: see :func:`parse_blocks`.
         rows_per_block: rows a record, from ``dataset.json``; decides how many blocks are parsed at once.
-        shuffle_blocks: size of the shuffle buffer.
+        shuffle_blocks: largest window in which blocks are permuted; those wait in memory.
+        first_batch: how many batches of a shuffled epoch are left out at its beginning; they are not read.
+        file_rows: rows of each file, needed for ``first_batch``.
 
     Returns:
         batches of the columns and ``valid`` float32 ``[B]``: 1 for a row, 0 for padding.
     """
     reach(files)
-    source = tf.data.Dataset.from_tensor_slices(list(files))
-    if shuffle_seed is not None:
-        source = source.shuffle(len(files), seed=shuffle_seed)
-    compression = "GZIP" if files and is_gzipped(files[0]) else ""
-    # Blocks of a few files in turn, in an order that does not depend on timing.
-    source = source.interleave(
-        lambda file: tf.data.TFRecordDataset(file, compression, buffer_size=1 << 20),
-        cycle_length=min(4, len(files)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    if shuffle_seed is not None:
-        source = source.shuffle(shuffle_blocks, seed=shuffle_seed)
     together = max(1, min(64, -(-batch_size // rows_per_block)))
+    if shuffle_seed is None:
+        chunks = _in_turn(files).batch(together)
+        parsed = chunks.map(lambda c: parse_blocks(schema, c, columns), num_parallel_calls=tf.data.AUTOTUNE)
+    else:
+        order = EpochOrder(shuffle_seed, together, max(1, shuffle_blocks // together))
+        start = order.find(first_batch * batch_size, file_rows, rows_per_block) if first_batch else Start()
+        chunks = _shuffled([files[at] for at in order.files(len(files))], order, start).batch(together)
+        first = start.window * order.window_chunks + start.chunk
 
-    def parse(serialized: Any, index: Any) -> dict[str, Any]:
-        rows = parse_blocks(schema, serialized, columns)
-        if shuffle_seed is not None:
-            order = _permutation(tf.shape(rows[columns[0]])[0], shuffle_seed, index)
-            rows = {name: tf.gather(column, order) for name, column in rows.items()}
-        return rows
+        def parse(index: Any, chunk: Any) -> dict[str, Any]:
+            rows = parse_blocks(schema, chunk, columns)
+            # Of one column and not of the chunk: its bytes may be those of no rows.
+            at = order.rows(index, tf.shape(rows[columns[0]])[0])
+            at = at[tf.where(tf.equal(index, first), start.row, 0) :]
+            return {name: tf.gather(column, at) for name, column in rows.items()}
 
-    def number(index: Any, serialized: Any) -> tuple[Any, Any]:
-        return serialized, index
-
-    parsed = source.batch(together).enumerate().map(number)
-    parsed = parsed.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        parsed = chunks.enumerate(first).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     padded = parsed.rebatch(batch_size).map(lambda rows: _pad(rows, batch_size))
     return padded.prefetch(4)
 
 
-def _permutation(n: Any, seed: int, index: Any) -> Any:
-    """A random order of n rows that depends on the seed and the position in the epoch alone."""
-    return tf.random.experimental.stateless_shuffle(tf.range(n), seed=tf.stack([tf.constant(seed, tf.int64), index]))
+def _in_turn(files: Sequence[str]) -> Any:
+    """Blocks of a few files in turn, in an order that does not depend on timing."""
+    return tf.data.Dataset.from_tensor_slices(list(files)).interleave(
+        lambda file: tf.data.TFRecordDataset(file, _compression(files), buffer_size=_BUFFER),
+        cycle_length=min(4, len(files)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> Any:
+    """Blocks of an epoch from the chunk of ``start`` on."""
+    rest = tf.data.TFRecordDataset(files[start.file + 1 :], _compression(files), buffer_size=_BUFFER)
+    blocks = _from_record(files[start.file], start.record).concatenate(rest)
+
+    def permute(window: Any, blocks: Any) -> Any:
+        at = order.blocks(window, tf.shape(blocks)[0])
+        begun = tf.where(tf.equal(window, start.window), start.chunk * order.chunk_blocks, 0)
+        return tf.gather(blocks, at[begun:])
+
+    windows = blocks.batch(order.window_blocks).enumerate(start.window)
+    return windows.map(permute).unbatch()
+
+
+def _from_record(file: str, record: int) -> Any:
+    """The records of a file from one on; what lies before it is not read, but of a gzip stream, which knows no positions."""
+    if not record or is_gzipped(file):
+        return tf.data.TFRecordDataset(file, _compression([file]), buffer_size=_BUFFER).skip(record)
+
+    def rest() -> Iterator[
+        bytes
+    ]:  # TensorFlow's own dataset of records from an offset cannot be serialized, as iterating does
+        with open_records(file) as records:
+            records.seek(offset_of(file, record))
+            yield from read_records(records, file)
+
+    return tf.data.Dataset.from_generator(rest, output_signature=tf.TensorSpec([], tf.string))
+
+
+def _compression(files: Sequence[str]) -> str:
+    return "GZIP" if files and is_gzipped(files[0]) else ""
 
 
 def _pad(rows: dict[str, Any], batch_size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The command line: one command a stage, and `clsd run` for all of them.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 1 a bug of ours;
-130 interrupted.
+Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 75 training was
+asked to end (SIGTERM) and left a checkpoint; 1 a bug of ours; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from features.errors import UserError
+from features.errors import Terminated, UserError
 from features.places import place
 from pipeline.config import Config, load_config
 from pipeline.files import local_path, no_room, no_store
@@ -41,6 +41,10 @@ class _Commands(click.Group):
                 soft_wrap=True,
             )
             sys.exit(130)
+        except Terminated:
+            said = "ended by SIGTERM after a checkpoint; run the same command again, and it goes on from there"
+            console.print(said, highlight=False, soft_wrap=True)
+            sys.exit(75)
         except Exception as error:
             known = no_store(error, "an address")
             if isinstance(error, OSError):
@@ -227,7 +231,7 @@ def validate(directory: str, against: str, max_psi: float) -> None:
 @click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
 @_overwrite_option
 def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, out: str, overwrite: bool) -> None:
-    """A data set to a trained model; a run that was stopped goes on after its last whole epoch."""
+    """A data set to a trained model; a run that was stopped goes on after its newest checkpoint."""
     from pipeline.dataset import Dataset
     from pipeline.train import train as job
 

@@ -176,6 +176,9 @@ class TrainSettings(Strict):
     early_stopping: EarlyStopping | None = Field(default=EarlyStopping(), description="null: train all epochs")
     steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
     replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
+    checkpoint_minutes: float = Field(
+        default=10.0, ge=0, description="minutes between two checkpoints within an epoch; 0: one every steps_per_call"
+    )
     keep_checkpoints: int = Field(default=3, ge=2, description="newest checkpoints kept beside the best one")
     deterministic: bool = Field(
         default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"

@@ -121,6 +121,10 @@ class Dataset:
             )
         return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
 
+    def file_rows(self, split: str) -> list[int]:
+        """Rows of each of a split's shards, in the order of :meth:`files`."""
+        return [shard["rows"] for shard in self.manifest["splits"][split]["shards"]]
+
     @cached_property
     def transform(self) -> Transform:
         """What was learnt from the training split."""

@@ -190,6 +190,13 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
             remove_tree(aside)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what :func:`whole_directory` left in a directory of this machine when its process was killed."""
+    for name in ("*.partial", "*.old") if directory.is_dir() and not is_remote(directory) else ():
+        for left in directory.glob(f".{name}"):
+            remove_tree(left)
+
+
 def _publish(aside: Path, target: Path, marker: str) -> None:
     if not target.exists():
         aside.rename(target)

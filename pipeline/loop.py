@@ -1,8 +1,14 @@
-"""The loop over steps and epochs of one training run, and what it leaves on disk."""
+"""The loop over steps and epochs of one training run, and what it leaves on disk.
+
+A run that was stopped, killed too, goes on after its newest checkpoint: it reads the rows that it would have read, and ends with
+the same weights, bit for bit on one device.
+"""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,33 +17,34 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from features.errors import UserError
+from features.errors import Terminated, UserError
 from features.parse import TRAINING_COLUMNS, batches
 from features.tf_runtime import tf
 from models import figures
 from models.clsd import ClsdModel
 from models.metrics import Measured, measure
 from pipeline import teacher_cache
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config
 from pipeline.dataset import Dataset
-from pipeline.files import read_json, write_json
+from pipeline.files import remove_unfinished, whole_directory
 from pipeline.monitor import CollapseMonitor, known_to_collapse
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
 
-STATE_FILE = "state.json"
-BEST = "best/weights"
+#: In a run's directory: checkpoints to go on from, and the kept epoch's weights.
+CHECKPOINTS, BEST = "checkpoints", "best/weights"
 
 
 @dataclass
 class State:
-    """How far a run came; written after each checkpoint, so it never names one that is not whole.
+    """How far a run came: what a checkpoint holds beside the model.
 
     Args:
         fingerprint: of settings and data.
         epoch: whole epochs done.
-        step: steps done of the next one, and ``totals`` what they added up; not 0 only where a warm-up ended within an epoch.
-        checkpoint: name of the newest one.
+        step: steps done of the next one: the position in the data; ``totals`` is what they added up.
+        window, window_steps: the monitor's open window.
         best_epoch, best_value: the kept epoch and its validation metric.
         stopped: why the run ended before its last epoch.
         collapsed: what the monitor found where it only warns.
@@ -50,7 +57,8 @@ class State:
     epoch: int = 0
     step: int = 0
     totals: list[float] = field(default_factory=list)
-    checkpoint: str = ""
+    window: list[float] = field(default_factory=list)
+    window_steps: int = 0
     best_epoch: int = 0
     best_value: float | None = None
     stopped: str = ""
@@ -60,10 +68,9 @@ class State:
     timed_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    @classmethod
-    def read(cls, directory: Path) -> State:
-        """The state of a run that was begun."""
-        return cls(**read_json(directory / STATE_FILE, "run", "pass --overwrite to start anew"))
+    def steps(self, per_epoch: int) -> int:
+        """Steps done in all."""
+        return self.epoch * per_epoch + self.step
 
 
 def steps_per_epoch(config: Config, dataset: Dataset) -> int:
@@ -96,13 +103,13 @@ class Loop:
         self._strategy, self._model = strategy, model
         self._steps = steps_per_epoch(config, dataset)
         self._checkpoint = tf.train.Checkpoint(model=model)
-        keep = config.train.keep_checkpoints
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(out / "checkpoints"), max_to_keep=keep)
+        self._checkpoints = Checkpoints(out / CHECKPOINTS, config.train.keep_checkpoints)
+        self._saved = time.monotonic()
+        self._terminated = False
         self._validates = dataset.rows("validation") > 0
         self._scorer = Scorer(model, dataset, strategy)
         self._writer = tf.summary.create_file_writer(str(out / "tensorboard")) if config.train.tensorboard else None
         self._monitor = CollapseMonitor(config.train.monitor)
-        self._window = figures.nothing(), 0
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
         @tf.function
@@ -116,27 +123,41 @@ class Loop:
 
         self._run_steps = run_steps
 
-    def restore(self, directory: Path) -> None:
-        """Read the state's checkpoint from a run's directory; what it does not hold keeps its start."""
-        if not self.state.checkpoint:
+    def restore(self, weights: Path | None) -> None:
+        """Read the weights that belong to the state; what they do not hold keeps its start."""
+        remove_unfinished(self._out)
+        self._checkpoints.tidy(self.state.steps(self._steps) if weights else -1)
+        if weights is None:
             return
-        path = directory / "checkpoints" / self.state.checkpoint
         try:
-            self._checkpoint.restore(str(path)).expect_partial()
+            self._checkpoint.read(str(weights)).expect_partial()
         except (tf.errors.OpError, ValueError, IndexError) as error:
             what = f"cannot be restored ({type(error).__name__})"
-            raise UserError(str(path), what, "pass --overwrite to start anew") from error
+            raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
 
     def go(self, until: int | None = None) -> State:
         """Train to the end, or until so many steps are done in all.
 
         Raises:
-            UserError: the loss is not finite, the run collapsed, a shard is damaged.
+            UserError: the loss is not finite, the run collapsed, a shard is damaged, the disk is full.
+            Terminated: see there.
         """
+        before = signal.signal(signal.SIGTERM, self._terminate) if _is_main_thread() else None
+        try:
+            return self._go(until)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
+
+    def _go(self, until: int | None) -> State:
         settings, state = self._config.train, self.state
         total = settings.epochs * self._steps
-        if state.epoch:
-            console.print(f"going on after epoch {state.epoch} of {settings.epochs}")
+        if state.steps(self._steps):
+            within = f" and {state.step} of {self._steps} steps" if state.step else ""
+            console.print(f"going on after epoch {state.epoch} of {settings.epochs}{within}", highlight=False)
         elif settings.batch_size > self._dataset.rows("train"):
             rows = self._dataset.rows("train")
             _warn(f"train.batch_size {settings.batch_size} is more than the {rows} rows")
@@ -146,16 +167,17 @@ class Loop:
             if expected := known_to_collapse(self._config.confidence, self._dataset.ctr("train")):
                 _warn(expected)
         end = total if until is None else min(until, total)
-        while state.epoch * self._steps + state.step < end and not state.stopped:
+        while state.steps(self._steps) < end and not state.stopped:
             totals = self._epoch(min(self._steps, end - state.epoch * self._steps))
             if state.step < self._steps:  # a warm-up ended within the epoch
-                state.totals = [float(t) for t in totals.numpy()]
-                self._save(state.epoch * self._steps + state.step)
+                self._save(totals)
                 break
             found = {name: float(value) for name, value in figures.figures(totals).items()}
             measured = self._validate()
             self._keep(found, measured)
             self._say(found, measured)
+            if self._terminated:
+                raise Terminated
         return state
 
     def _epoch(self, last: int) -> Any:
@@ -191,7 +213,14 @@ class Loop:
                 self._look(shown, found, now, watched and state.step > warmup)
                 bar.update(task, advance=now, shown=f"loss {shown['loss']:.4f}")
                 self._summarise("train", shown)
+                if state.step < last and (self._terminated or self._is_due()):
+                    self._save(totals)
+                    if self._terminated:
+                        raise Terminated
         return totals
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved >= 60 * self._config.train.checkpoint_minutes
 
     def _reader(self, number: int) -> Any:
         """Batches of an epoch from the state's step on."""
@@ -207,8 +236,9 @@ class Loop:
             shuffle_seed=config.seed * 1_000_003 + number,
             columns=(*columns, "key") if cached else columns,
             rows_per_block=dataset.rows_per_block,
+            first_batch=self.state.step,
+            file_rows=dataset.file_rows("train"),
         )
-        data = data.skip(self.state.step) if self.state.step else data
         data = data.map(cached) if cached else data
         return iter(self._strategy.experimental_distribute_dataset(data))
 
@@ -220,10 +250,8 @@ class Loop:
         if number < first_whole or not teacher_cache.worth_it(self._config, self._dataset.clicks("train"), left):
             return None
         if self._cached is None:
-            if (
-                number - 1
-            ) * self._steps == self._model.warmup_steps:  # not copied yet: the first weighted step would do it
-                self._model.copy_teacher()
+            if self.state.steps(self._steps) == self._model.warmup_steps:
+                self._model.copy_teacher()  # as the first weighted step would
             self._cached = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
         return self._cached
 
@@ -236,16 +264,18 @@ class Loop:
             raise UserError("train", what, "lower the learning rates, then run again")
         if not watched or state.collapsed:
             return
-        totals, seen = self._window
-        self._window = figures.merged(tf.stack([totals, found])), seen + steps
-        if self._window[1] >= settings.window_steps:
+        seen = tf.constant(state.window) if state.window else figures.nothing()
+        state.window = _listed(figures.merged(tf.stack([seen, found])))
+        state.window_steps += steps
+        if state.window_steps >= settings.window_steps:
             self._judge()
 
     def _judge(self) -> None:
         """Look at the window that is open, and open the next one."""
         state, settings = self.state, self._config.train.monitor
-        problem = self._monitor.problem({k: float(v) for k, v in figures.figures(self._window[0]).items()})
-        self._window = figures.nothing(), 0
+        window = tf.constant(state.window) if state.window else figures.nothing()
+        problem = self._monitor.problem({k: float(v) for k, v in figures.figures(window).items()})
+        state.window, state.window_steps = [], 0
         if not problem:
             return
         at = f"by step {state.epoch * self._steps + state.step}"
@@ -271,7 +301,7 @@ class Loop:
         return measured
 
     def _keep(self, found: dict[str, float], measured: Measured) -> None:
-        """Checkpoint the epoch, keep the best one, decide whether to stop; state.json comes last."""
+        """Checkpoint the epoch, keep the best one, decide whether to stop."""
         state, stopping = self.state, self._config.train.early_stopping
         state.epoch, state.step, state.totals = state.epoch + 1, 0, []
         state.history.append({"epoch": state.epoch, "train": found, "validation": measured.values})
@@ -284,7 +314,9 @@ class Loop:
             or (value > state.best_value) == (stopping is not None and stopping.mode == "max")
         )
         if (after_warmup and improved) or state.best_epoch == 0:
-            self._checkpoint.write(str(self._out / BEST))
+            best = self._out / BEST
+            with whole_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as aside:
+                self._checkpoint.write(str(aside / best.name))
             state.best_epoch, state.best_value = state.epoch, value if after_warmup else None
         elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
             state.stopped = f"{stopping.metric} did not improve for {stopping.patience} epochs"
@@ -292,13 +324,16 @@ class Loop:
             self._config.train.monitor.window_steps,
             state.stopped or state.epoch == self._config.train.epochs,
         )
-        if ends and (state.weighted_steps < window or 2 * self._window[1] >= window):
+        if ends and (state.weighted_steps < window or 2 * state.window_steps >= window):
             self._judge()  # the last window may be a short one; a very short one says nothing, unless it is the only one
-        self._save(state.epoch * self._steps)
+        self._save(None)
 
-    def _save(self, step: int) -> None:
-        self.state.checkpoint = Path(self._manager.save(checkpoint_number=step)).name
-        write_json(self._out / STATE_FILE, asdict(self.state))
+    def _save(self, totals: Any) -> None:
+        """A checkpoint of the model and the state, with the totals of an epoch that is not done."""
+        state = self.state
+        state.totals = [] if totals is None else _listed(totals)
+        self._checkpoints.save(state.steps(self._steps), self._checkpoint.write, asdict(state))
+        self._saved = time.monotonic()
 
     def _summarise(self, name: str, shown: dict[str, float]) -> None:
         if self._writer is None:
@@ -322,6 +357,14 @@ class Loop:
         console.print("  ".join(shown) + mark, highlight=False, soft_wrap=True)
         if self.state.stopped:
             console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)
+
+
+def _listed(totals: Any) -> list[float]:
+    return [float(total) for total in totals.numpy()]
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _warn(text: str) -> None:

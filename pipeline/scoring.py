@@ -80,7 +80,7 @@ def reading(dataset: Dataset) -> Iterator[None]:
     """Turn TensorFlow's word for a damaged record into one that names the file."""
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.UnknownError):
         dataset.verify()  # finds the file and raises; if it finds nothing, the error was another one
         raise
     except tf.errors.NotFoundError as error:

@@ -11,10 +11,11 @@ from features.tf_runtime import reach, tf
 from models.clsd import ClsdModel
 from models.inputs import InputSpec
 from models.settings import ConfidenceSettings
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, make_directory, read_json, remove_tree, require_ours, write_json, write_text
-from pipeline.loop import BEST, STATE_FILE, Loop, State, steps_per_epoch, warmup_steps
+from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmup_steps
 from pipeline.popularity import item_feature, item_scores
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
@@ -72,12 +73,12 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
 def train(
     config: Config, dataset: Dataset, out: Path, *, overwrite: bool = False, start: Path | None = None
 ) -> dict[str, Any]:
-    """Train, with a checkpoint an epoch; a run that was stopped goes on after its last whole epoch.
+    """Train; a run that was stopped, killed too, goes on after its newest checkpoint and ends as if it had not been.
 
     Args:
         config: the whole run's settings.
         dataset: what to train on.
-        out: directory for config.yaml, versions, checkpoints, history, TensorBoard events, and, last, run.json.
+        out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
         overwrite: start anew whatever is in ``out``.
         start: what :func:`warm_up` left for this config: the warm-up is taken from there. The run ends as without it.
 
@@ -86,21 +87,22 @@ def train(
 
     Raises:
         UserError: the config does not fit the data set, ``out`` holds another run, the disk is full, a shard is damaged, the
-            run collapsed.
+            run collapsed, no checkpoint is whole.
+        Terminated: by SIGTERM, after a checkpoint.
     """
     dataset.require(config.rows)
     fingerprint = run_fingerprint(config, dataset)
-    require_ours(out, (RUN_FILE, STATE_FILE, "config.yaml"))
+    require_ours(out, (RUN_FILE, "config.yaml"))
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
-    state, begun_in = (State(fingerprint), out) if overwrite else _state(out, fingerprint, start, warmup)
+    state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
     with clear_errors(str(out)):
-        loop.restore(begun_in)
+        loop.restore(weights)
         state = loop.go()
         run = {
             "fingerprint": fingerprint,
@@ -135,13 +137,14 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
         raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
     config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
-    anew = overwrite and (out / STATE_FILE).exists() and State.read(out).fingerprint != fingerprint
-    state, _ = (State(fingerprint), out) if anew else _state(out, fingerprint)
+    there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
+    anew = there is not None and there[1]["fingerprint"] != fingerprint
+    state, weights = (State(fingerprint), None) if anew else _state(out, fingerprint)
     if (out / WARMUP_FILE).exists() and not anew:
         return
     loop = _begin(config, dataset, out, state, overwrite=anew)
     with clear_errors(str(out)):
-        loop.restore(out)
+        loop.restore(weights)
         loop.go(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
@@ -149,6 +152,8 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
 def run_fingerprint(config: Config, dataset: Dataset) -> str:
     """Equal if and only if the same training would run."""
     parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
+    for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard"):  # how and not what
+        parts["train"].pop(name)
     parts["dataset"] = dataset.manifest["fingerprint"]
     if config.confidence.counts_items and (item := item_feature(config)):
         parts["item"] = item.name
@@ -161,23 +166,25 @@ def _warmup_config(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"confidence": plain})
 
 
-def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = "") -> tuple[State, Path]:
-    """Where a run stands, and the directory that holds its checkpoint; ``begun`` is the fingerprint of ``start``."""
-    if (out / STATE_FILE).exists():
-        state = State.read(out)
+def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = "") -> tuple[State, Path | None]:
+    """Where a run stands, and the weights that belong to it; ``begun`` is the fingerprint of ``start``."""
+    if there := Checkpoints(out / CHECKPOINTS).newest():
+        weights, state = there[0], State(**there[1])
         if state.fingerprint != fingerprint:
             raise UserError(
                 str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite"
             )
-        return state, out
-    if start is None or not (start / STATE_FILE).exists():  # a warm-up of no steps left none
-        return State(fingerprint), out
-    state = State.read(start)
+        return state, weights
+    # A warm-up of no steps left no checkpoint.
+    there = Checkpoints(start / CHECKPOINTS).newest() if start else None
+    if there is None:
+        return State(fingerprint), None
+    weights, state = there[0], State(**there[1])
     if state.fingerprint != begun:
         raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
     state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
-    return state, start
+    return state, weights
 
 
 def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:

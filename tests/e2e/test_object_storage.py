@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from features.places import place
+from pipeline.checkpoints import Checkpoints
 from pipeline.dataset import Dataset
 from pipeline.files import copy_file
 from pipeline.predict import GOLDEN_FILE
@@ -110,7 +111,7 @@ def test_the_whole_way_in_a_store_gives_what_it_gives_on_this_machine(
     (tmp_path / "row.jsonl").write_text(json.dumps({"item_id": "i3", "price": 2.5, "position": 1}))
     assert json.loads(_clsd(store, "predict", "--model", other_version, tmp_path / "row.jsonl").stdout)["ctr"] > 0
     assert not [name for name in _objects(f"{BUCKET}/runs") if ".partial" in name or ".spill" in name]
-    assert any(name.startswith("train/checkpoints/ckpt") for name in _objects(f"{BUCKET}/runs/small"))
+    assert any(name.startswith("train/checkpoints/") for name in _objects(f"{BUCKET}/runs/small"))
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
@@ -122,7 +123,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
     out = place(f"{BUCKET}/resume/train")
     command = [sys.executable, "-m", "pipeline.cli", "train", *map(str, words), "--out", str(out)]
     process = subprocess.Popen(command, env=store, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (out / "state.json").exists():
+    while process.poll() is None and not Checkpoints(out / "checkpoints").newest():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

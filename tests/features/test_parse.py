@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.order import EpochOrder
 from features.parse import ALL_COLUMNS, batches
 from features.records import serialize_block, write_records
 from features.rows import Rows
@@ -149,6 +150,49 @@ def test_a_seed_mixes_the_files(six_files: list[str]):
 def test_a_shuffled_row_order_does_not_depend_on_the_first_column(one_file: list[str]):
     asked = _read(SCHEMA, one_file, 16, shuffle_seed=4, columns=["label", "key"])
     assert _keys(asked) == _keys(_read(SCHEMA, one_file, 16, shuffle_seed=4))
+
+
+FILE_ROWS = [30, 1, 19, 0, 31, 20]
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 16, 50])
+@pytest.mark.parametrize("shuffle_blocks", [1, 4, 512])
+def test_an_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(
+    six_files: list[str], batch_size: int, shuffle_blocks: int
+):
+    options: dict[str, Any] = {"shuffle_seed": 9, "shuffle_blocks": shuffle_blocks, "file_rows": FILE_ROWS}
+    whole = _read(SCHEMA, six_files, batch_size, **options)
+    for first in range(1, len(whole)):
+        rest = _read(SCHEMA, six_files, batch_size, first_batch=first, **options)
+        assert len(rest) == len(whole) - first
+        for mine, theirs in zip(rest, whole[first:], strict=True):
+            for name, column in theirs.items():
+                np.testing.assert_array_equal(mine[name], column, err_msg=f"{name} of a batch after {first}")
+
+
+def test_an_epoch_that_is_begun_in_the_middle_reads_nothing_of_what_came_before_its_window(rows: Rows, tmp_path: Path):
+    files = _write(tmp_path, SCHEMA, rows, [40])
+    options: dict[str, Any] = {"shuffle_seed": 4, "shuffle_blocks": 2, "file_rows": [40, 61]}
+    whole = _keys(_read(SCHEMA, files, BLOCK, **options))
+    first, second = EpochOrder(4, 1, 2).files(2)
+    Path(files[first]).unlink()  # whoever opens it fails
+    start = EpochOrder(4, 1, 2).find(80, [40, 61], BLOCK)
+    assert (start.file, start.record > 0) == (1, True)
+    with Path(files[second]).open("r+b") as file:
+        file.seek(12)
+        file.write(bytes(50))  # whoever reads the first record finds it damaged
+    Path(files[first]).touch()
+    assert _keys(_read(SCHEMA, files, BLOCK, first_batch=10, **options)) == whole[80:]
+
+
+def test_a_compressed_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(rows: Rows, tmp_path: Path):
+    path = tmp_path / "rows.tfrecord.gz"
+    blocks = (serialize_block(SCHEMA, rows.take(slice(at, at + BLOCK))) for at in range(0, 101, BLOCK))
+    with path.open("wb") as file:
+        write_records(file, blocks, gzipped=True)
+    options: dict[str, Any] = {"shuffle_seed": 4, "shuffle_blocks": 2, "file_rows": [101]}
+    whole = _keys(_read(SCHEMA, [str(path)], BLOCK, **options))
+    assert _keys(_read(SCHEMA, [str(path)], BLOCK, first_batch=9, **options)) == whole[72:]
 
 
 def test_every_batch_has_the_same_static_shape(one_file: list[str]):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from features.tf_runtime import tf
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, parse_config
 
 _FEATURES = ("user_id", "item_id", "age_band")
@@ -64,6 +65,18 @@ def same_weights(kept_weights: Callable[[Path], dict[str, Any]]) -> Callable[[Pa
         return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     return same
+
+
+@pytest.fixture(scope="session")
+def state_of() -> Callable[[Path], dict[str, Any]]:
+    """How far a run is by its newest checkpoint."""
+
+    def read(run: Path) -> dict[str, Any]:
+        found = Checkpoints(run / "checkpoints").newest()
+        assert found is not None
+        return found[1]
+
+    return read
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_a_run_leaves_config_versions_history_and_checkpoints(small_config: Conf
     assert set(run["history"][0]["train"]) >= {"loss", "predicted_ctr", "ctr", "mean_weight", "effective_clicks"}
     assert run["history"][0]["train"]["effective_clicks"] == pytest.approx(1.0)  # warm-up: every click weighs 1
     assert run["history"][2]["train"]["effective_clicks"] < 0.9999
-    assert tf.train.latest_checkpoint(str(small_run / "checkpoints")).endswith("-57")  # steps
+    assert {path.name for path in (small_run / "checkpoints").iterdir()} == {"19", "38", "57"}  # steps
 
 
 def test_a_run_goes_on_after_its_last_whole_epoch(
@@ -52,11 +52,12 @@ def test_a_run_goes_on_after_its_last_whole_epoch(
     small_dataset: Dataset,
     small_run: Path,
     same_weights: Same,
+    state_of: Callable[[Path], dict[str, Any]],
     stopped: Callable[[int, Callable[[], Any]], None],
     tmp_path: Path,
 ) -> None:
     stopped(3, lambda: train(small_config, small_dataset, tmp_path / "run"))
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["epoch"] == 2
+    assert state_of(tmp_path / "run")["epoch"] == 2
     train(small_config, small_dataset, tmp_path / "run")
     assert same_weights(tmp_path / "run", small_run)
 
@@ -187,18 +188,6 @@ def test_overwriting_looks_first_and_deletes_afterwards(
         train(make_config(), small_dataset, tmp_path / "thesis", overwrite=True)
     train(make_config(train={"epochs": 1}), small_dataset, copy, overwrite=True)
     assert json.loads((copy / "run.json").read_text())["epochs"] == 1
-
-
-def test_a_lost_checkpoint_is_named(
-    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
-    (copy / "run.json").unlink()
-    shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match=r"checkpoints/ckpt-57: cannot be restored"):
-        train(small_config, small_dataset, copy)
 
 
 def test_a_directory_of_something_else_is_not_written_into(
