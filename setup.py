@@ -27,6 +27,7 @@ setup(
         "tensorflow-io-gcs-filesystem>=0.37.1,<0.38",
         "apache-beam>=2.77.0,<2.78",
         "grpcio>=1.80,<2",  # which apache-beam brings
+        "psutil>=7,<8",
         "google-crc32c>=1.9,<2",
         "fastavro>=1.12,<2",
         "pyarrow>=25.0.1,<26",

@@ -216,7 +216,7 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     found = moved(old, new)
     show_moved(old, new, found, max_psi)
     far_moved = [feature.feature for feature in found if feature.psi is not None and feature.psi > max_psi]
-    ctr = [data.ctr("train") for data in (old, new)]
+    ctr = [data.log_ctr for data in (old, new)]
     click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in found], "moved": far_moved}))
     if far_moved:
         console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)

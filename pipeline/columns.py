@@ -1,4 +1,4 @@
-"""Names of the columns that the job adds to a batch of raw rows; a log's own columns must not begin with an underscore."""
+"""Names of the columns that the job adds to a batch of raw rows, and of the splits."""
 
 #: uint64, random, the same on every engine: the row's identity and its place in the shuffle.
 KEY = "_key"
@@ -12,6 +12,9 @@ TIME = "_time"
 USER = "_user"
 #: int8, a position in SPLITS, or GAP.
 SPLIT = "_split"
+
+#: Names that no column which is carried along may have.
+RESERVED = (KEY, POSITION, LABEL, TIME, USER, SPLIT)
 
 SPLITS = ("train", "validation", "test")
 #: The split of a row that is left out because it lies too close to the split after its own.

@@ -18,6 +18,14 @@ class CsvSettings(Strict):
     """How a CSV log is written."""
 
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="what stands between two fields")
+    quote: str = Field(
+        default='"',
+        max_length=1,
+        description="what a field may stand between; twice within it means itself; empty: none",
+    )
+    escape: str = Field(
+        default="", max_length=1, description="what takes the meaning from the next character; empty: none"
+    )
     columns: list[str] = Field(default=[], description="names of the columns where the file has no header line")
     null_values: list[str] = Field(default=["", "NULL", "null", "NaN", "nan"], description="texts that mean missing")
 

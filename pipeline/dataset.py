@@ -108,6 +108,12 @@ class Dataset:
         """Share of the training split's non-clicks that were kept; 1 where none were dropped."""
         return float(self.manifest.get("kept_negatives", 1.0))
 
+    @property
+    def log_ctr(self) -> float:
+        """Share of clicks among the training split's rows in the log, before non-clicks were dropped."""
+        clicks = self.clicks("train")
+        return clicks / (clicks + (self.rows("train") - clicks) / self.kept_negatives)
+
     def files(self, split: str) -> list[str]:
         """Paths of a split's shards.
 

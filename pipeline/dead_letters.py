@@ -70,13 +70,15 @@ class Collector:
     def __init__(self, directory: str, piece: Piece) -> None:
         self._directory, self._piece = directory, piece
         self._waiting: list[Refused] = []
-        self._laid = 0
+        self._laid = self._last = 0
 
     def take(self, letter: Refused) -> Iterator[Letters]:
-        """One more; gives where the last many lie, when they are laid down."""
-        self._waiting.append(letter)
-        if len(self._waiting) >= TOGETHER:
+        """One more; gives where those before it lie, when they are laid down."""
+        # Of a block those that do not parse come after those that do: it must not be laid down in two parts.
+        if len(self._waiting) >= TOGETHER and letter.line > self._last:
             yield from self.rest()
+        self._waiting.append(letter)
+        self._last = max(self._last, letter.line)
 
     def rest(self) -> Iterator[Letters]:
         """Lay down those that wait, by their lines: one that does not parse is found before those of its block that do."""

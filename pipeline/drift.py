@@ -23,7 +23,7 @@ class Moved(NamedTuple):
 
     Args:
         feature: its name.
-        psi: population stability index of its training distribution; None where it is not known in both.
+        psi: population stability index of its training distribution, missing values among it; None where it is not known in both.
         missing: shares of training rows without a value, old and new.
         what: the bin or value whose share changed most, with both shares.
     """
@@ -44,22 +44,40 @@ def psi(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> float:
 
 
 def moved(old: Dataset, new: Dataset) -> list[Moved]:
-    """Every feature that both data sets have, the one that moved most first."""
+    """Every feature of either data set, the one that moved most first."""
     before, after = old.statistics["features"], new.statistics["features"]
+    features = {feature.name: feature for data in (old, new) for feature in data.schema.features}
     found = []
-    for feature in new.schema.features:
-        name = feature.name
-        if name not in before:
+    for name, feature in features.items():
+        if name not in before or name not in after:
+            lacks = "newer" if name in after else "older"
+            there = _missing((before | after)[name])
+            found.append(Moved(name, None, (there, there), f"only the {lacks} data set has it"))
             continue
+        missing = _missing(before[name]), _missing(after[name])
         shares = _numbers if isinstance(feature, NumericFeature) else _values
-        bins = shares(name, old, new)
-        value, what = None, ""
-        if bins:
-            labels, p, q = bins
-            value, at = psi(p, q), int(np.argmax(np.abs(q - p)))
-            what = f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"
-        found.append(Moved(name, value, (_missing(before[name]), _missing(after[name])), what))
+        labels, p, q = _with_missing(*(shares(name, old, new) or (["any value"], *_ONE)), missing)
+        if len(labels) == 2 and missing[0] == missing[1]:  # nothing is known but that
+            found.append(Moved(name, None, missing, ""))
+            continue
+        at = int(np.argmax(np.abs(q - p)))
+        found.append(Moved(name, psi(p, q), missing, f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"))
     return sorted(found, key=lambda m: (-(m.psi if m.psi is not None else -1.0), m.feature))
+
+
+#: Shares of one bin that holds all.
+_ONE = np.ones(1), np.ones(1)
+
+
+def _with_missing(
+    labels: list[str],
+    p: npt.NDArray[np.float64],
+    q: npt.NDArray[np.float64],
+    missing: tuple[float, float],
+) -> _Bins:
+    """Shares of all rows, those without a value a bin of their own, from shares of the rows with one."""
+    p, q = (np.append(shares * (1.0 - lost), lost) for shares, lost in zip((p, q), missing, strict=True))
+    return [*labels, "missing"], p, q
 
 
 def _missing(described: dict[str, Any]) -> float:
@@ -92,7 +110,11 @@ def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
-    """Shares of the old data set's most frequent values, and of all others together."""
+    """Shares of the old data set's most frequent values, and of all others together.
+
+    Where only a list of the most frequent values is kept, one that is no longer on it counts as its last: it may have been
+    pushed off by one more row.
+    """
     described = [data.statistics["features"][name] for data in (old, new)]
     if not all(found.get("values") for found in described):
         return None
@@ -100,10 +122,13 @@ def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     shares = []
     for found, data in zip(described, (old, new), strict=True):
         counts = dict(found["top"])
+        least = found["top"][-1][1] if len(counts) == TOP else 0
         if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
             vocabulary = data.transform.vocabularies[name]
             at = vocabulary.index(pa.array(top, pa.string()))
             counts |= {value: int(vocabulary.rows[i]) for value, i in zip(top, at, strict=True) if i >= 0}
-        rows = np.array([counts.get(value, 0) for value in top], np.float64) / found["values"]
-        shares.append(np.append(rows, max(1.0 - rows.sum(), 0.0)))
+            least = 0
+        rows = np.array([counts.get(value, least) for value in top], np.float64) / found["values"]
+        rows /= max(rows.sum(), 1.0)
+        shares.append(np.append(rows, 1.0 - rows.sum()))
     return [*top, "all others"], shares[0], shares[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -11,7 +12,9 @@ from typing import Any
 
 import apache_beam as beam
 import grpc
+import psutil
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from features.errors import UserError
 from features.places import address
@@ -38,7 +41,8 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
         # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
         quiet = "--default_sdk_harness_log_level=ERROR"
         options = PipelineOptions([quiet, *beam_options], save_main_session=False)
-        pipeline = beam.Pipeline(options=options)
+        # Beam's direct runner would look for a binary of another engine (Prism), and for it on the network, first.
+        pipeline = beam.Pipeline(FnApiRunner() if _is_local(options) else None, options=options)
     except (SystemExit, ValueError) as error:
         raise UserError(
             "-- " + " ".join(beam_options),
@@ -46,7 +50,8 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
             "see `clsd preprocess --help`",
         ) from None
     _warn_of_unknown(beam_options)
-    threading.excepthook = _unless_hung_up
+    lost = _Hook()
+    threading.excepthook = lost
     progress.add(progress.PLANNED, len(pieces))
     build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
     try:
@@ -57,8 +62,11 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
             _watch(result, directory, config.preprocess.stalled_minutes)
     except UserError:
         raise
-    except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # the engine makes an error of its own of Ctrl-C
+    except (Exception, KeyboardInterrupt) as error:
+        if lost.worker:
+            mend = "run the same again: no data set was written; if the machine was short of memory, with fewer workers"
+            raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", mend) from None
+        if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
 
@@ -72,15 +80,35 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
     return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
 
 
-def _unless_hung_up(args: threading.ExceptHookArgs) -> None:
-    """An engine that ends first hangs up on the threads that Beam keeps in this process: nothing that a user could mend."""
-    if isinstance(args.exc_value, grpc.Call) and args.exc_value.code() is grpc.StatusCode.CANCELLED:
-        return
-    threading.__excepthook__(args)
+class _Hook:
+    """What becomes of an exception in one of the threads that Beam keeps in this process."""
+
+    def __init__(self) -> None:
+        #: How a worker process of the local engine ended, which then waits for it for ever.
+        self.worker = ""
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
+        error = args.exc_value
+        cancelled = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.CANCELLED
+        if cancelled or type(error) is grpc.RpcError:
+            return  # the other side hung up, an engine that ended or a worker that died: nothing that a user could mend
+        if not args.thread or args.thread.name != "run_worker":
+            threading.__excepthook__(args)
+            return
+        if not self.worker:
+            self.worker = str(error)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes it
+            for child in psutil.Process().children(
+                recursive=True
+            ):  # one that had not connected yet, Beam would wait for
+                with suppress(psutil.Error):
+                    if "apache_beam.runners.worker.sdk_worker_main" in child.cmdline():
+                        child.kill()
 
 
 def _is_local(options: PipelineOptions) -> bool:
-    return (options.view_as(StandardOptions).runner or "DirectRunner") in ("DirectRunner", "FnApiRunner")
+    runner = (options.view_as(StandardOptions).runner or "direct").lower().rsplit(".", 1)[-1]
+    return runner in ("direct", "directrunner", "fnapirunner")
 
 
 def _watch(result: Any, directory: Path, minutes: float) -> None:
@@ -98,10 +126,10 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    seen, since = files_in(directory), time.monotonic()
+    seen, since = _done(directory), time.monotonic()
     while waiting.is_alive():
         waiting.join(min(30.0, 15.0 * minutes) if minutes else None)  # a quarter of the time, or less
-        if (now := files_in(directory)) != seen:
+        if (now := _done(directory)) != seen:
             seen, since = now, time.monotonic()
         elif minutes and waiting.is_alive() and time.monotonic() - since > 60 * minutes:
             with suppress(Exception):  # it is given up whether or not the engine hears of it
@@ -114,7 +142,12 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
         raise raised[0]
 
 
-def _engine_failure(error: Exception) -> UserError | None:
+def _done(directory: Path) -> Any:
+    """What a job has done so far: the files that it made and the counts that its workers told."""
+    return files_in(directory), progress.told(address(directory))
+
+
+def _engine_failure(error: BaseException) -> UserError | None:
     """A job that its engine gave up, a killed worker for one; an exception of our own code within it is a bug, and stays one."""
     text = str(error)
     if " failed in state " not in text or "Traceback (most recent call last)" in text:

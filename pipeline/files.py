@@ -236,8 +236,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     aside = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with aside.open("wb") as file:
+        file = aside.open("wb")
+        try:
             yield file
+        except BaseException:
+            if hasattr(file, "discard"):  # closing it would put half an object in the place of a whole one
+                file.discard()
+            else:
+                file.close()
+            raise
+        file.close()
         if aside != path:
             aside.replace(path)
     finally:

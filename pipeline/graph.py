@@ -72,8 +72,9 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
             else:
                 batch, wrong = check(self._schema, part)
                 for row, reason in wrong:
-                    line = self._reader.line(piece, part.column(POSITION)[row].as_py())
-                    found.append(Refused(piece.path, line, reason, refused_text(part, row)))
+                    position = part.column(POSITION)[row].as_py()
+                    text = self._reader.text(piece, position) or refused_text(part, row)
+                    found.append(Refused(piece.path, self._reader.line(piece, position), reason, text))
                 rows, kept = part.num_rows, batch.num_rows
                 yield from spill(self._directory, [self._split(batch)])
             for letter in found:

@@ -36,13 +36,13 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     key, found = element[0], merged(map(lifted, element[1]))
     kind, _, name = key.partition(":")
     if kind == "vocabulary":
-        counts = found[0] if found else COUNTS.empty_table()
+        counts = _counts(found)
         vocabulary = _vocabulary(schema, name, counts, base)
         with whole_file(place(directory) / vocabulary_file(name)) as file:
             vocabulary.write(file)
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
-        return key, profile.values(found[0])
+        return key, profile.values(_counts(found))
     if kind == "sampled":
         return key, profile.sampled(Sample.merged(found).values)
     if kind == "moments":
@@ -76,6 +76,11 @@ def described_transform(schema: Schema, directory: str, base: str, learnt: dict[
         nothing = numeric_entry(NumericState())
         numerics[number.name] = nothing if number.transform == "none" else learnt.get(f"{kind}:{number.name}", nothing)
     return {"vocabularies": vocabularies, "numerics": numerics}
+
+
+def _counts(found: list[Any]) -> Any:
+    """The one table that counts were merged to; an empty one where no training row had a value."""
+    return found[0] if found else COUNTS.empty_table()
 
 
 def _vocabulary(schema: Schema, name: str, counts: Any, base: str) -> Vocabulary:

@@ -65,7 +65,9 @@ def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
         rows[shard["split"]] += shard["rows"]
         clicks[shard["split"]] += shard["clicks"]
     for split in (split for split in SPLITS if rows[split]):
-        ctr = clicks[split] / rows[split]
+        # Of the training split as the log has it: its non-clicks may have been sampled.
+        kept = config.preprocess.keep_negatives if split == "train" else 1.0
+        ctr = clicks[split] / (clicks[split] + (rows[split] - clicks[split]) / kept)
         if not gates.min_ctr <= ctr <= gates.max_ctr:
             what = f"the {split} split's CTR is {ctr:.3%}, not within {gates.min_ctr:g} and {gates.max_ctr:g}"
             raise UserError("preprocess.gates", what, "look at the log; or widen min_ctr and max_ctr")
@@ -119,6 +121,7 @@ def manifest(
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
         "sources": sorted({piece.path for piece in pieces}),
+        "sources_modified": modified(pieces),
         "columns_not_read": sorted({name for piece in pieces for name in piece.unread}),
         "rows": summary["rows"],
         "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
@@ -138,5 +141,11 @@ def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None
     parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
     parts["format_version"] = FORMAT_VERSION
     if base:
-        parts["base"] = base.manifest["fingerprint"]
+        parts["base"] = [base.manifest["fingerprint"], base.manifest["files"]]  # whose checksums tell the vocabularies
     return digest_of(parts)
+
+
+def modified(pieces: list[Piece]) -> list[float]:
+    """When each log file was written last, in seconds since 1970, in the order of their paths."""
+    found = {piece.path: piece.modified for piece in pieces}
+    return [found[path] for path in sorted(found)]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from features.errors import UserError
 from features.places import place
-from pipeline.config import LogSettings
+from pipeline.config import CsvSettings, LogSettings
 
 _FEW_LINES = 16
 
@@ -75,16 +75,22 @@ def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
 
 def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
     """CSV lines without a header to a table of the given types, or of inferred ones. Raises pa.ArrowException."""
-    if b'"' in data and any(line.count(b'"') % 2 for line in data.split(b"\n")):
+    dialect, quote = logs.csv, logs.csv.quote.encode()
+    if quote and quote in data and any(_is_open(line, dialect) for line in data.split(b"\n")):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
     return pa.csv.read_csv(
         pa.BufferReader(data),
         read_options=pa.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(columns)),
-        parse_options=pa.csv.ParseOptions(delimiter=logs.csv.delimiter, ignore_empty_lines=False),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=dialect.delimiter,
+            quote_char=dialect.quote or False,
+            escape_char=dialect.escape or False,
+            ignore_empty_lines=False,
+        ),
         convert_options=pa.csv.ConvertOptions(
             column_types=types,
             include_columns=list(types) or None,
-            null_values=logs.csv.null_values,
+            null_values=dialect.null_values,
             strings_can_be_null=True,
         ),
     )
@@ -97,7 +103,7 @@ def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
     """
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # a line may be nested deeper than Python goes
         return ""
     if not isinstance(row, dict):
         return ""
@@ -107,10 +113,10 @@ def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
 def odd_csv(line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> str | None:
     """What looks wrong about a CSV line, as :func:`odd_json` says it."""
     try:
-        (fields,) = csv.reader([line.decode()], delimiter=logs.csv.delimiter)
+        fields = csv_fields(line.decode(), logs.csv)
     except (ValueError, csv.Error):
         return ""
-    if len(fields) != len(columns) or line.count(b'"') % 2:
+    if len(fields) != len(columns) or _is_open(line, logs.csv):
         return ""
     for name, text in zip(columns, fields, strict=True):
         kind = types.get(name, pa.null())
@@ -120,6 +126,26 @@ def odd_csv(line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType]
         except ValueError:
             return name
     return None
+
+
+def csv_fields(line: str, dialect: CsvSettings) -> list[str]:
+    """The fields of one line. Raises csv.Error."""
+    (fields,) = csv.reader(
+        [line],
+        delimiter=dialect.delimiter,
+        quotechar=dialect.quote or None,
+        escapechar=dialect.escape or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+    )
+    return fields
+
+
+def _is_open(line: bytes, dialect: CsvSettings) -> bool:
+    """Whether a quote has no pair on its line."""
+    quote, escape = dialect.quote.encode(), dialect.escape.encode()
+    if escape:
+        line = line.replace(escape + escape, b"").replace(escape + quote, b"")
+    return bool(quote) and line.count(quote) % 2 == 1
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:

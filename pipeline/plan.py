@@ -6,6 +6,7 @@ file, whole files of what cannot be split.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
@@ -23,11 +25,28 @@ from features.places import is_remote, place
 from features.schema import Schema
 from features.tokens import raw_type
 from pipeline import avro
-from pipeline.config import LogSettings
+from pipeline.columns import KEY, POSITION, RESERVED
+from pipeline.config import CsvSettings, LogSettings
 from pipeline.files import clear_errors
-from pipeline.parsing import DAMAGED, Part, bisect, compression_of, decompressed, open_binary, open_parquet, parse_csv
+from pipeline.parsing import (
+    DAMAGED,
+    Part,
+    bisect,
+    compression_of,
+    csv_fields,
+    decompressed,
+    open_binary,
+    open_parquet,
+    parse_csv,
+)
 
 _HEAD_BYTES = 1 << 20
+#: What a text looks like that means a number or a truth.
+_SHAPES = {
+    pa.int64(): r"^\s*[+-]?\d+\s*$",
+    pa.float64(): r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$",
+    pa.bool_(): r"^(?i:true|false)$",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
     """
     if not logs.files:
         raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
+    _refuse_reserved(schema)
     paths: dict[str, FileMetadata] = {}
     for pattern, match in zip(logs.files, _match(logs.files), strict=True):
         if not match:
@@ -80,6 +100,13 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
             found["coded"] = tuple(name for name in schema.single_valued if name in piece["types"])
             pieces.append(Piece(**{**piece, **found, "index": len(pieces), "start": start, "end": end}))
     return pieces
+
+
+def _refuse_reserved(schema: Schema) -> None:
+    """The job adds columns of its own to the log's."""
+    carried = [*(feature.source for feature in schema.features), schema.intensity, *schema.passthrough]
+    for column in [name for name in carried if name in RESERVED] + [c for c in schema.columns if c in (KEY, POSITION)]:
+        raise UserError("rows", f"column '{column}' has a name that the job uses itself", "rename it in the log")
 
 
 def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
@@ -133,8 +160,8 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     head = _head(path)
     columns: tuple[str, ...] = ()
     if kind == "csv":
-        columns = tuple(logs.csv.columns) or _header(path, head, logs.csv.delimiter)
-        found = _inferred_csv(path, head, columns, logs)
+        columns = tuple(logs.csv.columns) or _header(path, head, logs.csv)
+        found = _inferred_csv(path, head, columns, logs, [schema.label, schema.timestamp])
     else:
         found = _inferred_json(path, head)
         # A key that the first lines leave out may come later: look for its name before calling it missing.
@@ -196,11 +223,11 @@ def _head(path: str) -> bytes:
     return head if whole else head[: head.rfind(b"\n") + 1]
 
 
-def _header(path: str, head: bytes, delimiter: str) -> tuple[str, ...]:
+def _header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
     line = head.split(b"\n", 1)[0].rstrip(b"\r")
     try:
-        names = tuple(name.strip().strip('"') for name in line.decode().split(delimiter))
-    except UnicodeDecodeError:
+        names = tuple(name.strip() for name in csv_fields(line.decode(), dialect))
+    except (ValueError, csv.Error):
         raise UserError(f"{path}:1", "the header is no UTF-8 text", "is it a CSV? set logs.format") from None
     return names
 
@@ -252,11 +279,25 @@ def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
     return {name: count.most_common(1)[0][0] for name, count in votes.items()}
 
 
-def _inferred_csv(path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings) -> dict[str, pa.DataType]:
+def _inferred_csv(
+    path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings, typed: list[str]
+) -> dict[str, pa.DataType]:
+    """All columns as text, but for ``typed``: those are what most of their values are."""
     body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
     lines = [line for line in body.split(b"\n") if line.strip()][:2000]
-    found = _majority(bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, {}, logs)))
-    return {name: found.get(name, pa.null()) for name in columns}
+    as_text = dict.fromkeys(columns, pa.string())
+    tables = [part.table for part in bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, as_text, logs))]
+    whole = pa.concat_tables([pa.schema(as_text).empty_table(), *(table for table in tables if table is not None)])
+    return as_text | {name: _type_of_most(whole[name]) for name in typed if name in as_text}
+
+
+def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
+    """int64, float64, bool or text: a single odd value must not decide how a file is read."""
+    values = column.drop_null()
+    for kind, shape in _SHAPES.items():
+        if len(values) and 2 * pc.sum(pc.match_substring_regex(values, shape)).as_py() > len(values):
+            return kind
+    return pa.string() if len(values) else pa.null()
 
 
 def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -289,7 +330,9 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
     for column in [schema.label, schema.timestamp]:
         if column:
             types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
-    if schema.timestamp and schema.timestamp_unit == "iso" and kind not in ("parquet", "avro"):
+            _check_scalar(path, column, types[column])
+    of_text = kind in ("csv", "jsonl")
+    if schema.timestamp and of_text and (schema.timestamp_unit == "iso" or _is_time(types[schema.timestamp])):
         types[schema.timestamp] = pa.string()
     for feature in (f for f in schema.features if f.source == schema.timestamp):
         number = pa.types.is_integer(types[feature.source]) or pa.types.is_floating(types[feature.source])
@@ -299,19 +342,41 @@ def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) 
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
     for column in schema.passthrough:
-        typed = kind == "jsonl" and not pa.types.is_null(found[column])  # JSON's parser wants to know what stands there
+        # JSON's parser wants to know what stands there; a time is text to it, and is carried as it is written.
+        typed = kind == "jsonl" and not pa.types.is_null(found[column]) and not _is_time(found[column])
         nested = pa.types.is_nested(found[column])
         types.setdefault(column, found[column] if typed or nested else pa.string())
-        if pa.types.is_nested(types[column]) and column not in [f.source for f in schema.features]:
+        if pa.types.is_nested(types[column]):
             raise UserError(
                 path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
             )
     return types
 
 
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
+    """Labels and times are numbers, truths, text or times."""
+    scalar = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (scalar or pa.types.is_string(kind) or _is_time(kind)):
+        raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
+
+
 def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, found: pa.DataType) -> None:
-    """JSON says what is text and what is a number; a schema that says otherwise would refuse every row."""
-    if kind != "jsonl" or pa.types.is_null(found):
+    """Refuse a file of which every row would be refused; JSON says what is text and what is a number, others what is a list."""
+    if kind == "csv" or pa.types.is_null(found):
+        return
+    if not pa.types.is_list(wanted) and pa.types.is_nested(found):
+        what = "lists" if pa.types.is_list(found) or pa.types.is_large_list(found) else "objects"
+        mend = "make it a bag or a sequence, and remove a separator" if what == "lists" else "log its parts as columns"
+        raise UserError(path, f"feature '{feature}' is read as one value, and the log has {what}", mend)
+    if pa.types.is_list(wanted) and not pa.types.is_nested(found):
+        raise UserError(
+            path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
+        )
+    if kind != "jsonl":
         return
     if pa.types.is_string(wanted) and pa.types.is_integer(found):
         raise UserError(
@@ -320,14 +385,6 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, found: 
     if pa.types.is_integer(wanted) and pa.types.is_string(found):
         raise UserError(
             path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
-        )
-    if pa.types.is_string(wanted) and pa.types.is_list(found):
-        raise UserError(
-            path, f"feature '{feature}' is read as text, and the log has lists", "remove the feature's separator"
-        )
-    if pa.types.is_list(wanted) and not pa.types.is_list(found):
-        raise UserError(
-            path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
         )
 
 

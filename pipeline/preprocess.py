@@ -9,10 +9,11 @@ from pathlib import Path
 
 from features.places import address, place
 from pipeline import engine, progress
+from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
-from pipeline.manifest import fingerprint, manifest, refuse_if_bad
+from pipeline.manifest import fingerprint, manifest, modified, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.spill import SPILL
 
@@ -46,7 +47,8 @@ def preprocess(
         progress.say_there_already()
         return Dataset.load(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
-        for name in (SPILL, "vocabularies"):
+        # Not by the workers: one that outlives its job must not make again what was removed.
+        for name in (SPILL, "vocabularies", *SPLITS):
             make_directory(aside / name)
         with progress.launching(address(aside)):
             engine.run(config, pieces, aside, beam_options or [], address(base) if base else "")
@@ -61,6 +63,8 @@ def preprocess(
         remove_file(aside / "job.json")
         for name in (SPILL, progress.REPORTS):
             remove_tree(aside / name)
+        for split in {*SPLITS} - {shard["split"] for shard in summary["shards"]}:
+            remove_tree(aside / split)
         for name in files_in(aside):
             if name.endswith(".partial"):  # of a bundle that an engine tried twice
                 remove_file(aside / name)
@@ -73,6 +77,6 @@ def is_made(config: Config, pieces: list[Piece], out: Path, base: Dataset | None
     file = out / "dataset.json"
     if not file.exists():
         return False
-    made = read_json(file, "data set", "preprocess again").get("fingerprint")
-    written = max(piece.modified for piece in pieces)
-    return made == fingerprint(config, pieces, base) and written <= file.stat().st_mtime
+    made = read_json(file, "data set", "preprocess again")
+    same: bool = made.get("fingerprint") == fingerprint(config, pieces, base)
+    return same and bool(made.get("sources_modified") == modified(pieces))

@@ -43,10 +43,9 @@ class _Report:
         self._counts[what] += n
         if time.monotonic() < self._due:
             return
-        with suppress(Exception):  # no reason to fail: what the job itself writes there tells what is wrong
-            make_directory(self._file.parent)
-            with whole_file(self._file) as file:
-                file.write(json.dumps(self._counts).encode())
+        # No reason to fail: what the job itself writes there tells what is wrong.
+        with suppress(Exception), whole_file(self._file) as file:
+            file.write(json.dumps(self._counts).encode())
         self._due = time.monotonic() + _EVERY
 
 
@@ -69,8 +68,7 @@ def add(what: str, n: int, job: str = "") -> None:
         if job not in _reports:
             _reports.clear()  # of a job that is over
             _reports[job] = _Report(job)
-        report = _reports[job]
-    report.add(what, n)
+        _reports[job].add(what, n)
 
 
 def say_there_already() -> None:
@@ -93,6 +91,8 @@ def launching(job: str) -> Iterator[None]:
         job: the directory that its workers share.
     """
     global _launched
+    # Here and nowhere else: a worker that outlives its job must not make again what was removed.
+    make_directory(place(job) / REPORTS)
     before, _launched = _launched, job
     try:
         yield
@@ -100,8 +100,8 @@ def launching(job: str) -> Iterator[None]:
         _launched = before
 
 
-def _told(job: str) -> Counter[str]:
-    """The sums of what workers elsewhere told."""
+def told(job: str) -> Counter[str]:
+    """The sums of what workers in other processes told."""
     found: Counter[str] = Counter()
     directory = place(job) / REPORTS
     with suppress(Exception):  # of a store that is slow to answer, or a job that has just ended
@@ -137,9 +137,9 @@ def watching(title: str) -> Iterator[None]:
 
     def line() -> str:
         elapsed = time.monotonic() - started
-        told = _told(_launched) if _launched else Counter()
+        elsewhere = told(_launched) if _launched else Counter()
         with _lock:
-            counts = dict(_counts + told)
+            counts = dict(_counts + elsewhere)
         shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))
         rate = f"  {counts['rows read'] / elapsed:,.0f} rows/s" if counts.get("rows read") and elapsed > 1 else ""
         stage = "" if done.is_set() else stage_of(counts, elapsed)

@@ -19,7 +19,7 @@ from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
 from features.tokens import plain
 from features.transform import Transform
 from pipeline.columns import KEY, LABEL, SPLITS, TIME, USER
-from pipeline.files import make_directory, whole_file
+from pipeline.files import whole_file
 from pipeline.spill import Spilled, load
 from pipeline.threads import Threads
 
@@ -111,7 +111,6 @@ def write_shard(
     rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     target = place(directory) / name
-    make_directory(target.parent)
     blocks = range(0, len(rows), rows_per_block)
     with whole_file(target) as file:  # perhaps over that of an earlier attempt; its bytes are the same
         written = write_records(

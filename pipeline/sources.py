@@ -56,6 +56,7 @@ class Reader:
         self._logs, self._seed, self._threads = logs, seed, threads
         self._before = (-1, 0)
         self._breaks: dict[str, dict[int, int]] = {}
+        self._again: tuple[int, int, _Lines, Iterator[bytes]] | None = None
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
         """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
@@ -79,6 +80,19 @@ class Reader:
         if self._before[0] != piece.index:
             self._before = (piece.index, self._lines_before(piece))
         return self._before[1] + position + 1
+
+    def text(self, piece: Piece, position: int) -> str | None:
+        """A line of a text file as it stands there; None of a file that has columns. Asked for in rising order it reads once."""
+        if piece.format in ("parquet", "avro"):
+            return None
+        index, first, lines, blocks = self._again or (-1, 0, _Lines(b""), iter(()))
+        if index != piece.index or position < first:
+            blocks = self._blocks(piece)
+            first, lines = 0, _Lines(next(blocks).removesuffix(b"\n"))
+        while position >= first + len(lines):
+            first, lines = first + len(lines), _Lines(next(blocks).removesuffix(b"\n"))
+        self._again = piece.index, first, lines, blocks
+        return lines.shown(position - first)
 
     def _lines_before(self, piece: Piece) -> int:
         """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
@@ -158,7 +172,7 @@ class Reader:
 
         good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
         if good is not None:
-            yield pa.Table.from_batches([with_dictionaries(piece.coded, good)]) if faults else good
+            yield good
         for row, reason in faults:
             values = {name: _shown(readable()[name][row]) for name in piece.types}
             text = json.dumps(values, ensure_ascii=False, default=str)
@@ -178,8 +192,7 @@ class Reader:
             if table is not None:
                 yield self._placed(piece, table, position + np.asarray(places))
             for row, reason in faults:
-                text = lines[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
-                yield Refused(piece.path, self.line(piece, position + row), reason, text)
+                yield Refused(piece.path, self.line(piece, position + row), reason, lines.shown(row))
             position += len(lines)
 
     def _parse(self, piece: Piece, lines: _Lines, rows: list[int]) -> pa.Table:
@@ -247,6 +260,10 @@ class _Lines:
         if self._lines is None:
             self._lines = self.text.split(b"\n")
         return self._lines[row]
+
+    def shown(self, row: int) -> str:
+        """A line for a dead letter, broken UTF-8 as escapes."""
+        return self[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -52,7 +52,7 @@ def show_moved(old: Dataset, new: Dataset, found: list[Moved], max_psi: float) -
         missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
         table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
     console.print(table)
-    console.print(f"CTR of training {old.ctr('train'):.3%} to {new.ctr('train'):.3%}", highlight=False)
+    console.print(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}", highlight=False)
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:

@@ -116,8 +116,8 @@ def microseconds(column: pa.Array, unit: str) -> pa.Array:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     if pa.types.is_string(column.type):
-        return _parse_iso(column) if unit == "iso" else pa.nulls(len(column), pa.int64())
-    whole = _as_int(pc.round(column)) if pa.types.is_floating(column.type) else column.cast(pa.int64())
+        return _parse_iso(column)
+    whole = _as_int(pc.round(column) if pa.types.is_floating(column.type) else column)
     if unit == "ns":
         return pc.divide(whole, 1000)
     limit = 2**62 // _MICROSECONDS.get(unit, 1)
@@ -160,7 +160,7 @@ def _parse_iso(column: pa.Array) -> pa.Array:
 def _as_int(column: pa.Array) -> pa.Array:
     """Booleans and whole floats as int64; whatever else does not fit becomes null."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        return column.cast(pa.int64())
+        return column.cast(pa.int64(), safe=False)  # an unsigned one beyond turns negative, which nothing here may be
     if pa.types.is_floating(column.type):
         whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))
         return pc.if_else(whole, column, pa.scalar(None, column.type)).cast(pa.int64(), safe=False)

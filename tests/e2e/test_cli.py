@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -312,3 +314,35 @@ def test_logits_may_be_a_column_and_nothing_wider(
         assert result.exit_code == 0
     else:
         _refused(result, "[2, 2] for 2 rows", "return float32 logits, [rows] or [rows, 1]")
+
+
+def test_a_killed_worker_process_ends_the_job_in_one_line(config_file: Path, tmp_path: Path) -> None:
+    """The local engine would wait for it for ever."""
+    workers = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    command = [sys.executable, "-m", "pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
+    job = subprocess.Popen([*command, "--", *workers], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    killed = False
+    while job.poll() is None and not killed:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words = path.read_bytes()  # of the worker, and not of the shell that started it
+                if (
+                    b"sdk_worker_main" in words
+                    and not words.startswith(b"/bin/sh")
+                    and _is_child(int(path.parts[2]), job.pid)
+                ):
+                    os.kill(int(path.parts[2]), signal.SIGKILL)
+                    killed = True
+                    break
+        time.sleep(0.05)
+    _, said = job.communicate(timeout=120)
+    assert killed and job.returncode == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "lost a worker process" in line and "Traceback" not in said
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def _is_child(pid: int, of: int) -> bool:
+    while pid > 1 and pid != of:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return pid == of

@@ -19,7 +19,7 @@ import yaml
 from features.places import place
 from pipeline.checkpoints import Checkpoints
 from pipeline.dataset import Dataset
-from pipeline.files import copy_file
+from pipeline.files import copy_file, whole_file
 from pipeline.predict import GOLDEN_FILE
 
 BUCKET = "s3://clsd"
@@ -163,6 +163,17 @@ def test_a_job_that_fails_leaves_nothing_but_its_dead_letters(
         place(f"{BUCKET}/logs/log-9.jsonl").unlink()
     assert f"error: {BUCKET}/logs/log-9.jsonl:1: 200 of 6200 rows refused" in done.stderr
     assert _objects(f"{BUCKET}/failed") == ["dataset.dead_letters.jsonl.gz"]
+
+
+def test_an_object_that_is_not_written_to_its_end_does_not_appear(store: dict[str, str]) -> None:
+    target = place(f"{BUCKET}/half/object")
+    with whole_file(target) as file:
+        file.write(b"whole")
+    for size in (10, 6 << 20):  # less and more than one part of an upload
+        with pytest.raises(RuntimeError), whole_file(target) as file:
+            file.write(bytes(size))
+            raise RuntimeError
+        assert target.read_bytes() == b"whole"
 
 
 def test_stores_that_cannot_be_reached_are_named_in_one_line(config_file: Path, store: dict[str, str]) -> None:

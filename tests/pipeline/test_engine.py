@@ -1,11 +1,13 @@
 """What an engine says that is no fault of the job, and what stays heard."""
 
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import engine
+from pipeline import engine, progress
 
 
 def _in_a_thread(work: object) -> None:
@@ -17,7 +19,7 @@ def _in_a_thread(work: object) -> None:
 def test_a_thread_that_the_engine_hung_up_on_says_nothing_and_any_other_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threading, "excepthook", engine._unless_hung_up)
+    monkeypatch.setattr(threading, "excepthook", engine._Hook())
 
     def hung_up() -> None:
         with grpc.insecure_channel("localhost:1") as channel:
@@ -33,3 +35,22 @@ def test_a_thread_that_the_engine_hung_up_on_says_nothing_and_any_other_speaks(
     assert capsys.readouterr().err == ""
     _in_a_thread(refused)
     assert "StatusCode.UNAVAILABLE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "DirectRunner", "direct", "apache_beam.runners.DirectRunner", "FnApiRunner"])
+def test_the_engine_of_this_process_is_known_by_every_name_that_beam_takes(name: str) -> None:
+    assert engine._is_local(PipelineOptions([f"--runner={name}"] if name else []))
+    assert not engine._is_local(PipelineOptions(["--runner=FlinkRunner"]))
+
+
+def test_a_job_that_counts_is_no_job_that_stands_still(tmp_path: Path) -> None:
+    """Between two files of a long stage there are only counts."""
+    with progress.launching(str(tmp_path)):
+        before = engine._done(tmp_path)
+        report = progress._Report(str(tmp_path))
+        report.add("rows counted", 5)
+        during = engine._done(tmp_path)
+        report._due = 0
+        report.add("rows counted", 5)
+        after = engine._done(tmp_path)
+    assert before != during != after

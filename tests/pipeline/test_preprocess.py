@@ -248,9 +248,10 @@ def test_what_the_same_settings_made_of_the_same_logs_is_used_again(
     made = (target / "dataset.json").stat().st_mtime_ns
     preprocess(config, target)
     assert (target / "dataset.json").stat().st_mtime_ns == made
-    os.utime(log, ns=(made + 10**9, made + 10**9))  # written since: its content may have changed at the same size
-    with pytest.raises(UserError, match="exists already"):
-        preprocess(config, target)
+    for written in (made + 10**9, 10**18):  # since, or a file of before in its place: it may differ at the same size
+        os.utime(log, ns=(written, written))
+        with pytest.raises(UserError, match="exists already"):
+            preprocess(config, target)
 
 
 def test_nothing_to_train_on_is_said(make_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -453,3 +454,25 @@ def _rows_as_columns() -> dict[str, Any]:
         **dict.fromkeys(whole, pa.int64()),
     }
     return {name: pa.array([], kind) for name, kind in kinds.items()} | {"tags": pa.array([], pa.list_(pa.string()))}
+
+
+def test_a_feature_without_any_value_in_training_is_no_error(
+    make_config: Callable[..., Config], small_config: Config, tmp_path: Path
+) -> None:
+    features = small_config.rows.model_dump(mode="python")["features"]
+    kinds = ({"encoding": "identity", "size": 3, "dtype": "int64"}, {}, {"encoding": "hash", "size": 9})
+    features += [{"name": f"new_{i}", "kind": "categorical", "optional": True, **kind} for i, kind in enumerate(kinds)]
+    made = preprocess(make_config(rows={"features": features}), tmp_path / "dataset")
+    assert all("top" not in made.statistics["features"][f"new_{i}"] for i in range(3))
+
+
+def test_gates_look_at_the_ctr_of_the_log_and_not_of_what_was_kept(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    kept = {"keep_negatives": 0.1, "gates": {"max_ctr": 0.5}}
+    made = preprocess(make_config(preprocess=kept), tmp_path / "dataset")
+    assert made.ctr("train") > 0.6
+    whole = preprocess(make_config(), tmp_path / "whole")
+    assert made.log_ctr == pytest.approx(whole.log_ctr, rel=0.1)
+    with pytest.raises(UserError, match="the train split's CTR is 2"):
+        preprocess(make_config(preprocess={**kept, "gates": {"min_ctr": 0.5}}), tmp_path / "refused")

@@ -337,3 +337,114 @@ def test_avros_own_types_are_read_as_the_schema_asks(tmp_path: Path) -> None:
     read, refused = _read(logs, plan(logs, SCHEMA))
     assert [(row["count"], row["click"], row["t"].timestamp()) for row in read] == [(7, True, 1_700_000_000.123)]
     assert [(r.line, r.reason) for r in refused] == [(2, "wrong type in 'count'")]
+
+
+def test_an_odd_value_at_the_head_of_a_csv_decides_nothing(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "log.csv")
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace(",0,1002,", ",N/A,1002,")
+    lines[5] = lines[5].replace(",1004,", ",-,")
+    path.write_text("\n".join(lines) + "\n")
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, SCHEMA))
+    assert len(rows) == len(ROWS) - 2
+    assert [(r.line, r.reason) for r in refused] == [(4, "wrong type in 'click'"), (6, "wrong type in 't'")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [(["1", "0"], "int64"), (["1.0", "0"], "double"), (["true", "False"], "bool"), (["yes", "no"], "string")],
+)
+def test_a_csv_label_is_what_most_of_its_values_are(tmp_path: Path, labels: list[str], kind: str) -> None:
+    path = tmp_path / "log.csv"
+    lines = [f"u,1,{labels[0] if i % 3 else labels[i % 2]},{i}" for i in range(50)]
+    path.write_text("\n".join(["user,n,click,t", *lines]) + "\n")
+    (piece,) = plan(LogSettings(files=[str(path)]), SCHEMA)
+    assert str(piece.types["click"]) == kind and str(piece.types["t"]) == "int64"
+
+
+def test_a_csv_of_another_dialect(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("'user;name'|n|click|t\n'a|b'|1|0|1\n'it\\'s'|2|1|2\n'open|3|1|3\nc|4|NULL|4\n", encoding="utf-8")
+    schema = Schema.model_validate(
+        {**SCHEMA.model_dump(), "features": [{"name": "user", "column": "user;name", "kind": "categorical"}]}
+    )
+    logs = LogSettings(files=[str(path)], csv={"delimiter": "|", "quote": "'", "escape": "\\"})
+    rows, refused = _read(logs, plan(logs, schema))
+    assert [row["user;name"] for row in rows] == ["a|b", "it's", "c"]
+    assert [(r.line, r.reason, r.text) for r in refused] == [(4, "line break inside quotes", "'open|3|1|3")]
+    plain = LogSettings(files=[str(path)], csv={"delimiter": "|", "quote": ""})
+    with pytest.raises(UserError, match="has no column 'user;name'"):
+        plan(plain, schema)
+
+
+def test_a_time_that_json_only_carries_along_stays_as_it_is_written(tmp_path: Path) -> None:
+    days = ["2026-05-01", "2026-05-01T08:00:00Z", "none", "2026-05-01T08:00:00.25Z"]
+    path = _jsonl(tmp_path / "log.jsonl", [{**row, "day": days[0 if i < 190 else i % 4]} for i, row in enumerate(ROWS)])
+    schema = Schema.model_validate({**SCHEMA.model_dump(), "passthrough": ["day"]})
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, schema))
+    assert refused == []
+    assert {row["day"] for row in rows} == {*days}
+
+
+def test_a_line_nested_deeper_than_python_goes_is_a_dead_letter(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.jsonl")
+    path.write_bytes(path.read_bytes() + b'{"user": ' + b"[" * 100_000 + b"\n")
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, SCHEMA))
+    assert len(rows) == len(ROWS)
+    assert [r.line for r in refused] == [len(ROWS) + 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "changes", "said"),
+    [
+        ("user", [["a"]], {}, "feature 'user' is read as one value, and the log has lists"),
+        ("user", [{"a": 1}], {}, "feature 'user' is read as one value, and the log has objects"),
+        ("t", [[1]], {}, "'t' holds list"),
+        ("click", [{"a": 1}], {}, "'click' holds struct"),
+        ("tags", ["a"], {"tags": {"kind": "bag", "max_length": 2}}, "'tags' is read as a list, and the log has none"),
+        ("tags", [["a"]], {"passthrough": ["tags"]}, "passthrough 'tags' holds lists"),
+        ("_user", ["a"], {"_user": {"kind": "categorical"}}, "column '_user' has a name that the job uses itself"),
+        ("_key", ["a"], {"passthrough": ["_key"]}, "column '_key' has a name that the job uses itself"),
+    ],
+)
+def test_a_column_of_another_shape_is_refused_before_the_job(
+    tmp_path: Path, column: str, values: list[Any], changes: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, column: values[0]} for row in ROWS]), path)
+    raw = SCHEMA.model_dump()
+    for name, change in changes.items():
+        if name == "passthrough":
+            raw["passthrough"] = change
+        else:
+            raw["features"].append({"name": name, **change})
+    with pytest.raises(UserError) as error:
+        plan(LogSettings(files=[str(path)]), Schema.model_validate(raw))
+    assert said in str(error.value)
+
+
+def test_a_batch_with_faults_and_one_without_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import sources
+
+    path = tmp_path / "log.parquet"
+    table = pa.Table.from_pylist([{**row, "count": "odd" if i in (3, 60) else str(i)} for i, row in enumerate(ROWS)])
+    pq.write_table(table, path)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 50)
+    logs = LogSettings(files=[str(path)])
+    rows, refused = _read(logs, plan(logs, SCHEMA))
+    assert [row["count"] for row in rows] == [i for i in range(len(ROWS)) if i not in (3, 60)]
+    assert [r.line for r in refused] == [4, 61]
+
+
+def test_a_refused_line_is_told_as_it_stands(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "log.jsonl", ROWS * 200)
+    logs = LogSettings(files=[str(path)], chunk_mebibytes=1)
+    pieces = plan(logs, SCHEMA)
+    assert len(pieces) > 1
+    reader, lines = Reader(logs, seed=1), path.read_text().splitlines()
+    for piece in (pieces[1], pieces[0]):
+        for position in (0, 7, 7, 3000, 2):
+            assert reader.text(piece, position) == lines[reader.line(piece, position) - 1]

@@ -83,9 +83,19 @@ def test_checked_rows_carry_user_and_time() -> None:
         ("1970-13-01T00:00:00Z", "iso", None),
         ("yesterday", "iso", None),
         ("12", "s", None),
+        ("1970-01-01T00:00:01", "s", 1_000_000),
     ],
 )
 def test_times_of_every_unit_become_microseconds(value: Any, unit: str, expected: int | None) -> None:
     other = "1970-01-01T00:00:00" if isinstance(value, str) else type(value)(0)
     found = microseconds(pa.array([value, None, other]), unit).to_pylist()
     assert found[:2] == [expected, None]
+
+
+def test_an_unsigned_number_that_int64_cannot_hold_is_refused() -> None:
+    beyond = pa.array([2**64 - 1, 2**63, 5], pa.uint64())
+    assert [value if value is not None and value >= 0 else None for value in microseconds(beyond, "s").to_pylist()] == [
+        None,
+        None,
+        5_000_000,
+    ]
