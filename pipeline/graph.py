@@ -134,6 +134,30 @@ class Encode(beam.DoFn):  # type: ignore[misc]
         yield from zip(parts, laid, strict=True)
 
 
+class InThreads(beam.DoFn):  # type: ignore[misc]
+    """Does something with each group of a bundle, several groups at a time.
+
+    Args:
+        work: of (key, values), where the values are small.
+        threads: of the worker.
+    """
+
+    def __init__(self, work: Callable[[tuple[Any, Iterable[Any]]], Any], threads: Threads) -> None:
+        self._work, self._threads = work, threads
+        self._waiting: list[tuple[Any, list[Any]]] = []
+
+    def start_bundle(self) -> None:
+        self._waiting = []
+
+    def process(self, element: tuple[Any, Iterable[Any]]) -> None:
+        self._waiting.append((element[0], list(element[1])))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for found in self._threads.map(self._work, self._waiting):
+            yield GlobalWindows.windowed_value(found)
+        self._waiting = []
+
+
 def build(
     root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "", threads: Threads = ONE
 ) -> None:
@@ -168,7 +192,7 @@ def build(
         rows
         | "Measure" >> beam.ParDo(Measure(schema, directory, threads))
         | "Features" >> beam.GroupByKey()
-        | "Learn" >> beam.Map(partial(learn, schema, directory, base))
+        | "Learn" >> beam.ParDo(InThreads(partial(learn, schema, directory, base), threads))
         | "One" >> ToDict()
     )
     transform = beam.pvalue.AsSingleton(
@@ -183,7 +207,8 @@ def build(
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
-        | "Write" >> beam.Map(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory))
+        | "Write"
+        >> beam.ParDo(InThreads(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory), threads))
     )
     golden = rows | "Golden" >> beam.CombineGlobally(OverSpilled(SmallestKeys(job.golden_rows)))
     dead = (
