@@ -176,6 +176,18 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
 
+    def create_slots(self) -> None:
+        """Make the optimizers' variables now, which the first step would make otherwise."""
+        gate = self.gate.trainable_variables if self.gate is not None else []
+        optimizers = (
+            (self.table_optimizer, self._tables),
+            (self.dense_optimizer, self._dense),
+            (self.gate_optimizer, gate),
+        )
+        for optimizer, variables in optimizers:
+            if variables:
+                optimizer._create_all_weights(variables)
+
     def copy_teacher(self) -> None:
         """Make the separate teacher the student, as the end of warm-up does; outside of a step."""
         self._updates.copy()

@@ -129,9 +129,13 @@ class ConfidenceSettings(Strict):
 
 
 class OptimizerSettings(Strict):
-    """One optimizer. Tables want one whose update touches the batch's rows alone: adagrad or sgd, not adam."""
+    """One optimizer. Tables want one whose update touches the batch's rows alone: any but adam."""
 
-    name: Literal["adam", "adagrad", "sgd"] = Field(default="adam", description="kind of optimizer")
+    name: Literal["adam", "adagrad", "sgd", "lazy_adam", "rowwise_adagrad"] = Field(
+        default="adam",
+        description="kind of optimizer; lazy_adam moves the moments of the batch's rows alone, rowwise_adagrad keeps one number "
+        "a row",
+    )
     learning_rate: float = Field(gt=0, description="step size")
 
 

@@ -229,8 +229,17 @@ def validate(directory: str, against: str, max_psi: float) -> None:
 @_runs_option
 @_dataset_option
 @click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
+@click.option("--base", metavar="RUN", help="A finished run on the data set before: begin with its model.")
 @_overwrite_option
-def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, out: str, overwrite: bool) -> None:
+def train(
+    config_path: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    dataset_dir: str,
+    out: str,
+    base: str,
+    overwrite: bool,
+) -> None:
     """A data set to a trained model; a run that was stopped goes on after its newest checkpoint."""
     from pipeline.dataset import Dataset
     from pipeline.train import train as job
@@ -238,7 +247,7 @@ def train(config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: 
     config, paths = _load(config_path, overrides, runs)
     target = place(out) if out else paths.train
     found = Dataset.load(dataset_dir or paths.dataset)
-    run = job(config, found, target, overwrite=overwrite)
+    run = job(config, found, target, overwrite=overwrite, base=place(base) if base else None)
     console.print(
         f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False, soft_wrap=True
     )

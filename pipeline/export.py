@@ -22,11 +22,11 @@ from pipeline import canary
 from pipeline.columns import KEY
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
-from pipeline.files import whole_directory, write_json
+from pipeline.files import read_json, whole_directory, write_json
 from pipeline.predict import GOLDEN_FILE, MODEL_FILE, PROVENANCE_FILE
 from pipeline.raw import raw_inputs
 from pipeline.scoring import cheap_calibrator
-from pipeline.train import load_trained, run_fingerprint
+from pipeline.train import RUN_FILE, load_trained
 from pipeline.versions import versions
 
 OUTPUTS = ("score", "ctr", "confidence")
@@ -94,7 +94,8 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
         tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
         (aside / GOLDEN_FILE).parent.mkdir()
         write_json(aside / GOLDEN_FILE, golden_rows(dataset, score, list(serving.transform.signature())))
-        write_json(aside / PROVENANCE_FILE, _provenance(config, dataset, number))
+        fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
+        write_json(aside / PROVENANCE_FILE, _provenance(config, dataset, number, fingerprint))
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
     return target
 
@@ -157,11 +158,11 @@ def _fly_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
     raise UserError(str(golden.parent.parent), what, "nothing was published; please report this with the config")
 
 
-def _provenance(config: Config, dataset: Dataset, version: int) -> dict[str, Any]:
+def _provenance(config: Config, dataset: Dataset, version: int, fingerprint: str) -> dict[str, Any]:
     return {
         "name": config.name,
         "version": version,
-        "fingerprint": run_fingerprint(config, dataset),
+        "fingerprint": fingerprint,
         "dataset_fingerprint": dataset.manifest["fingerprint"],
         "columns": {feature.name: feature.source for feature in config.rows.features},
         "config": dump_config(config),

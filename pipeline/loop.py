@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import remove_unfinished, whole_directory
+from pipeline.journal import Journal, confidence_by_group
 from pipeline.monitor import CollapseMonitor, known_to_collapse
+from pipeline.next_day import grown
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
 
@@ -108,7 +111,7 @@ class Loop:
         self._terminated = False
         self._validates = dataset.rows("validation") > 0
         self._scorer = Scorer(model, dataset, strategy)
-        self._writer = tf.summary.create_file_writer(str(out / "tensorboard")) if config.train.tensorboard else None
+        self._journal = Journal(out, config.train.tensorboard)
         self._monitor = CollapseMonitor(config.train.monitor)
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
@@ -126,7 +129,8 @@ class Loop:
     def restore(self, weights: Path | None) -> None:
         """Read the weights that belong to the state; what they do not hold keeps its start."""
         remove_unfinished(self._out)
-        self._checkpoints.tidy(self.state.steps(self._steps) if weights else -1)
+        self._checkpoints.tidy(self.state.steps(self._steps))
+        self._journal.resume(self.state.steps(self._steps))
         if weights is None:
             return
         try:
@@ -134,6 +138,11 @@ class Loop:
         except (tf.errors.OpError, ValueError, IndexError) as error:
             what = f"cannot be restored ({type(error).__name__})"
             raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
+
+    def begin_with(self, weights: Path) -> None:
+        """Begin with the weights of a run on the data set before, grown to this one's tables."""
+        with tempfile.TemporaryDirectory(prefix="clsd-") as made, self._strategy.scope():
+            self.restore(grown(weights, self._model, Path(made)))
 
     def go(self, until: int | None = None) -> State:
         """Train to the end, or until so many steps are done in all.
@@ -188,6 +197,8 @@ class Loop:
         weighted = config.confidence.weighted
         title = f"epoch {number}/{config.train.epochs}" + (" (warm-up)" if weighted and warmup >= last else "")
         totals = tf.constant(state.totals) if state.totals else figures.nothing()
+        last_auc = state.history[-1]["validation"].get("auc") if state.history else None
+        auc = f"  auc {last_auc:.4f} after epoch {state.epoch}" if last_auc is not None else ""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
         with (
@@ -211,8 +222,10 @@ class Loop:
                 # R-CE's weights are small by design, the smaller the lower the CTR: no sign of a collapse.
                 watched = weighted and config.confidence.control != "rce"
                 self._look(shown, found, now, watched and state.step > warmup)
-                bar.update(task, advance=now, shown=f"loss {shown['loss']:.4f}")
-                self._summarise("train", shown)
+                rate = now * config.train.batch_size / (time.perf_counter() - started)
+                bar.update(task, advance=now, shown=f"{rate:,.0f} rows/s  loss {shown['loss']:.4f}{auc}")
+                done = state.steps(self._steps)
+                self._journal.note("train", done, {**shown, "rows_per_second": rate, **self._teacher_age(done)})
                 if state.step < last and (self._terminated or self._is_due()):
                     self._save(totals)
                     if self._terminated:
@@ -297,7 +310,10 @@ class Loop:
             for name in ("log_loss", "ece", "predicted_over_real")
             if name in calibrated.values
         )
-        self._summarise("validation", measured.values)
+        done = (self.state.epoch + 1) * self._steps
+        self._journal.note("validation", done, measured.values)
+        if self._config.confidence.weighted and (by_group := confidence_by_group(self._dataset, rows)):
+            self._journal.note("confidence", done, by_group)
         return measured
 
     def _keep(self, found: dict[str, float], measured: Measured) -> None:
@@ -332,15 +348,16 @@ class Loop:
         """A checkpoint of the model and the state, with the totals of an epoch that is not done."""
         state = self.state
         state.totals = [] if totals is None else _listed(totals)
+        self._journal.write()
         self._checkpoints.save(state.steps(self._steps), self._checkpoint.write, asdict(state))
         self._saved = time.monotonic()
 
-    def _summarise(self, name: str, shown: dict[str, float]) -> None:
-        if self._writer is None:
-            return
-        with self._writer.as_default(step=self._model.step):
-            for figure, value in shown.items():
-                tf.summary.scalar(f"{name}/{figure}", value)
+    def _teacher_age(self, step: int) -> dict[str, float]:
+        """Steps since the frozen teacher was copied."""
+        settings, since = self._config.confidence, step - self._model.warmup_steps
+        if settings.teacher != "frozen" or not self._model.asks_teacher or since <= 0:
+            return {}
+        return {"teacher_age": (since - 1) % settings.refresh_steps + 1 if settings.refresh_steps else since}
 
     def _say(self, found: dict[str, float], measured: Measured) -> None:
         epoch, best = self.state.epoch, self.state.best_epoch

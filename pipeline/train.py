@@ -16,6 +16,7 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import clear_errors, make_directory, read_json, remove_tree, require_ours, write_json, write_text
 from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmup_steps
+from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
@@ -71,7 +72,13 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
 
 
 def train(
-    config: Config, dataset: Dataset, out: Path, *, overwrite: bool = False, start: Path | None = None
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    start: Path | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Train; a run that was stopped, killed too, goes on after its newest checkpoint and ends as if it had not been.
 
@@ -81,6 +88,8 @@ def train(
         out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
         overwrite: start anew whatever is in ``out``.
         start: what :func:`warm_up` left for this config: the warm-up is taken from there. The run ends as without it.
+        base: a finished run on the data set whose ids this one keeps: the run begins with its model, see
+            :mod:`pipeline.next_day`.
 
     Returns:
         the content of run.json.
@@ -91,7 +100,10 @@ def train(
         Terminated: by SIGTERM, after a checkpoint.
     """
     dataset.require(config.rows)
-    fingerprint = run_fingerprint(config, dataset)
+    before = started_from(base) if base else None
+    if base and before:
+        require_next(config, dataset, base, before)
+    fingerprint = run_fingerprint(config, dataset, before["fingerprint"] if before else "")
     require_ours(out, (RUN_FILE, "config.yaml"))
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
@@ -102,7 +114,10 @@ def train(
     state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
     with clear_errors(str(out)):
-        loop.restore(weights)
+        if base and weights is None:
+            loop.begin_with(base / BEST)
+        else:
+            loop.restore(weights)
         state = loop.go()
         run = {
             "fingerprint": fingerprint,
@@ -114,6 +129,7 @@ def train(
             "warmup_steps": warmup_steps(config, dataset),
             "seconds_per_step": state.seconds / state.timed_steps if state.timed_steps else None,
             "history": state.history,
+            "base": {"run": str(base), "fingerprint": before["fingerprint"]} if before else None,
         }
         write_json(out / RUN_FILE, run)
     return run
@@ -149,12 +165,14 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
 
-def run_fingerprint(config: Config, dataset: Dataset) -> str:
-    """Equal if and only if the same training would run."""
+def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
+    """Equal if and only if the same training would run; ``base`` is the fingerprint of the run that it begins with."""
     parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
     for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard"):  # how and not what
         parts["train"].pop(name)
     parts["dataset"] = dataset.manifest["fingerprint"]
+    if base:
+        parts["base"] = base
     if config.confidence.counts_items and (item := item_feature(config)):
         parts["item"] = item.name
     return digest_of(parts)

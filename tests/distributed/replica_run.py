@@ -18,7 +18,7 @@ from models.figures import figures
 from models.inputs import Field, InputSpec
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
-ROWS, STEPS, WARMUP = 32, 20, 3
+ROWS, STEPS, WARMUP = 32, 50, 3
 
 #: name: (confidence, tables' optimizer, dense optimizer, l2); every switch that a step takes another way for.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, float], tuple[str, float], float]] = {
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, float], tuple[str, float], 
         1e-2,
     ),
     "paper": ({"preset": "paper"}, ("adagrad", 0.05), ("sgd", 0.1), 0.0),
-    "popularity": ({"source": "popularity", "gate_learning_rate": 0.01}, ("adagrad", 0.05), ("sgd", 0.1), 0.0),
+    "popularity": ({"source": "popularity", "gate_learning_rate": 0.01}, ("lazy_adam", 0.01), ("sgd", 0.1), 0.0),
     "intensity": (
         {"source": "intensity", "alpha": 0.5, "gate_learning_rate": 0.01},
         ("sgd", 0.1),
@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, float], tuple[str, float], 
         ("adagrad", 0.05),
         0.0,
     ),
-    "rce": ({"control": "rce", "rce_exponent": 0.5, "gate": "off"}, ("adagrad", 0.05), ("sgd", 0.1), 0.0),
+    "rce": ({"control": "rce", "rce_exponent": 0.5, "gate": "off"}, ("rowwise_adagrad", 0.05), ("sgd", 0.1), 0.0),
     "tce": (
         {"control": "tce", "tce_share": 0.4, "tce_ramp_steps": 5, "gate": "off"},
         ("sgd", 0.1),
@@ -91,7 +91,7 @@ SPEC = InputSpec(
 
 
 def global_batches() -> list[dict[str, np.ndarray]]:
-    """20 batches, a fifth of their intensities unknown, among them: no positives (1 in warm-up, 7 after it), positives on
+    """50 batches, a fifth of their intensities unknown, among them: no positives (1 in warm-up, 7 after it), positives on
     the first or the last quarter of the rows alone (4, 5, 11), one positive (9), positives alone (13), and a last one of 19
     rows, which leaves the fourth of four replicas nothing but padding."""
     rng = np.random.default_rng(0)
@@ -144,9 +144,7 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
                 variable.assign(rng.normal(scale=0.3, size=variable.shape))
 
         if name != "frozen":  # that one makes them in its first step, as training does; the others save a second trace
-            model.table_optimizer._create_all_weights(model._tables)
-            model.dense_optimizer._create_all_weights(model._dense)
-            model.gate_optimizer._create_all_weights([] if model.gate is None else model.gate.trainable_variables)
+            model.create_slots()
 
     @tf.function
     def step(batch: Any) -> Any:

@@ -221,7 +221,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(
 def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(
     make_tiny: Make, tiny_dataset: Dataset, same_weights: Same, tmp_path: Path
 ) -> None:
-    config = make_tiny(train={"epochs": 40, "steps_per_call": 1, "keep_checkpoints": 100}, confidence=CONFIDENCE)
+    config = make_tiny(train={"epochs": 12, "steps_per_call": 1}, confidence=CONFIDENCE)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     run = tmp_path / "run"

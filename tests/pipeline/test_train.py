@@ -201,3 +201,27 @@ def test_a_directory_of_something_else_is_not_written_into(
     with pytest.raises(UserError, match="log: holds something that clsd did not make"):
         compare(make_config(), small_dataset, tmp_path / "log", variants=[], seeds=1)
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["log.jsonl"]
+
+
+def test_a_run_tells_its_figures_by_step_each_once(
+    make_config: Callable[..., Config],
+    small_dataset: Dataset,
+    stopped: Callable[[int, Callable[[], Any]], None],
+    tmp_path: Path,
+) -> None:
+    config = make_config(train={"epochs": 3, "steps_per_call": 8}, confidence={"refresh_steps": 10})
+    stopped(3, lambda: train(config, small_dataset, tmp_path / "run"))
+    journal = tmp_path / "run" / "metrics.jsonl"
+    with journal.open("a") as file:  # as a process leaves it that is killed between this file and its checkpoint
+        file.write(json.dumps({"step": 46, "part": "train", "loss": 9.0}) + "\n")
+    train(config, small_dataset, tmp_path / "run")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["part"] == "train"]
+    assert steps == [8, 16, 19, 27, 35, 38, 46, 54, 57]
+    assert [line["step"] for line in lines if line["part"] == "validation"] == [19, 38, 57]
+    assert all(line["loss"] < 1 and line["rows_per_second"] > 0 for line in lines if line["part"] == "train")
+    ages = {line["step"]: line.get("teacher_age") for line in lines if line["part"] == "train"}
+    assert (ages[19], ages[27], ages[35], ages[38], ages[46]) == (None, 8, 6, 9, 7)  # copied at steps 19, 29, 39, 49
+    (*_, by_group) = [line for line in lines if line["part"] == "confidence"]
+    assert {name.split("=")[0] for name in by_group} == {"step", "part", "age_band", "gender"}
+    assert all(0 < value < 50 for name, value in by_group.items() if "=" in name)

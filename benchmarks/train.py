@@ -1,0 +1,74 @@
+"""Whether the reader keeps up: steps on a data set's shards against the same steps on one batch over and over.
+
+A synthetic data set of 20 categorical and 10 numeric features; the model is DeepFM in one case, DCN-v2 in the other, trained as
+`clsd train` does it, on all cores of the machine, which the reader and the step share.
+
+    python benchmarks/train.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import Goal, arguments, finish, median_ratio, rates, show
+from preprocess import make_config
+from step_cost import BACKBONES, BATCH, make_run
+
+from features.parse import batches
+from features.tf_runtime import tf
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.datasets import SyntheticSettings, write_dataset
+from pipeline.preprocess import preprocess
+from pipeline.strategy import make_reproducible, make_strategy
+from pipeline.train import build_model
+
+STEPS = 20
+
+
+def work(config: Config, dataset: Dataset, strategy: Any, constant: bool) -> Callable[[], int]:
+    """Some steps; gives how many rows they trained on."""
+    make_reproducible(1, deterministic=True)
+    with strategy.scope():
+        model = build_model(config, dataset)
+    data = batches(dataset.schema, dataset.files("train"), BATCH, shuffle_seed=1, rows_per_block=dataset.rows_per_block)
+    data = data.take(1).cache().repeat() if constant else data.repeat()
+    run, iterator = make_run(strategy, model), iter(strategy.experimental_distribute_dataset(data))
+
+    def side() -> int:
+        run(iterator, tf.constant(STEPS))[0].numpy()
+        return BATCH * STEPS
+
+    return side
+
+
+def main() -> None:
+    """See the module."""
+    options = arguments(__doc__ or "")
+    rows, rounds = (100_000, 4) if options.quick else (1_000_000, 20)
+    warnings.filterwarnings("ignore")
+    tf.get_logger().setLevel("ERROR")
+    strategy = make_strategy(1, BATCH)
+    every, goals = {}, []
+    with tempfile.TemporaryDirectory() as name:
+        made = SyntheticSettings(rows=rows, extra_categorical=15, extra_numeric=9)
+        config = make_config(write_dataset("synthetic", Path(name) / "log", format="parquet", synthetic=made))
+        dataset = preprocess(config, Path(name) / "dataset")
+        for backbone, backbone_options in BACKBONES.items():
+            model = config.model.model_copy(update={"backbone": backbone, "options": backbone_options})
+            chosen = config.model_copy(update={"model": model})
+            sides = {side: work(chosen, dataset, strategy, side == "constant") for side in ("constant", "real")}
+            found = rates(sides, rounds)
+            show(f"{backbone}, {BATCH:,} rows a step", "rows/s", found)
+            every |= {f"{backbone}/{side}": values for side, values in found.items()}
+            goals.append(Goal(f"train_input_{backbone}", median_ratio(found, "constant", "real"), 1.05, at_most=True))
+            tf.keras.backend.clear_session()
+    finish("rows/s", every, goals, options.json)
+
+
+if __name__ == "__main__":
+    main()

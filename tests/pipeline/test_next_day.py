@@ -1,0 +1,113 @@
+"""Day 1 and then day 2: ids that were known keep their vectors, new ones get rows of their own, and other runs are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.errors import UserError
+from features.transform import first_value_id
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.export import export
+from pipeline.loop import Loop
+from pipeline.preprocess import preprocess
+from pipeline.train import load_trained, train
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def days(
+    make_tiny: Make, small_log: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Config], list[Dataset], Path]:
+    """Two days of the small log, of which the second has users and items that the first has not; and the first day's run."""
+    root = tmp_path_factory.mktemp("days")
+    lines = small_log.read_text().splitlines(keepends=True)
+    later = [line.replace('"user_id":"u', '"user_id":"new').replace('"item_id":"i', '"item_id":"j') for line in lines]
+    (root / "1.jsonl").write_text("".join(lines[:3000]))
+    (root / "2.jsonl").write_text("".join(lines[3000:4500] + later[4500:]))
+    configs = [make_tiny(logs={"files": [str(root / f"{day}.jsonl")]}, train={"epochs": 2}) for day in (1, 2)]
+    first = preprocess(configs[0], root / "dataset-1")
+    second = preprocess(configs[1], root / "dataset-2", base=first.directory)
+    train(configs[0], first, root / "run-1")
+    return configs, [first, second], root / "run-1"
+
+
+def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
+    days: tuple[list[Config], list[Dataset], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, (first, second), run = days
+    begun: list[Any] = []
+    real = Loop._go
+
+    def go(self: Any, until: int | None) -> Any:
+        begun.extend(v.numpy() for v in self._model.variables)
+        return real(self, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_go", go)
+        made = train(configs[1], second, tmp_path / "run", base=run)
+    _, model = load_trained(run, first)
+    grown = 0
+    for variable, now in zip(model.variables, begun, strict=True):
+        then = variable.numpy()
+        if variable.name.startswith(("step:", "moments:")):
+            assert not np.any(now)
+            continue
+        np.testing.assert_array_equal(now[: len(then)] if then.ndim else now, then, err_msg=variable.name)
+        grown += then.ndim > 0 and len(now) > len(then)
+    assert grown >= 4  # user and item, of the student and of the teacher
+    owner = next(feature for feature in second.schema.vocabularies if feature.name == "user_id")
+    tokens = second.transform.vocabularies["user_id"].tokens.to_pylist()
+    known = len(first.transform.vocabularies["user_id"])
+    assert tokens[:known] == first.transform.vocabularies["user_id"].tokens.to_pylist()
+    assert any(token.startswith("new") for token in tokens[known:])
+    assert second.transform.table_size("user_id") == first_value_id(owner) + len(tokens)
+    assert made["base"]["fingerprint"] == json.loads((run / "run.json").read_text())["fingerprint"]
+    assert made["fingerprint"] != train(configs[1], second, tmp_path / "alone")["fingerprint"]
+    assert export(second, tmp_path / "run", tmp_path / "models", version=1).name == "1"
+
+
+def test_what_was_known_helps_from_the_first_step(
+    days: tuple[list[Config], list[Dataset], Path], tmp_path: Path
+) -> None:
+    configs, (_, second), run = days
+    one = configs[1].model_copy(update={"train": configs[1].train.model_copy(update={"epochs": 1})})
+    losses = [
+        train(one, second, tmp_path / name, base=base)["history"][0]["train"]["loss"]
+        for name, base in (("next", run), ("alone", None))
+    ]
+    assert losses[0] < losses[1]
+
+
+def test_a_run_that_goes_on_from_a_day_before_is_resumed_as_any(
+    days: tuple[list[Config], list[Dataset], Path],
+    same_weights: Callable[[Path, Path], bool],
+    stopped: Callable[[int, Callable[[], Any]], None],
+    tmp_path: Path,
+) -> None:
+    configs, (_, second), run = days
+    stopped(2, lambda: train(configs[1], second, tmp_path / "run", base=run))
+    train(configs[1], second, tmp_path / "run", base=run)
+    train(configs[1], second, tmp_path / "whole", base=run)
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_of_other_ids_or_of_another_model_is_refused(
+    days: tuple[list[Config], list[Dataset], Path], make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    configs, (_, second), run = days
+    with pytest.raises(UserError, match=r"was not trained on what .* keeps the ids of; preprocess with --base"):
+        train(make_tiny(), tiny_dataset, tmp_path / "run", base=run)
+    other = configs[1].model_copy(update={"model": configs[1].model.model_copy(update={"embedding_dim": 8})})
+    with pytest.raises(UserError, match="has another model; give both runs the same settings"):
+        train(other, second, tmp_path / "run", base=run)
+    with pytest.raises(UserError, match="is no finished training run"):
+        train(configs[1], second, tmp_path / "run", base=tmp_path)
+    assert not (tmp_path / "run").exists()
