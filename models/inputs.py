@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from features.tf_runtime import keras, tf
-from models.table import Table
+from models.table import ComposedTable, Table
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Field:
         table: name of the embedding table; features that share a vocabulary share it.
         size: number of ids of the table; 0 for a number.
         length: values a row.
+        rows: most rows of the table; one of more ids is composed of two. 0 for any number.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Field:
     table: str = ""
     size: int = 0
     length: int = 1
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class InputSpec:
     value_columns: Mapping[str, int]
 
     @classmethod
-    def build(cls, schema: Schema, table_sizes: Mapping[str, int]) -> InputSpec:
-        """From the schema and the number of ids of every categorical or bucketed feature."""
+    def build(cls, schema: Schema, table_sizes: Mapping[str, int], max_rows: int = 0) -> InputSpec:
+        """From the schema, the number of ids of every categorical or bucketed feature, and the most rows of a table."""
         fields = []
         for feature in schema.features:
             if not feature.input:
@@ -57,7 +59,7 @@ class InputSpec:
             if isinstance(feature, NumericFeature):
                 bucketed = feature.transform == "quantile"
                 fields.append(
-                    Field(feature.name, "id", feature.name, table_sizes[feature.name])
+                    Field(feature.name, "id", feature.name, table_sizes[feature.name], rows=max_rows)
                     if bucketed
                     else Field(feature.name, "number")
                 )
@@ -68,7 +70,7 @@ class InputSpec:
             elif isinstance(feature, SequenceFeature):
                 kind = "sequence"
             table = schema.owner(feature).name
-            fields.append(Field(feature.name, kind, table, table_sizes[table], feature.max_length))
+            fields.append(Field(feature.name, kind, table, table_sizes[table], feature.max_length, max_rows))
         return cls(
             fields=tuple(fields),
             groups=tuple((name, table_sizes[name]) for name in schema.groups),
@@ -115,11 +117,8 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, fields: tuple[Field, ...], dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._fields, self._dim = fields, dim
-        sizes = {field.table: field.size for field in fields if field.kind != "number"}
-        self.tables = {
-            table: Table(size, dim, embeddings_initializer=_small(), name=f"table_{table}")
-            for table, size in sizes.items()
-        }
+        sizes = {field.table: (field.size, field.rows) for field in fields if field.kind != "number"}
+        self.tables = {table: _table(size, dim, rows, f"table_{table}") for table, (size, rows) in sizes.items()}
         self._numbers = [field.name for field in fields if field.kind == "number"]
 
     def build(self, input_shape: Any) -> None:
@@ -185,6 +184,12 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         dropped = tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=seed)
         self.calls.assign_add(1)
         return dropped
+
+
+def _table(size: int, dim: int, rows: int, name: str) -> Any:
+    if 0 < rows < size:
+        return ComposedTable(size, dim, rows, _small(), name)
+    return Table(size, dim, embeddings_initializer=_small(), name=name)
 
 
 def _small() -> Any:

@@ -148,4 +148,10 @@ class ModelSettings(Strict):
         "package.module:Class",
     )
     embedding_dim: int = Field(default=16, ge=1, description="length of every embedding vector")
+    max_table_rows: int = Field(
+        default=0,
+        ge=0,
+        description="most rows of an embedding table: one of more ids is composed of two short ones, of this many rows and of "
+        "ids / rows; 0: a row an id",
+    )
     options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")

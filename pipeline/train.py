@@ -33,7 +33,8 @@ def build_model(config: Config, dataset: Dataset) -> ClsdModel:
     """
     transform = dataset.transform
     names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
-    spec = InputSpec.build(config.rows, {name: transform.table_size(name) for name in names})
+    sizes = {name: transform.table_size(name) for name in names}
+    spec = InputSpec.build(config.rows, sizes, config.model.max_table_rows)
     return ClsdModel(
         spec,
         config.model,

@@ -111,3 +111,22 @@ def test_a_run_of_other_ids_or_of_another_model_is_refused(
     with pytest.raises(UserError, match="is no finished training run"):
         train(configs[1], second, tmp_path / "run", base=tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+def test_short_tables_grow_too(days: tuple[list[Config], list[Dataset], Path], tmp_path: Path) -> None:
+    configs, datasets, _ = days
+    short = [
+        config.model_copy(update={"model": config.model.model_copy(update={"max_table_rows": 16})})
+        for config in configs
+    ]
+    train(short[0], datasets[0], tmp_path / "run-1")
+    made = train(short[1], datasets[1], tmp_path / "run-2", base=tmp_path / "run-1")
+    assert np.isfinite(made["history"][-1]["validation"]["auc"])
+    _, model = load_trained(tmp_path / "run-2", datasets[1])
+    longest = {
+        name: table.quotient.embeddings.shape[0]
+        for name, table in model.backbone.embedding.tables.items()
+        if "_id" in name
+    }
+    assert longest == {name: -(-datasets[1].transform.table_size(name) // 16) for name in longest}
+    assert export(datasets[1], tmp_path / "run-2", tmp_path / "models", version=1).name == "1"
