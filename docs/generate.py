@@ -47,6 +47,10 @@ def _default(field: Any) -> str:
         return ""
     if field.default in ("", [], {}):
         return "none"
+    if field.default == '"':
+        return '`"`'
+    if isinstance(field.default, list) and "" in field.default:
+        return f"`{json.dumps(field.default)}`"
     return f"`{json.dumps(field.default)}`".replace('"', "")
 
 

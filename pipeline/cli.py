@@ -1,14 +1,16 @@
 """The command line: one command a stage, and `clsd run` for all of them.
 
 Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 75 training was
-asked to end (SIGTERM) and left a checkpoint; 1 a bug of ours; 130 interrupted.
+asked to end (SIGTERM) and left a checkpoint; 1 a bug of ours; 130 interrupted; 143 asked to end elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ class _Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        asked: list[int] = []
+
+        def end(number: int, _: Any) -> None:
+            asked.append(number)
+            raise KeyboardInterrupt  # so that what is unfinished is removed
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)  # training has a handler of its own
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -40,7 +50,7 @@ class _Commands(click.Group):
                 highlight=False,
                 soft_wrap=True,
             )
-            sys.exit(130)
+            sys.exit(143 if asked else 130)
         except Terminated:
             said = "ended by SIGTERM after a checkpoint; run the same command again, and it goes on from there"
             console.print(said, highlight=False, soft_wrap=True)

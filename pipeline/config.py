@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from features.errors import UserError, did_you_mean
 from features.places import place
 from features.schema import Schema, Strict
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+
+#: A text; of a time that YAML has read as one, its text.
+Instant = Annotated[str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given)]
 
 
 class CsvSettings(Strict):
@@ -56,8 +60,10 @@ class SplitSettings(Strict):
     )
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
     test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
-    validation_from: str = Field(default="", description="time: first instant of the validation split, ISO 8601")
-    test_from: str = Field(default="", description="time: first instant of the test split, ISO 8601")
+    validation_from: Instant = Field(
+        default="", description="time: first instant of the validation split, ISO 8601, such as 2026-05-01T08:00:00Z"
+    )
+    test_from: Instant = Field(default="", description="time: first instant of the test split, ISO 8601")
     gap_hours: float = Field(
         default=0.0,
         ge=0,
@@ -181,7 +187,9 @@ class TrainSettings(Strict):
         default=OptimizerSettings(name="adam", learning_rate=1e-3), description="for everything else"
     )
     l2: float = Field(default=0.0, ge=0, description="weight of half the squared norm of the dense kernels")
-    early_stopping: EarlyStopping | None = Field(default=EarlyStopping(), description="null: train all epochs")
+    early_stopping: EarlyStopping | None = Field(
+        default=EarlyStopping(), description="null: train all epochs and keep the last one"
+    )
     steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
     replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
     checkpoint_minutes: float = Field(

@@ -127,6 +127,10 @@ class Dataset:
             )
         return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
 
+    def shards(self) -> list[str]:
+        """Names of the shards of all splits, relative to the data set's directory."""
+        return [shard["file"] for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
+
     def file_rows(self, split: str) -> list[int]:
         """Rows of each of a split's shards, in the order of :meth:`files`."""
         return [shard["rows"] for shard in self.manifest["splits"][split]["shards"]]

@@ -50,9 +50,11 @@ def moved(old: Dataset, new: Dataset) -> list[Moved]:
     found = []
     for name, feature in features.items():
         if name not in before or name not in after:
-            lacks = "newer" if name in after else "older"
-            there = _missing((before | after)[name])
-            found.append(Moved(name, None, (there, there), f"only the {lacks} data set has it"))
+            which = "newer" if name in after else "older"
+            missing = tuple(_missing(data[name]) if name in data else 1.0 for data in (before, after))
+            # What is gone is as far away as can be; what is new was not there to move.
+            gone = psi(np.array([1.0, 0.0]), np.array([0.0, 1.0])) if which == "older" else None
+            found.append(Moved(name, gone, (missing[0], missing[1]), f"only the {which} data set has it"))
             continue
         missing = _missing(before[name]), _missing(after[name])
         shares = _numbers if isinstance(feature, NumericFeature) else _values

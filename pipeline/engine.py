@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
     try:
         # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
         quiet = "--default_sdk_harness_log_level=ERROR"
-        options = PipelineOptions([quiet, *beam_options], save_main_session=False)
+        with redirect_stderr(io.StringIO()) as said:  # a page of usage, and the error on its last line
+            options = PipelineOptions([quiet, *beam_options], save_main_session=False)
+            options.get_all_options()
         # Beam's direct runner would look for a binary of another engine (Prism), and for it on the network, first.
         pipeline = beam.Pipeline(FnApiRunner() if _is_local(options) else None, options=options)
     except (SystemExit, ValueError) as error:
+        reason = said.getvalue().strip().rsplit("error: ", 1)[-1] or str(error)
         raise UserError(
             "-- " + " ".join(beam_options),
-            f"Beam does not take these options ({error})",
+            f"Beam does not take these options ({reason})",
             "see `clsd preprocess --help`",
         ) from None
     _warn_of_unknown(beam_options)
@@ -69,6 +73,8 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
         if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
+    finally:
+        lost.over.set()
 
 
 def _threads(asked: int, options: PipelineOptions) -> Threads:
@@ -86,6 +92,14 @@ class _Hook:
     def __init__(self) -> None:
         #: How a worker process of the local engine ended, which then waits for it for ever.
         self.worker = ""
+        #: Whether the engine has ended.
+        self.over = threading.Event()
+
+    def _wake(self) -> None:
+        """Interrupt the main thread, again where it went on to wait for something else, until the engine has ended."""
+        while not self.over.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            self.over.wait(3.0)
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:
         error = args.exc_value
@@ -95,9 +109,9 @@ class _Hook:
         if not args.thread or args.thread.name != "run_worker":
             threading.__excepthook__(args)
             return
-        if not self.worker:
+        if not self.worker and not str(error).endswith((" -2", " 130")):  # those heard the user's Ctrl-C, too
             self.worker = str(error)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes it
+            threading.Thread(target=self._wake, daemon=True).start()
             for child in psutil.Process().children(
                 recursive=True
             ):  # one that had not connected yet, Beam would wait for

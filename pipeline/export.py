@@ -85,6 +85,8 @@ def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None
     config, model = load_trained(run, dataset)
     number = int(time.time()) if version is None else version
     target = out / str(number)
+    if target.exists():
+        raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
     with (
         whole_directory(target, marker=MODEL_FILE) as aside,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,

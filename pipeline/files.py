@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,16 @@ from features.places import is_remote
 from pipeline.threads import Threads
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_NO_PLACE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 #: Libraries whose errors are those of an object store.
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 #: In a directory of an object store that is being published, or was when its process ended.
@@ -188,6 +198,28 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
             (_publish_objects if is_remote(target) else _publish)(aside, target, marker)
         finally:
             remove_tree(aside)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Be the only process that writes into a directory of this machine, while the block runs.
+
+    Raises:
+        UserError: another one is there.
+    """
+    if is_remote(directory):
+        yield
+        return
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                str(directory), "another process writes there", "wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def remove_unfinished(directory: Path) -> None:

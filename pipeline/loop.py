@@ -370,7 +370,8 @@ class Loop:
         if weighted:
             shown.append(f"effective clicks {found['effective_clicks']:.1%}")
         warming = weighted and epoch * self._steps <= self._model.warmup_steps
-        mark = "  warm-up" if warming else "  [green]best[/green]" if best == epoch else ""
+        kept = "best" if self.state.best_value is not None else "kept"
+        mark = "  warm-up" if warming else f"  [green]{kept}[/green]" if best == epoch else ""
         console.print("  ".join(shown) + mark, highlight=False, soft_wrap=True)
         if self.state.stopped:
             console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)

@@ -13,6 +13,7 @@ from features.parse import ALL_COLUMNS, batches
 from features.tf_runtime import tf
 from models.calibration import Calibrator
 from pipeline.dataset import Dataset
+from pipeline.files import sizes
 
 #: The largest batch that scoring uses; scores do not depend on it.
 _BATCH = 16_384
@@ -84,4 +85,6 @@ def reading(dataset: Dataset) -> Iterator[None]:
         dataset.verify()  # finds the file and raises; if it finds nothing, the error was another one
         raise
     except tf.errors.NotFoundError as error:
+        if all(size is not None for size in sizes(dataset.directory, dataset.shards()).values()):
+            raise
         raise UserError(str(dataset.directory), "a shard vanished while it was read", "restore the data set") from error

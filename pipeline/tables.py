@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from pipeline.columns import SPLITS
 from pipeline.progress import console
 
 if TYPE_CHECKING:  # `clsd --help` must not wait for these
@@ -23,6 +24,9 @@ def show_dataset(dataset: Dataset) -> None:
     for split in dataset.splits:
         table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
     console.print(table)
+    if empty := [split for split in SPLITS if split not in dataset.splits]:
+        said = f"[yellow]warning[/yellow] no row is in the {' or the '.join(empty)} split: see preprocess.split"
+        console.print(said, highlight=False, soft_wrap=True)
     if dataset.kept_negatives < 1:
         said = f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)"
         console.print(said, highlight=False, soft_wrap=True, style="dim")

@@ -14,7 +14,16 @@ from models.settings import ConfidenceSettings
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
-from pipeline.files import clear_errors, make_directory, read_json, remove_tree, require_ours, write_json, write_text
+from pipeline.files import (
+    alone_in,
+    clear_errors,
+    make_directory,
+    read_json,
+    remove_tree,
+    require_ours,
+    write_json,
+    write_text,
+)
 from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmup_steps
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
@@ -114,7 +123,7 @@ def train(
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
     state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
-    with clear_errors(str(out)):
+    with clear_errors(str(out)), alone_in(out):
         if base and weights is None:
             loop.begin_with(base / BEST)
         else:
@@ -160,7 +169,7 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
     if (out / WARMUP_FILE).exists() and not anew:
         return
     loop = _begin(config, dataset, out, state, overwrite=anew)
-    with clear_errors(str(out)):
+    with clear_errors(str(out)), alone_in(out):
         loop.restore(weights)
         loop.go(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})

@@ -346,3 +346,33 @@ def _is_child(pid: int, of: int) -> bool:
     while pid > 1 and pid != of:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     return pid == of
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("workers", [(), ("--", "--direct_running_mode=multi_processing", "--direct_num_workers=2")])
+def test_preprocessing_that_is_asked_to_end_leaves_nothing(
+    config_file: Path, tmp_path: Path, number: signal.Signals, code: int, workers: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
+    job = subprocess.Popen(
+        [*command, *workers], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while job.poll() is None and not list(tmp_path.glob(".out.*/.spill/*")):
+        time.sleep(0.01)
+    os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
+    _, said = job.communicate(timeout=120)
+    if job.returncode == 0:
+        pytest.skip("it ended before it could be stopped")
+    assert job.returncode == code, said
+    assert [line for line in said.splitlines() if line.startswith(("interrupted", "error"))] == [
+        "interrupted; what is unfinished is not taken for whole, run the same command again"
+    ]
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_options_that_beam_does_not_take_are_one_line(cli: Cli, config_file: Path, tmp_path: Path) -> None:
+    words = ("preprocess", "--config", config_file, "--out", tmp_path / "out", "--")
+    result = cli(*words, "--direct_running_mode=foo")
+    _refused(result, "invalid choice: 'foo'")
+    assert len(result.stderr.splitlines()) < 4
+    _refused(cli(*words, "--direct_num_workers=two"), "invalid int value: 'two'")

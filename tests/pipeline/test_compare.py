@@ -269,7 +269,8 @@ def test_one_pair_is_held_against_plain_over_users(compared: tuple[Path, dict[st
         for metric, interval in by_metric.items():
             mine, theirs = (_result(out, 7, which)["metrics"][metric] for which in (name, "plain"))
             assert interval["difference"] == pytest.approx(mine - theirs, abs=1e-9)
-            assert interval["low"] < interval["high"]
+            # A variant that ranked every user as plain did differs by nothing, in every draw.
+            assert interval["low"] < interval["high"] or interval["low"] == interval["difference"] == 0
 
 
 def test_what_collapsed_carries_the_mark_and_nothing_else_does(compared: tuple[Path, dict[str, Any]]) -> None:

@@ -100,3 +100,12 @@ def test_overrides_win_and_are_checked(settings: dict[str, Any], tmp_path: Path)
 def test_weights_by_intensity_need_an_intensity(make_config: Callable[..., Config]) -> None:
     with pytest.raises(UserError, match=r"source: intensity needs rows.intensity; name its column"):
         make_config(rows={"intensity": ""}, confidence={"source": "intensity"})
+
+
+def test_an_instant_may_stand_without_quotes(tmp_path: Path) -> None:
+    text = "name: a\nlogs: {files: [x.jsonl]}\nconfidence: {gate: off}\n"
+    text += "rows: {label: c, timestamp: t, features: [{name: u, kind: categorical}]}\n"
+    text += "preprocess: {split: {by: time, validation_from: 2026-05-01T08:00:02Z, test_from: 2026-05-02}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    split = load_config(tmp_path / "c.yaml").preprocess.split
+    assert (split.validation_from, split.test_from) == ("2026-05-01T08:00:02+00:00", "2026-05-02")

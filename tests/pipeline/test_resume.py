@@ -21,6 +21,7 @@ from features.errors import UserError
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
+from pipeline.files import alone_in
 from pipeline.train import train
 
 Make = Callable[..., Config]
@@ -111,7 +112,8 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     mine, other = state_of(tmp_path / "run"), state_of(whole)
     timing = ("seconds", "timed_steps")
     assert {k: v for k, v in mine.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
-    assert not list((tmp_path / "run").rglob(".*")), "what a killed process left is still there"
+    left = [path.name for path in (tmp_path / "run").rglob(".*")]
+    assert left == [".lock"], "what a killed process left is still there"
 
 
 def test_what_goes_on_reads_the_rows_that_an_undisturbed_run_reads(
@@ -238,3 +240,11 @@ def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(
     train(config, tiny_dataset, run)
     train(config, tiny_dataset, tmp_path / "whole")
     assert same_weights(run, tmp_path / "whole")
+
+
+def test_two_trainings_do_not_write_into_one_directory(config: Config, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    with alone_in(run), pytest.raises(UserError, match="another process writes there; wait for it"):
+        train(config, tiny_dataset, run)
