@@ -1,11 +1,13 @@
-"""`clsd train` on two replicas, as its user runs it: reader, teacher cache, validation and checkpoints as on one."""
+"""`clsd train` on two replicas, stopped and gone on with, ends as on one: reader, teacher cache, validation and checkpoints."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from features.tf_runtime import tf
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
 from pipeline.train import load_trained
@@ -37,19 +40,28 @@ def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
     command = [sys.executable, "-m", "pipeline.cli", "train", *words]
-    processes = {
-        n: subprocess.Popen(
-            [*command, "--set", f"train.replicas={n}", "--out", str(root / str(n))],
+
+    def start(n: int) -> subprocess.Popen[bytes]:
+        often = ["--set", "train.checkpoint_minutes=0", "--set", "train.steps_per_call=4"]
+        return subprocess.Popen(
+            [*command, *often, "--set", f"train.replicas={n}", "--out", str(root / str(n))],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
-        for n in (1, 2)
-    }
-    for n, process in processes.items():
+
+    def end(n: int, process: subprocess.Popen[bytes], code: int) -> None:
         said = process.communicate()[1].decode()
-        assert process.returncode == 0, f"{n} replicas:\n{said}"
-    return {n: root / str(n) for n in processes}
+        assert process.returncode == code, f"{n} replicas:\n{said}"
+
+    one, two = start(1), start(2)
+    while two.poll() is None and Checkpoints(root / "2" / "checkpoints").newest() is None:
+        time.sleep(0.05)
+    two.send_signal(signal.SIGTERM)  # within an epoch, from which the second process goes on
+    end(2, two, 75)
+    end(2, start(2), 0)
+    end(1, one, 0)
+    return {n: root / str(n) for n in (1, 2)}
 
 
 def _run(directory: Path) -> Any:
