@@ -200,6 +200,12 @@ class TrainSettings(Strict):
         default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    profile_calls: int = Field(
+        default=0,
+        ge=0,
+        description="calls of steps_per_call that TensorFlow's profiler traces, from the third one on; TensorBoard shows them "
+        "with tensorboard-plugin-profile",
+    )
     teacher_cache_clicks: int = Field(
         default=20_000_000,
         ge=0,

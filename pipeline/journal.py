@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from pipeline.files import write_text
 METRICS_FILE = "metrics.jsonl"
 #: Values of a group that are shown, the most frequent ones.
 _SHOWN = 20
+#: Calls that are not profiled.
+_WARMING = 2
 
 
 class Journal:
@@ -50,6 +54,35 @@ class Journal:
     def write(self) -> None:
         """Write all of it, whole or not at all."""
         write_text(self._file, "".join(line + "\n" for line in self._lines))
+
+
+class Profiler:
+    """Traces some calls of the step by TensorFlow's profiler, after two that build and warm what they need.
+
+    Args:
+        out: directory of the run; the trace goes where TensorBoard looks.
+        calls: how many; 0 for none.
+    """
+
+    def __init__(self, out: Path, calls: int) -> None:
+        self._target, self._calls, self._seen, self._on = str(out / "tensorboard"), calls, 0, False
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around each call."""
+        if self._calls and self._seen == _WARMING:
+            tf.profiler.experimental.start(self._target)
+            self._on = True
+        yield
+        self._seen += 1
+        if self._seen == _WARMING + self._calls:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is running."""
+        if self._on:
+            tf.profiler.experimental.stop()
+        self._on = False
 
 
 def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import remove_unfinished, whole_directory
-from pipeline.journal import Journal, confidence_by_group
+from pipeline.journal import Journal, Profiler, confidence_by_group
 from pipeline.monitor import CollapseMonitor, known_to_collapse
 from pipeline.next_day import grown
 from pipeline.progress import console
@@ -112,6 +112,7 @@ class Loop:
         self._validates = dataset.rows("validation") > 0
         self._scorer = Scorer(model, dataset, strategy)
         self._journal = Journal(out, config.train.tensorboard)
+        self._profiler = Profiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
@@ -155,6 +156,7 @@ class Loop:
         try:
             return self._go(until)
         finally:
+            self._profiler.close()
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
 
@@ -210,7 +212,8 @@ class Loop:
                 stops = [last, state.step + config.train.steps_per_call, *([warmup] if warmup > state.step else [])]
                 now = min(stops) - state.step
                 started, traces = time.perf_counter(), self._run_steps.experimental_get_tracing_count()
-                found = self._run_steps(iterator, tf.constant(now))
+                with self._profiler.call():
+                    found = self._run_steps(iterator, tf.constant(now))
                 shown = {name: float(value) for name, value in figures.figures(found).items()}
                 if state.step >= warmup:
                     state.weighted_steps += now

@@ -178,7 +178,7 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
 def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
     """Equal if and only if the same training would run; ``base`` is the fingerprint of the run that it begins with."""
     parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
-    for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard"):  # how and not what
+    for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "profile_calls"):  # how and not what
         parts["train"].pop(name)
     parts["dataset"] = dataset.manifest["fingerprint"]
     if base:

@@ -90,9 +90,10 @@ def test_early_stopping_keeps_the_best_epoch_after_warm_up(
 def test_tensorboard_has_losses_and_metrics(
     make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    config = make_config(train={"epochs": 1, "tensorboard": True})
+    config = make_config(train={"epochs": 1, "tensorboard": True, "steps_per_call": 4, "profile_calls": 2})
     train(config, small_dataset, tmp_path / "run")
-    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    (events,) = (tmp_path / "run" / "tensorboard").glob("events.*")
+    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
     tags = {v.tag for e in tf.compat.v1.train.summary_iterator(str(events)) for v in e.summary.value}
     assert {"train/loss", "validation/auc"} <= tags
 
