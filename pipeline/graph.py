@@ -73,7 +73,8 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
                 batch, wrong = check(self._schema, part)
                 for row, reason in wrong:
                     position = part.column(POSITION)[row].as_py()
-                    text = self._reader.text(piece, position) or refused_text(part, row)
+                    text = self._reader.text(piece, position)
+                    text = refused_text(part, row) if text is None else text
                     found.append(Refused(piece.path, self._reader.line(piece, position), reason, text))
                 rows, kept = part.num_rows, batch.num_rows
                 yield from spill(self._directory, [self._split(batch)])

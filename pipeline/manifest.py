@@ -35,7 +35,7 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
     if rows == 0:
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
-        kept = out.parent / f"{out.name}.{DEAD_LETTERS}"
+        kept = letters_beside(out)
         copy_file(aside / DEAD_LETTERS, kept)
         first = summary["dead"][0]["first"]
         reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
@@ -56,6 +56,11 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         raise UserError(
             "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
         )
+
+
+def letters_beside(out: Path) -> Path:
+    """Where the dead letters of a job that refused too much are kept: beside the place of its data set."""
+    return out.parent / f"{out.name}.{DEAD_LETTERS}"
 
 
 def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
-from pipeline.manifest import fingerprint, manifest, modified, refuse_if_bad
+from pipeline.manifest import fingerprint, letters_beside, manifest, modified, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.spill import SPILL
 
@@ -69,6 +69,7 @@ def preprocess(
             if name.endswith(".partial"):  # of a bundle that an engine tried twice
                 remove_file(aside / name)
         write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
+    remove_file(letters_beside(out))  # of an attempt that failed before
     return Dataset.load(out)
 
 

@@ -136,8 +136,6 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     mark = run_fingerprint(config, dataset)
     there = _json_or_none(paths.train / RUN_FILE)
     same = there is not None and there["fingerprint"] == mark
-    if same:
-        say_there_already()
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from pipeline.evaluate import METRICS_FILE, evaluate

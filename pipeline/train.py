@@ -27,6 +27,7 @@ from pipeline.files import (
 from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmup_steps
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
+from pipeline.progress import say_there_already
 from pipeline.strategy import make_reproducible, make_strategy
 from pipeline.versions import versions
 
@@ -118,6 +119,7 @@ def train(
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
+            say_there_already()
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)

@@ -212,6 +212,8 @@ def test_too_many_refused_rows_leave_no_data_set_but_the_dead_letters(
     assert str(error.value).startswith(f"{log}:101: 5 of 6005 rows refused")
     assert "max_refused" in str(error.value)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["dataset.dead_letters.jsonl.gz"]
+    preprocess(make_config(logs={"files": [str(log)]}), tmp_path / "out" / "dataset")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["dataset"]
 
 
 def test_a_truncated_gzip_fails_the_job_and_leaves_nothing(
