@@ -28,6 +28,13 @@ class UserError(Exception):
         return (UserError, (self.where, self.what, self.mend))
 
 
+class TryAgainError(UserError):
+    """Nothing is wrong but what has passed: running the same again mends it. Exit code 75."""
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return (TryAgainError, (self.where, self.what, self.mend))
+
+
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM) and did so after a checkpoint: no error, and not for a handler of errors."""
 

@@ -1,7 +1,8 @@
 """The command line: one command a stage, and `clsd run` for all of them.
 
 Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 75 training was
-asked to end (SIGTERM) and left a checkpoint; 1 a bug of ours; 130 interrupted; 143 asked to end elsewhere.
+asked to end (SIGTERM) and left a checkpoint, or lost a machine: run it again; 1 a bug of ours; 130 interrupted; 143 asked to
+end elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from features.errors import Terminated, UserError
+from features.errors import Terminated, TryAgainError, UserError
 from features.places import place
 from pipeline.config import Config, load_config
 from pipeline.files import local_path, no_room, no_store
@@ -43,7 +44,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _fail(str(error))
+            _fail(str(error), 75 if isinstance(error, TryAgainError) else 2)
         except KeyboardInterrupt:
             console.print(
                 "interrupted; what is unfinished is not taken for whole, run the same command again",
@@ -64,9 +65,9 @@ class _Commands(click.Group):
             _fail(str(known))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     click.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 _config_option = click.option(

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from features.errors import Terminated, UserError
+from features.errors import Terminated, TryAgainError, UserError
 from features.parse import TRAINING_COLUMNS, batches
 from features.tf_runtime import tf
 from models import figures
@@ -34,6 +34,7 @@ from pipeline.monitor import CollapseMonitor, known_to_collapse
 from pipeline.next_day import grown
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
+from pipeline.strategy import distribute, workers
 
 #: In a run's directory: checkpoints to go on from, and the kept epoch's weights.
 CHECKPOINTS, BEST = "checkpoints", "best/weights"
@@ -110,8 +111,11 @@ class Loop:
         self._saved = time.monotonic()
         self._terminated = False
         self._validates = dataset.rows("validation") > 0
-        self._scorer = Scorer(model, dataset, strategy)
-        self._journal = Journal(out, config.train.tensorboard)
+        # Of several machines each scores all rows by itself: the same numbers, and nothing to wait for.
+        alone = workers()[0] > 1
+        self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if alone else strategy)
+        self._writes = workers()[1] == 0
+        self._journal = Journal(out, config.train.tensorboard and workers()[1] == 0)
         self._profiler = Profiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -129,8 +133,9 @@ class Loop:
 
     def restore(self, weights: Path | None) -> None:
         """Read the weights that belong to the state; what they do not hold keeps its start."""
-        remove_unfinished(self._out)
-        self._checkpoints.tidy(self.state.steps(self._steps))
+        if self._writes:
+            remove_unfinished(self._out)
+            self._checkpoints.tidy(self.state.steps(self._steps))
         self._journal.resume(self.state.steps(self._steps))
         if weights is None:
             return
@@ -155,6 +160,11 @@ class Loop:
         before = signal.signal(signal.SIGTERM, self._terminate) if _is_main_thread() else None
         try:
             return self._go(until)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
+            if workers()[0] == 1:
+                raise
+            mend = "start all of them again: they go on from the newest checkpoint"
+            raise TryAgainError("train", f"lost a machine of the job ({type(error).__name__})", mend) from error
         finally:
             self._profiler.close()
             if before is not None:
@@ -256,7 +266,7 @@ class Loop:
             file_rows=dataset.file_rows("train"),
         )
         data = data.map(cached) if cached else data
-        return iter(self._strategy.experimental_distribute_dataset(data))
+        return iter(distribute(self._strategy, data))
 
     def _cache(self, number: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         """The lookup of teacher's scores for an epoch that is weighted from its first step on, if one pays."""
@@ -333,9 +343,7 @@ class Loop:
             or (value > state.best_value) == (stopping is not None and stopping.mode == "max")
         )
         if (after_warmup and improved) or state.best_epoch == 0:
-            best = self._out / BEST
-            with whole_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as aside:
-                self._checkpoint.write(str(aside / best.name))
+            self._write_best()
             state.best_epoch, state.best_value = state.epoch, value if after_warmup else None
         elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
             state.stopped = f"{stopping.metric} did not improve for {stopping.patience} epochs"
@@ -347,12 +355,20 @@ class Loop:
             self._judge()  # the last window may be a short one; a very short one says nothing, unless it is the only one
         self._save(None)
 
+    def _write_best(self) -> None:
+        if not self._writes:
+            return
+        best = self._out / BEST
+        with whole_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as aside:
+            self._checkpoint.write(str(aside / best.name))
+
     def _save(self, totals: Any) -> None:
         """A checkpoint of the model and the state, with the totals of an epoch that is not done."""
         state = self.state
         state.totals = [] if totals is None else _listed(totals)
-        self._journal.write()
-        self._checkpoints.save(state.steps(self._steps), self._checkpoint.write, asdict(state))
+        if self._writes:
+            self._journal.write()
+            self._checkpoints.save(state.steps(self._steps), self._checkpoint.write, asdict(state))
         self._saved = time.monotonic()
 
     def _teacher_age(self, step: int) -> dict[str, float]:

@@ -1,15 +1,56 @@
-"""Replicas: every GPU of the machine, or logical CPU devices."""
+"""Replicas: every GPU of the machine, or logical CPU devices; and the machines that train together, as TF_CONFIG names them."""
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
 
 
+def workers() -> tuple[int, int]:
+    """(how many processes train together, which of them this is), by ``TF_CONFIG``; (1, 0) without one.
+
+    The first of them, the chief, is the one that writes.
+
+    Raises:
+        UserError: TF_CONFIG is no JSON of a cluster of workers alone.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return 1, 0
+    try:
+        told = json.loads(text)
+        cluster, task = told["cluster"], told["task"]
+        if set(cluster) != {"worker"} or task["type"] != "worker":
+            raise UserError("TF_CONFIG", "names other tasks than workers", "list every machine under cluster.worker")
+        return len(cluster["worker"]), int(task["index"])
+    except (ValueError, KeyError, TypeError) as error:
+        mend = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
+        raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", mend) from None
+
+
+def distribute(strategy: Any, data: Any) -> Any:
+    """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
+    many, mine = workers()
+    if many == 1:
+        return strategy.experimental_distribute_dataset(data)
+    replicas = strategy.num_replicas_in_sync
+    own = slice(mine * replicas // many, (mine + 1) * replicas // many)
+
+    def split(batch: dict[str, Any]) -> Any:
+        parts = {
+            name: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]])[own] for name, x in batch.items()
+        }
+        return tf.data.Dataset.from_tensor_slices(parts)
+
+    return strategy.distribute_datasets_from_function(lambda context: data.flat_map(split).prefetch(4))
+
+
 def make_strategy(replicas: int, batch_size: int) -> Any:
-    """A MirroredStrategy over ``replicas`` devices; one device needs no mirror.
+    """A MirroredStrategy over ``replicas`` devices; one device needs no mirror; several machines by TF_CONFIG.
 
     GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
     serve to test that a step is the same on one and on several replicas.
@@ -21,6 +62,8 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
     Raises:
         UserError: more replicas than GPUs, a batch that does not divide, CPU devices already made otherwise.
     """
+    if workers()[0] > 1:
+        return _of_several_machines(batch_size)
     gpus = tf.config.list_physical_devices("GPU")
     count = replicas or max(1, len(gpus))
     if gpus and count > len(gpus):
@@ -39,6 +82,16 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
     devices = [f"/cpu:{i}" for i in range(count)]
     # Summing on one device: collectives among logical CPUs break when a process makes a second strategy.
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def _of_several_machines(batch_size: int) -> Any:
+    """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    count = strategy.num_replicas_in_sync
+    if batch_size % count:
+        larger = -(-batch_size // count) * count
+        raise UserError("train.batch_size", f"{batch_size} rows do not divide into {count} replicas", f"take {larger}")
+    return strategy
 
 
 def _make_logical_cpus(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmu
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
 from pipeline.progress import say_there_already
-from pipeline.strategy import make_reproducible, make_strategy
+from pipeline.strategy import make_reproducible, make_strategy, workers
 from pipeline.versions import versions
 
 RUN_FILE = "run.json"
@@ -125,7 +126,7 @@ def train(
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
     state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
-    with clear_errors(str(out)), alone_in(out):
+    with clear_errors(str(out)), alone_in(out) if workers()[1] == 0 else nullcontext():
         if base and weights is None:
             loop.begin_with(base / BEST)
         else:
@@ -143,7 +144,8 @@ def train(
             "history": state.history,
             "base": {"run": str(base), "fingerprint": before["fingerprint"]} if before else None,
         }
-        write_json(out / RUN_FILE, run)
+        if workers()[1] == 0:
+            write_json(out / RUN_FILE, run)
     return run
 
 
@@ -224,9 +226,10 @@ def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwri
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset)
     with clear_errors(str(out)):
-        if overwrite and out.exists():  # not before all that can be refused has been looked at
-            remove_tree(out)
-        make_directory(out)
-        write_text(out / "config.yaml", dump_config(config))
-        write_json(out / "versions.json", versions())
+        if workers()[1] == 0:
+            if overwrite and out.exists():  # not before all that can be refused has been looked at
+                remove_tree(out)
+            make_directory(out)
+            write_text(out / "config.yaml", dump_config(config))
+            write_json(out / "versions.json", versions())
         return Loop(config, dataset, out, strategy, model, state)

@@ -1,0 +1,120 @@
+"""`clsd train` on several local processes by MultiWorkerMirroredStrategy: the weights of one, and what a lost one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import UserError
+from features.tf_runtime import tf
+from pipeline.checkpoints import Checkpoints
+from pipeline.config import Config, dump_config
+from pipeline.dataset import Dataset
+from pipeline.strategy import workers
+
+SETTINGS = {
+    "train.epochs": 3,
+    "train.steps_per_call": 4,
+    "train.batch_size": 252,  # 4,800 rows: an uneven last batch
+    "train.checkpoint_minutes": 0,
+    "train.embedding_optimizer": "{name: adagrad, learning_rate: 0.2}",
+    # Not by Adam, which divides what is next to nothing by its own size: rounding errors would grow with every step.
+    "train.dense_optimizer": "{name: sgd, learning_rate: 0.2}",
+    "confidence.gate": "off",
+    "model.options": "{hidden_units: [16]}",  # without dropout, whose masks differ by replica
+}
+
+
+def _start(config: Config, dataset: Dataset, out: Path, many: int) -> list[subprocess.Popen[str]]:
+    (out.parent / "c.yaml").write_text(dump_config(config))
+    words = ["--config", str(out.parent / "c.yaml"), "--dataset", str(dataset.directory), "--out", str(out)]
+    for key, value in SETTINGS.items():
+        words += ["--set", f"{key}={value}"]
+    with ExitStack() as free:
+        sockets = [free.enter_context(socket.socket()) for _ in range(many)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        cluster = {"worker": [f"localhost:{one.getsockname()[1]}" for one in sockets]}
+    started = []
+    for index in range(many):
+        told = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) if many > 1 else ""
+        command = [sys.executable, "-m", "pipeline.cli", "train", *words]
+        environment = {**os.environ, "TF_CONFIG": told}
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    return started
+
+
+def _end(processes: list[subprocess.Popen[str]]) -> list[str]:
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
+    return said
+
+
+def _kept(run: Path) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(str(run / "best" / "weights"))
+    return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n}
+
+
+def _assert_same(mine: Path, theirs: Path) -> None:
+    a, b = _kept(mine), _kept(theirs)
+    assert a.keys() == b.keys() and any("teacher" in name for name in a)
+    for name, value in a.items():
+        np.testing.assert_allclose(value, b[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def one(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "run"
+    _end(_start(small_config, small_dataset, out, 1))
+    return out
+
+
+def test_three_processes_train_as_one(small_config: Config, small_dataset: Dataset, one: Path, tmp_path: Path) -> None:
+    _end(_start(small_config, small_dataset, tmp_path / "run", 3))
+    _assert_same(tmp_path / "run", one)
+    mine, theirs = (json.loads((run / "run.json").read_text())["history"] for run in (tmp_path / "run", one))
+    for a, b in zip(mine, theirs, strict=True):
+        assert a["validation"] == pytest.approx(b["validation"], rel=1e-5)
+        assert a["train"] == pytest.approx(b["train"], rel=1e-5, abs=1e-6)
+
+
+def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
+    small_config: Config, small_dataset: Dataset, one: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    chief, other = _start(small_config, small_dataset, run, 2)
+    while chief.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
+        time.sleep(0.02)
+    other.send_signal(signal.SIGKILL)
+    said = chief.communicate(timeout=120)[1]  # bounded, where it would wait for ever
+    other.communicate()
+    assert chief.returncode == 75, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "lost a machine of the job" in line and "Traceback" not in said
+    assert not (run / "run.json").exists()
+    assert all("going on after epoch" in text for text in _end(_start(small_config, small_dataset, run, 2)))
+    _assert_same(run, one)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("{", "TF_CONFIG: cannot be read"),
+        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
+        ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "other tasks"),
+    ],
+)
+def test_a_cluster_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, told: str, said: str) -> None:
+    monkeypatch.setenv("TF_CONFIG", told)
+    with pytest.raises(UserError, match=said):
+        workers()
