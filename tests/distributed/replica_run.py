@@ -1,10 +1,12 @@
 """Trains every variant over the same global batches on N replicas: ``replica_run.py N out.npz``.
 
-A process of its own, because the devices of a process are fixed once TensorFlow runs.
+A process of its own, because the devices of a process are fixed once TensorFlow runs. With ``TF_CONFIG``: of one of N processes
+that train together.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -187,16 +189,20 @@ def lookups(graph: Any) -> tuple[int, int]:
 def main() -> None:
     replicas, path = int(sys.argv[1]), sys.argv[2]
     warnings.filterwarnings("ignore")
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
-    strategy = tf.distribute.MirroredStrategy(
-        [f"/cpu:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+    together = bool(os.environ.get("TF_CONFIG"))
+    if together:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+        strategy = tf.distribute.MirroredStrategy(
+            [f"/cpu:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
     assert strategy.num_replicas_in_sync == replicas
     results = {"labels": np.array([b["label"] for b in global_batches()])}
     for name in VARIANTS:
         results.update(run(strategy, name))
-    if replicas <= 2:  # Keras cannot split its ten rows over four
+    if replicas <= 2 and not together:  # Keras cannot split its ten rows over four
         results.update(keras_run.run(strategy))
     if replicas == 1:
         bare = run(tf.distribute.get_strategy(), "frozen")

@@ -1,11 +1,11 @@
-"""One, two and four replicas train to the same weights, moments and figures over the same global batches."""
+"""One, two and four replicas, and two processes, train to the same weights, moments and figures over the same global batches."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,27 @@ WITHOUT = {"teacher": ("self", "paper", "plain", "popularity", "intensity", "rce
 WITHOUT |= {"gate": ("plain", "rce", "tce")}
 LIMIT = 1e-6
 
+#: The second of two processes that train together by MultiWorkerMirroredStrategy.
+WORKER = -2
+
 Results = Mapping[int, Mapping[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory, clusters: Callable[[int], list[str]]) -> Results:
     out = tmp_path_factory.mktemp("replicas")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = dict(zip((WORKER + 1, WORKER), clusters(2), strict=True))
     processes = {}
-    for n in REPLICAS:
+    for n in (*REPLICAS, *told):
         with (out / f"{n}.log").open("w") as log:  # a file: a pipe that nobody reads would fill
-            command = [sys.executable, str(SCRIPT), str(n), str(out / f"{n}.npz")]
-            processes[n] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            command = [sys.executable, str(SCRIPT), str(n if n > 0 else 2), str(out / f"{n}.npz")]
+            mine = {**environment, "TF_CONFIG": told[n]} if n in told else environment
+            processes[n] = subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT)
     codes = {n: process.wait() for n, process in processes.items()}
     for n, code in codes.items():
         assert code == 0, f"{n} replicas:\n" + (out / f"{n}.log").read_text()[-3000:]
-    return {n: dict(np.load(out / f"{n}.npz")) for n in REPLICAS}
+    return {n: dict(np.load(out / f"{n}.npz")) for n in processes}
 
 
 def _largest_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], prefix: str) -> float:
@@ -46,7 +51,7 @@ def _largest_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
     return max(float(np.abs(a[key] - b[key]).max()) for key in keys)
 
 
-@pytest.mark.parametrize("replicas", REPLICAS[1:])
+@pytest.mark.parametrize("replicas", [*REPLICAS[1:], WORKER])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("what", ["backbone", "teacher", "gate", "moments", "weight_moments", "figures"])
 def test_replicas_train_as_one(results: Results, replicas: int, variant: str, what: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config
 from pipeline.dataset import Dataset
 from pipeline.strategy import workers
+
+Clusters = Callable[[int], list[str]]
 
 SETTINGS = {
     "train.epochs": 3,
@@ -35,19 +36,14 @@ SETTINGS = {
 }
 
 
-def _start(config: Config, dataset: Dataset, out: Path, many: int) -> list[subprocess.Popen[str]]:
+def _start(config: Config, dataset: Dataset, out: Path, cluster: list[str]) -> list[subprocess.Popen[str]]:
+    """Train in as many processes as the cluster has workers, of which one that needs no cluster is told none."""
     (out.parent / "c.yaml").write_text(dump_config(config))
     words = ["--config", str(out.parent / "c.yaml"), "--dataset", str(dataset.directory), "--out", str(out)]
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
-    with ExitStack() as free:
-        sockets = [free.enter_context(socket.socket()) for _ in range(many)]
-        for one in sockets:
-            one.bind(("localhost", 0))
-        cluster = {"worker": [f"localhost:{one.getsockname()[1]}" for one in sockets]}
     started = []
-    for index in range(many):
-        told = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) if many > 1 else ""
+    for told in cluster:
         command = [sys.executable, "-m", "pipeline.cli", "train", *words]
         environment = {**os.environ, "TF_CONFIG": told}
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
@@ -75,12 +71,14 @@ def _assert_same(mine: Path, theirs: Path) -> None:
 @pytest.fixture(scope="module")
 def one(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one") / "run"
-    _end(_start(small_config, small_dataset, out, 1))
+    _end(_start(small_config, small_dataset, out, [""]))
     return out
 
 
-def test_three_processes_train_as_one(small_config: Config, small_dataset: Dataset, one: Path, tmp_path: Path) -> None:
-    _end(_start(small_config, small_dataset, tmp_path / "run", 3))
+def test_three_processes_train_as_one(
+    small_config: Config, small_dataset: Dataset, one: Path, clusters: Clusters, tmp_path: Path
+) -> None:
+    _end(_start(small_config, small_dataset, tmp_path / "run", clusters(3)))
     _assert_same(tmp_path / "run", one)
     mine, theirs = (json.loads((run / "run.json").read_text())["history"] for run in (tmp_path / "run", one))
     for a, b in zip(mine, theirs, strict=True):
@@ -89,10 +87,10 @@ def test_three_processes_train_as_one(small_config: Config, small_dataset: Datas
 
 
 def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
-    small_config: Config, small_dataset: Dataset, one: Path, tmp_path: Path
+    small_config: Config, small_dataset: Dataset, one: Path, clusters: Clusters, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    chief, other = _start(small_config, small_dataset, run, 2)
+    chief, other = _start(small_config, small_dataset, run, clusters(2))
     while chief.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
         time.sleep(0.02)
     other.send_signal(signal.SIGKILL)
@@ -102,7 +100,7 @@ def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "lost a machine of the job" in line and "Traceback" not in said
     assert not (run / "run.json").exists()
-    assert all("going on after epoch" in text for text in _end(_start(small_config, small_dataset, run, 2)))
+    assert all("going on after epoch" in text for text in _end(_start(small_config, small_dataset, run, clusters(2))))
     _assert_same(run, one)
 
 
