@@ -56,6 +56,7 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
     _warn_of_unknown(beam_options)
     lost = _Hook()
     threading.excepthook = lost
+    heard = signal.signal(_LOST, _interrupt) if threading.current_thread() is threading.main_thread() else None
     progress.add(progress.PLANNED, len(pieces))
     build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
     try:
@@ -75,6 +76,8 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
         raise _inner_user_error(error) or _engine_failure(error) or error from None
     finally:
         lost.over.set()
+        if heard is not None:
+            signal.signal(_LOST, signal.SIG_IGN if lost.worker else heard)  # one may be on its way
 
 
 def _threads(asked: int, options: PipelineOptions) -> Threads:
@@ -84,6 +87,14 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
     if not _is_local(options):
         return ONE
     return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
+
+
+#: Wakes the main thread where a worker was lost. Not SIGINT, which is ignored in what a script starts in the background.
+_LOST = signal.SIGUSR1
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class _Hook:
@@ -98,7 +109,7 @@ class _Hook:
     def _wake(self) -> None:
         """Interrupt the main thread, again where it went on to wait for something else, until the engine has ended."""
         while not self.over.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, _LOST)
             self.over.wait(3.0)
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:

@@ -355,7 +355,12 @@ def test_preprocessing_that_is_asked_to_end_leaves_nothing(
 ) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
     job = subprocess.Popen(
-        [*command, *workers], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *workers],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
     )
     while job.poll() is None and not list(tmp_path.glob(".out.*/.spill/*")):
         time.sleep(0.01)
