@@ -40,6 +40,16 @@ from pipeline.strategy import distribute, workers
 CHECKPOINTS, BEST = "checkpoints", "best/weights"
 
 
+#: What a collective of several machines ends with where one of them is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+
 @dataclass
 class State:
     """How far a run came: what a checkpoint holds beside the model.
@@ -160,11 +170,12 @@ class Loop:
         before = signal.signal(signal.SIGTERM, self._terminate) if _is_main_thread() else None
         try:
             return self._go(until)
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
+        except _LOST as error:
             if workers()[0] == 1:
                 raise
             mend = "start all of them again: they go on from the newest checkpoint"
-            raise TryAgainError("train", f"lost a machine of the job ({type(error).__name__})", mend) from error
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
         finally:
             self._profiler.close()
             if before is not None:
