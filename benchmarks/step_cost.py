@@ -103,6 +103,16 @@ def make_run(strategy: Any, model: ClsdModel) -> Callable[[Any, Any], Any]:
     return run_steps  # type: ignore[no-any-return]
 
 
+def make_side(run: Callable[[Any, Any], Any], iterator: Any, steps: int = BLOCK) -> Callable[[], int]:
+    """A side of a benchmark: so many steps at a time; gives how many rows they trained on."""
+
+    def side() -> int:
+        run(iterator, tf.constant(steps))[0].numpy()
+        return BATCH * steps
+
+    return side
+
+
 def make_iterator(strategy: Any, data: Batches, add: Any = None) -> Any:
     """Batches in turn without end, by the reader's last steps."""
     columns = data if add else {name: column for name, column in data.items() if name != "key"}
@@ -150,14 +160,7 @@ def measure(strategy: Any, backbone: str, ctr: float, batches: int, rounds: int)
     iterators["cached"] = make_iterator(strategy, rest, make_lookup(models["cached"], data))
     check(*(runs[side](iterators[side], tf.constant(4))[1].numpy() for side in presets))
 
-    def side(name: str) -> Callable[[], int]:
-        def work() -> int:
-            runs[name](iterators[name], tf.constant(BLOCK))[0].numpy()
-            return BATCH * BLOCK
-
-        return work
-
-    return rates({name: side(name) for name in presets}, rounds)
+    return rates({name: make_side(runs[name], iterators[name]) for name in presets}, rounds)
 
 
 def main() -> None:

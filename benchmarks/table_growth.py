@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from common import Goal, arguments, finish, median_ratio, rates, show
-from step_cost import BATCH, BLOCK, SPEC, make_batches, make_iterator, make_run
+from step_cost import BATCH, SPEC, make_batches, make_iterator, make_run, make_side
 
 from features.tf_runtime import tf
 from models.clsd import ClsdModel
@@ -43,13 +43,7 @@ def work(strategy: Any, optimizer: str, size: int) -> Callable[[], int]:
         )
     data = make_batches(12, 0.05)
     data["ids"][..., 19] = np.random.default_rng(3).integers(0, size, data["ids"].shape[:2])
-    run, iterator = make_run(strategy, model), make_iterator(strategy, data)
-
-    def side() -> int:
-        run(iterator, tf.constant(BLOCK))[0].numpy()
-        return BATCH * BLOCK
-
-    return side
+    return make_side(make_run(strategy, model), make_iterator(strategy, data))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from common import Goal, arguments, finish, median_ratio, rates, show
 from preprocess import make_config
-from step_cost import BACKBONES, BATCH, make_run
+from step_cost import BACKBONES, BATCH, make_run, make_side
 
 from features.parse import batches
 from features.tf_runtime import tf
@@ -37,13 +37,8 @@ def work(config: Config, dataset: Dataset, strategy: Any, constant: bool) -> Cal
         model = build_model(config, dataset)
     data = batches(dataset.schema, dataset.files("train"), BATCH, shuffle_seed=1, rows_per_block=dataset.rows_per_block)
     data = data.take(1).cache().repeat() if constant else data.repeat()
-    run, iterator = make_run(strategy, model), iter(strategy.experimental_distribute_dataset(data))
-
-    def side() -> int:
-        run(iterator, tf.constant(STEPS))[0].numpy()
-        return BATCH * STEPS
-
-    return side
+    iterator = iter(strategy.experimental_distribute_dataset(data))
+    return make_side(make_run(strategy, model), iterator, STEPS)
 
 
 def main() -> None:

@@ -84,9 +84,8 @@ class EpochOrder:
         blocks = -(-in_order // rows_per_block)
         ends = np.cumsum(blocks)
         sizes = np.full(ends[-1], rows_per_block, np.int64)
-        np.subtract.at(
-            sizes, ends - 1, blocks * rows_per_block - in_order
-        )  # the last block of each; a file may have none
+        # The last block of each; a file may have none.
+        np.subtract.at(sizes, ends - 1, blocks * rows_per_block - in_order)
         window, row = _within(sizes, self.window_blocks, row)
         first = window * self.window_blocks
         of_window = sizes[first : first + self.window_blocks]

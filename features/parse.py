@@ -126,7 +126,7 @@ def batches(
 def _in_turn(files: Sequence[str]) -> Any:
     """Blocks of a few files in turn, in an order that does not depend on timing."""
     return tf.data.Dataset.from_tensor_slices(list(files)).interleave(
-        lambda file: tf.data.TFRecordDataset(file, _compression(files), buffer_size=_BUFFER),
+        lambda file: _records(file, _compression(files)),
         cycle_length=min(4, len(files)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
@@ -135,7 +135,7 @@ def _in_turn(files: Sequence[str]) -> Any:
 
 def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> Any:
     """Blocks of an epoch from the chunk of ``start`` on."""
-    rest = tf.data.TFRecordDataset(files[start.file + 1 :], _compression(files), buffer_size=_BUFFER)
+    rest = _records(files[start.file + 1 :], _compression(files))
     blocks = _from_record(files[start.file], start.record).concatenate(rest)
 
     def permute(window: Any, blocks: Any) -> Any:
@@ -150,16 +150,19 @@ def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> Any:
 def _from_record(file: str, record: int) -> Any:
     """The records of a file from one on; what lies before it is not read, but of a gzip stream, which knows no positions."""
     if not record or is_gzipped(file):
-        return tf.data.TFRecordDataset(file, _compression([file]), buffer_size=_BUFFER).skip(record)
+        return _records(file, _compression([file])).skip(record)
 
-    def rest() -> Iterator[
-        bytes
-    ]:  # TensorFlow's own dataset of records from an offset cannot be serialized, as iterating does
+    # TensorFlow's own dataset of records from an offset cannot be serialized, as iterating does.
+    def rest() -> Iterator[bytes]:
         with open_records(file) as records:
             records.seek(offset_of(file, record))
             yield from read_records(records, file)
 
     return tf.data.Dataset.from_generator(rest, output_signature=tf.TensorSpec([], tf.string))
+
+
+def _records(files: Any, compression: str) -> Any:
+    return tf.data.TFRecordDataset(files, compression, buffer_size=_BUFFER)
 
 
 def _compression(files: Sequence[str]) -> str:

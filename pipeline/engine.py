@@ -123,9 +123,8 @@ class _Hook:
         if not self.worker and not str(error).endswith((" -2", " 130")):  # those heard the user's Ctrl-C, too
             self.worker = str(error)
             threading.Thread(target=self._wake, daemon=True).start()
-            for child in psutil.Process().children(
-                recursive=True
-            ):  # one that had not connected yet, Beam would wait for
+            # One that had not connected yet, Beam would wait for.
+            for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     if "apache_beam.runners.worker.sdk_worker_main" in child.cmdline():
                         child.kill()

@@ -34,7 +34,7 @@ from pipeline.monitor import CollapseMonitor, known_to_collapse
 from pipeline.next_day import grown
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
-from pipeline.strategy import distribute, workers
+from pipeline.strategy import distribute, is_chief, workers
 
 #: In a run's directory: checkpoints to go on from, and the kept epoch's weights.
 CHECKPOINTS, BEST = "checkpoints", "best/weights"
@@ -122,10 +122,9 @@ class Loop:
         self._terminated = False
         self._validates = dataset.rows("validation") > 0
         # Of several machines each scores all rows by itself: the same numbers, and nothing to wait for.
-        alone = workers()[0] > 1
-        self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if alone else strategy)
-        self._writes = workers()[1] == 0
-        self._journal = Journal(out, config.train.tensorboard and workers()[1] == 0)
+        self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if workers()[0] > 1 else strategy)
+        self._writes = is_chief()
+        self._journal = Journal(out, config.train.tensorboard and is_chief())
         self._profiler = Profiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -219,7 +218,7 @@ class Loop:
         warmup = self._model.warmup_steps - state.epoch * self._steps  # its end, as a step of this epoch
         weighted = config.confidence.weighted
         title = f"epoch {number}/{config.train.epochs}" + (" (warm-up)" if weighted and warmup >= last else "")
-        totals = tf.constant(state.totals) if state.totals else figures.nothing()
+        totals = _as_totals(state.totals)
         last_auc = state.history[-1]["validation"].get("auc") if state.history else None
         auc = f"  auc {last_auc:.4f} after epoch {state.epoch}" if last_auc is not None else ""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
@@ -301,7 +300,7 @@ class Loop:
             raise UserError("train", what, "lower the learning rates, then run again")
         if not watched or state.collapsed:
             return
-        seen = tf.constant(state.window) if state.window else figures.nothing()
+        seen = _as_totals(state.window)
         state.window = _listed(figures.merged(tf.stack([seen, found])))
         state.window_steps += steps
         if state.window_steps >= settings.window_steps:
@@ -310,7 +309,7 @@ class Loop:
     def _judge(self) -> None:
         """Look at the window that is open, and open the next one."""
         state, settings = self.state, self._config.train.monitor
-        window = tf.constant(state.window) if state.window else figures.nothing()
+        window = _as_totals(state.window)
         problem = self._monitor.problem({k: float(v) for k, v in figures.figures(window).items()})
         state.window, state.window_steps = [], 0
         if not problem:
@@ -405,6 +404,11 @@ class Loop:
         console.print("  ".join(shown) + mark, highlight=False, soft_wrap=True)
         if self.state.stopped:
             console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)
+
+
+def _as_totals(listed: list[float]) -> Any:
+    """What :func:`_listed` made a list of; of an empty one the totals of no batch."""
+    return tf.constant(listed) if listed else figures.nothing()
 
 
 def _listed(totals: Any) -> list[float]:

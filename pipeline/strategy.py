@@ -32,6 +32,11 @@ def workers() -> tuple[int, int]:
         raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", mend) from None
 
 
+def is_chief() -> bool:
+    """Whether this process is the one that writes."""
+    return workers()[1] == 0
+
+
 def distribute(strategy: Any, data: Any) -> Any:
     """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
     many, mine = workers()
@@ -68,9 +73,7 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
     count = replicas or max(1, len(gpus))
     if gpus and count > len(gpus):
         raise UserError("train.replicas", f"{count} replicas on {len(gpus)} GPUs", f"set it to at most {len(gpus)}")
-    if batch_size % count:
-        larger = -(-batch_size // count) * count
-        raise UserError("train.batch_size", f"{batch_size} rows do not divide into {count} replicas", f"take {larger}")
+    _require_divides(batch_size, count)
     if gpus:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -87,11 +90,14 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
 def _of_several_machines(batch_size: int) -> Any:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    count = strategy.num_replicas_in_sync
+    _require_divides(batch_size, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def _require_divides(batch_size: int, count: int) -> None:
     if batch_size % count:
         larger = -(-batch_size // count) * count
         raise UserError("train.batch_size", f"{batch_size} rows do not divide into {count} replicas", f"take {larger}")
-    return strategy
 
 
 def _make_logical_cpus(count: int) -> None:

@@ -29,7 +29,7 @@ from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmu
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
 from pipeline.progress import say_there_already
-from pipeline.strategy import make_reproducible, make_strategy, workers
+from pipeline.strategy import is_chief, make_reproducible, make_strategy
 from pipeline.versions import versions
 
 RUN_FILE = "run.json"
@@ -126,7 +126,7 @@ def train(
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
     state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
     loop = _begin(config, dataset, out, state, overwrite=overwrite)
-    with clear_errors(str(out)), alone_in(out) if workers()[1] == 0 else nullcontext():
+    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext():
         if base and weights is None:
             loop.begin_with(base / BEST)
         else:
@@ -144,7 +144,7 @@ def train(
             "history": state.history,
             "base": {"run": str(base), "fingerprint": before["fingerprint"]} if before else None,
         }
-        if workers()[1] == 0:
+        if is_chief():
             write_json(out / RUN_FILE, run)
     return run
 
@@ -226,7 +226,7 @@ def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwri
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset)
     with clear_errors(str(out)):
-        if workers()[1] == 0:
+        if is_chief():
             if overwrite and out.exists():  # not before all that can be refused has been looked at
                 remove_tree(out)
             make_directory(out)
