@@ -52,16 +52,19 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rates(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+def rates(
+    sides: dict[str, Callable[[], int]], rounds: int, before: Callable[[str], object] = lambda side: None
+) -> dict[str, list[float]]:
     """Units a second of each side in each round; a side is a function that works and returns how many units it did.
 
     One round first is not counted: it warms caches and compiles. Each round takes the sides in another order, so that
-    neither a drift nor being first favours one.
+    neither a drift nor being first favours one. ``before`` is given a side's name and makes ready for it, untimed.
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
     orders = itertools.cycle(itertools.permutations(sides))
     for number, order in zip(range(rounds + 1), orders, strict=False):
         for name in order:
+            before(name)
             start = time.perf_counter()
             units = sides[name]()
             if number:
