@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, mlp
+from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class AutoInt(keras.Model):  # type: ignore[misc]
@@ -45,13 +45,13 @@ class AutoInt(keras.Model):  # type: ignore[misc]
         hidden_units: Sequence[int] = (256, 128, 64),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(name="autoint")
+        super().__init__(name="autoint", dtype="float32")
         self.embedding = FieldEmbedding(spec.fields, embedding_dim, name="embedding")
         self.attention = [
             _FieldAttention(heads, attention_dim, name=f"attention_{layer}") for layer in range(attention_layers)
         ]
         self.deep = mlp(list(hidden_units), dropout, name="deep") if hidden_units else None
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
@@ -61,7 +61,7 @@ class AutoInt(keras.Model):  # type: ignore[misc]
         parts = [tf.reshape(attended, [-1, attended.shape[1] * attended.shape[2]])]
         if self.deep is not None:
             flat = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
-            parts.append(self.deep(flat, training=training))
+            parts.append(tf.cast(self.deep(flat, training=training), attended.dtype))
         return self.head(tf.concat(parts, axis=1))[:, 0]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow_recommenders as tfrs
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, mlp
+from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class DCNv2(keras.Model):  # type: ignore[misc]
@@ -43,16 +43,14 @@ class DCNv2(keras.Model):  # type: ignore[misc]
         dropout: float = 0.0,
         structure: Literal["parallel", "stacked"] = "parallel",
     ) -> None:
-        super().__init__(name="dcn_v2")
+        super().__init__(name="dcn_v2", dtype="float32")
         if structure not in ("parallel", "stacked"):
             raise ValueError(f"structure: '{structure}' is neither parallel nor stacked")
         self._parallel = structure == "parallel"
         self.embedding = FieldEmbedding(spec.fields, embedding_dim, name="embedding")
-        self.crosses = [
-            tfrs.layers.dcn.Cross(projection_dim=projection_dim, name=f"cross_{layer}") for layer in range(cross_layers)
-        ]
+        self.crosses = [_Cross(projection_dim=projection_dim, name=f"cross_{layer}") for layer in range(cross_layers)]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
@@ -62,7 +60,19 @@ class DCNv2(keras.Model):  # type: ignore[misc]
         for cross in self.crosses:
             crossed = cross(x0, crossed)
         if self._parallel:
-            both = tf.concat([crossed, self.deep(x0, training=training)], axis=1)
+            both = tf.concat([tf.cast(side, x0.dtype) for side in (crossed, self.deep(x0, training=training))], axis=1)
         else:
             both = self.deep(crossed, training=training)
         return self.head(both)[:, 0]
+
+
+class _Cross(tfrs.layers.dcn.Cross):  # type: ignore[misc]
+    """tensorflow-recommenders' layer, whose matrices compute in what the layer computes in and not in float32."""
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        for dense in self._flatten_layers(include_self=False):
+            dense._set_dtype_policy(self._dtype_policy)
+
+    def call(self, x0: Any, x: Any) -> Any:
+        return super().call(x0, tf.cast(x, x0.dtype))  # of the arguments Keras casts the first

@@ -7,7 +7,7 @@ from typing import Any
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
-from models.inputs import Field, FieldEmbedding, InputSpec, mlp
+from models.inputs import Field, FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class DIN(keras.Model):  # type: ignore[misc]
@@ -51,7 +51,7 @@ class DIN(keras.Model):  # type: ignore[misc]
         hidden_units: Sequence[int] = (256, 128, 64),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(name="din")
+        super().__init__(name="din", dtype="float32")
         targets = {field.name: _target(field, spec.fields) for field in spec.fields if field.kind == "sequence"}
         attended = [field for field in spec.fields if targets.get(field.name)]
         if not attended:
@@ -68,7 +68,7 @@ class DIN(keras.Model):  # type: ignore[misc]
             _Interest(list(attention_units), softmax, name=f"interest_{field.name}") for field in attended
         ]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
@@ -77,7 +77,8 @@ class DIN(keras.Model):  # type: ignore[misc]
         for (name, table, target), interest in zip(self._histories, self.interests, strict=True):
             ids = inputs[name]
             # The target is an embedded field of this very table, so the table is there.
-            parts.append(interest(self.embedding.tables[table](ids), vectors[:, target], ids != 0))
+            interests = interest(self.embedding.tables[table](ids), vectors[:, target], ids != 0)
+            parts.append(tf.cast(interests, vectors.dtype))
         return self.head(self.deep(tf.concat(parts, axis=1), training=training))[:, 0]
 
 
@@ -97,9 +98,9 @@ class _Interest(keras.layers.Layer):  # type: ignore[misc]
         self.out = keras.layers.Dense(1, name="out")
 
     def call(self, keys: Any, target: Any, there: Any) -> Any:
-        t = tf.broadcast_to(target[:, None, :], tf.shape(keys))
+        t = tf.broadcast_to(tf.cast(target, keys.dtype)[:, None, :], tf.shape(keys))
         weights = self.out(self.hidden(tf.concat([keys, t, keys - t, keys * t], axis=2)))[:, :, 0]
         if self._softmax:
             # The least number, not -inf: a sequence of padding alone would give NaN.
             weights = tf.nn.softmax(tf.where(there, weights, weights.dtype.min))
-        return tf.einsum("bl,bld->bd", tf.where(there, weights, 0.0), keys)
+        return tf.einsum("bl,bld->bd", tf.where(there, weights, tf.zeros_like(weights)), keys)

@@ -9,7 +9,7 @@ import tensorflow_recommenders as tfrs
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, mlp
+from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class DLRM(keras.Model):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class DLRM(keras.Model):  # type: ignore[misc]
         hidden_units: Sequence[int] = (256, 128, 64),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(name="dlrm")
+        super().__init__(name="dlrm", dtype="float32")
         self._numbers = tuple(field.name for field in spec.fields if field.kind == "number")
         embedded = tuple(field for field in spec.fields if field.kind != "number")
         if len(embedded) + bool(self._numbers) < 2:
@@ -55,7 +55,7 @@ class DLRM(keras.Model):  # type: ignore[misc]
             self.bottom_out = keras.layers.Dense(embedding_dim, activation="relu", name="bottom_out")
         self.dots = tfrs.layers.feature_interaction.DotInteraction(name="dots")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, mlp
+from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class FiBiNET(keras.Model):  # type: ignore[misc]
@@ -48,7 +48,7 @@ class FiBiNET(keras.Model):  # type: ignore[misc]
         hidden_units: Sequence[int] = (256, 128, 64),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(name="fibinet")
+        super().__init__(name="fibinet", dtype="float32")
         if bilinear not in ("field_all", "field_each", "field_interaction"):
             raise ValueError(f"bilinear: '{bilinear}' is none of field_all, field_each and field_interaction")
         fields = len(spec.fields)
@@ -62,14 +62,14 @@ class FiBiNET(keras.Model):  # type: ignore[misc]
         self.interact = _Bilinear(bilinear, name="interact")
         self.interact_weighted = _Bilinear(bilinear, name="interact_weighted")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
         rows = self.embedding(inputs)
         first_order = tf.reduce_sum(rows[:, :, -1], axis=1)
         vectors = rows[:, :, :-1]
-        importance = self.excite(self.squeeze(tf.reduce_mean(vectors, axis=2)))
+        importance = tf.cast(self.excite(self.squeeze(tf.reduce_mean(vectors, axis=2))), vectors.dtype)
         pairs = [self.interact(vectors), self.interact_weighted(vectors * importance[:, :, None])]
         return first_order + self.head(self.deep(tf.concat(pairs, axis=1), training=training))[:, 0]
 

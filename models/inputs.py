@@ -115,7 +115,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(self, fields: tuple[Field, ...], dim: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", **kwargs)
         self._fields, self._dim = fields, dim
         sizes = {field.table: (field.size, field.rows) for field in fields if field.kind != "number"}
         self.tables = {table: _table(size, dim, rows, f"table_{table}") for table, (size, rows) in sizes.items()}
@@ -205,3 +205,8 @@ def mlp(units: list[int], dropout: float, name: str) -> Any:
         if dropout > 0:
             layers.append(Dropout(dropout))
     return keras.Sequential(layers, name=name)
+
+
+def logit_layer() -> Any:
+    """The last layer, to one number a row: in float32 whatever the others compute in, for a logit of 8 bits is no CTR."""
+    return keras.layers.Dense(1, name="head", dtype="float32")

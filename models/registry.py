@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, did_you_mean
+from features.tf_runtime import keras
 from models.autoint import AutoInt
 from models.dcn import DCNv2
 from models.deepfm import DeepFM
@@ -49,6 +50,10 @@ def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
             raise UserError(
                 f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
             )
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(
+        settings.precision
+    )  # Keras has no other way to tell layers that others make
     try:
         return backbone(spec, settings.embedding_dim, **settings.options)
     except UserError:
@@ -57,6 +62,8 @@ def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
         where = "model.options" if settings.options else "model.backbone"
         what = f"{settings.backbone} cannot be made ({type(error).__name__}: {error})"
         raise UserError(where, what, "its constructor takes (spec, embedding_dim, **options)") from error
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
 
 
 def _imported(path: str) -> Any:

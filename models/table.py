@@ -21,6 +21,9 @@ class Table(keras.layers.Embedding):  # type: ignore[misc]
         float32, the shape of ids and the vectors' length.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, dtype="float32", **kwargs)
+
     def call(self, ids: Any) -> Any:
         """See the class."""
         return tf.gather(local(self.embeddings), ids)
@@ -47,7 +50,7 @@ class ComposedTable(keras.layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(self, size: int, dim: int, rows: int, initializer: Any, name: str) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")
         self._rows = rows
         self.remainder = Table(rows, dim, embeddings_initializer=initializer, name=f"{name}_remainder")
         self.quotient = Table(-(-size // rows), dim, embeddings_initializer="ones", name=f"{name}_quotient")

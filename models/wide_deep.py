@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, mlp
+from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
 
 
 class WideDeep(keras.Model):  # type: ignore[misc]
@@ -34,10 +34,10 @@ class WideDeep(keras.Model):  # type: ignore[misc]
     def __init__(
         self, spec: InputSpec, embedding_dim: int, hidden_units: Sequence[int] = (256, 128, 64), dropout: float = 0.0
     ) -> None:
-        super().__init__(name="wide_deep")
+        super().__init__(name="wide_deep", dtype="float32")
         self.embedding = FieldEmbedding(spec.fields, embedding_dim + 1, name="embedding")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""

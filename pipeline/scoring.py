@@ -40,7 +40,7 @@ class Scorer:
         self._run = run
 
     def score(self, split: str) -> dict[str, Any]:
-        """Every row of a split, in the order on disk.
+        """Every row of a split, in an order that the files alone decide: blocks of a few files in turn.
 
         Returns:
             logit, confidence, weight, correction, ctr_logit, label, intensity float32 ``[n]``; user, key, timestamp int64

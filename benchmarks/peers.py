@@ -1,0 +1,180 @@
+"""Rows a second of training, and the AUC it ends with, against what else there is.
+
+The same rows, 1 M of 20 categorical features of 100 to 500,000 values and 10 numbers; batches of 4,096, one epoch, DeepFM
+(16; 256-128-64) and DCN-v2 (3 cross layers), on the CPU. Each side is a program of its own in `benchmarks/sides/`, in its own
+usual style and with its own defaults; all but the one by hand with Adam of rate 0.001:
+
+- clsd: `clsd train` from the shards on disk, without confidence, `lazy_adam` for the tables (chosen on another log's validation
+  split, against adagrad, whose AUC after one epoch was lower by 0.02 to 0.04);
+- by hand: a loop over arrays in memory with Adagrad, written for this one model: the limit;
+- Keras: a model of Keras' layers, `fit` on arrays, Adam;
+- DeepCTR 0.9.4 (TensorFlow) and FuxiCTR 2.3.10 (PyTorch).
+
+The peers get an environment of their own, made at the first run, 8 GB, with this project's versions as constraints. A side's
+clock starts after its first 20 steps; what it does before its first step and after its last is not timed.
+
+    python benchmarks/peers.py [--quick] [--json FILE] [--environment DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import Goal, finish, median_ratio, show
+from sklearn.metrics import roc_auc_score
+
+from pipeline.config import Config, dump_config, parse_config
+from pipeline.preprocess import preprocess
+
+HERE = Path(__file__).resolve().parent
+OURS, PEERS = ("clsd", "by hand", "Keras"), ("DeepCTR", "FuxiCTR")
+PROGRAMS = {
+    "clsd": "clsd_fit.py",
+    "by hand": "by_hand.py",
+    "Keras": "keras_fit.py",
+    "DeepCTR": "deepctr_fit.py",
+    "FuxiCTR": "fuxictr_fit.py",
+}
+CATEGORICAL, NUMERIC = 20, 10
+#: 2.4 M ids in all.
+SIZES = (100 + 499_900 * (np.arange(CATEGORICAL) / (CATEGORICAL - 1)) ** 3.4).astype(int)
+#: Least ratio to the best of Keras, DeepCTR and FuxiCTR, by backbone.
+GOALS = {"deepfm": 4.0, "dcn_v2": 2.5}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rows and one round; for a look, not for a claim")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
+    parser.add_argument(
+        "--environment", metavar="DIR", type=Path, default=HERE.parent / ".venv-peers", help="of the peers"
+    )
+    return parser.parse_args()
+
+
+def environment(directory: Path) -> Path:
+    """The Python of the peers' environment, made if it is not there."""
+    python = directory / "bin" / "python"
+    if not (directory / ".done").exists():
+        print(f"making {directory}, some minutes")
+        venv.create(directory, with_pip=True, clear=True)
+        constraints = ["--constraint", str(HERE.parent / "constraints.txt")]
+        peers = ["deepctr==0.9.4", "fuxictr==2.3.10", "tensorflow", "tf-keras", "torch", "pyarrow"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, *peers], check=True)
+        (directory / ".done").touch()
+    return python
+
+
+def make_log(path: Path, rows: int) -> None:
+    """A log whose clicks follow every id a little, two pairs of features and half of the numbers; ids fall off as 1 / rank."""
+    rng = np.random.default_rng(1)
+    ids = np.minimum(SIZES ** rng.random((rows, CATEGORICAL)), SIZES - 1).astype(np.int64)
+    values = rng.normal(size=(rows, NUMERIC)).astype(np.float32)
+    logit = values[:, : NUMERIC // 2] @ rng.normal(size=NUMERIC // 2) * 0.3
+    for i, size in enumerate(SIZES):
+        logit += 0.3 * rng.normal(size=size)[ids[:, i]]
+    for first, second in ((0, 5), (3, 8)):
+        vectors = [rng.normal(size=(SIZES[i], 4)) for i in (first, second)]
+        logit += 0.3 * (vectors[0][ids[:, first]] * vectors[1][ids[:, second]]).sum(1)
+    click = (rng.logistic(size=rows) < logit - 2.5).astype(np.int64)
+    columns: dict[str, Any] = {f"c{i}": ids[:, i] for i in range(CATEGORICAL)}
+    columns |= {f"x{i}": values[:, i] for i in range(NUMERIC)}
+    pq.write_table(pa.table({**columns, "click": click, "row": np.arange(rows)}), path)
+
+
+def make_config(log: Path) -> Config:
+    """The run's settings, as a user would write them."""
+    ids = [
+        {"name": f"c{i}", "kind": "categorical", "dtype": "int64", "encoding": "identity", "size": int(size)}
+        for i, size in enumerate(SIZES)
+    ]
+    numbers = [{"name": f"x{i}", "kind": "numeric", "transform": "none"} for i in range(NUMERIC)]
+    raw = {
+        "name": "peers",
+        "logs": {"files": [str(log)]},
+        "rows": {"label": "click", "features": [*ids, *numbers], "passthrough": ["row"]},
+        "preprocess": {"split": {"by": "hash", "key": "row", "validation": 0, "test": 0.2}},
+        "confidence": {"preset": "plain"},
+        "train": {
+            "epochs": 1,
+            "early_stopping": None,
+            "tensorboard": False,
+            "embedding_optimizer": {"name": "lazy_adam", "learning_rate": 1e-3},
+        },
+    }
+    return parse_config(raw, "benchmark")
+
+
+def make_data(directory: Path, rows: int) -> np.ndarray[Any, Any]:
+    """The data set, and its rows as arrays; gives the labels of the test rows."""
+    make_log(directory / "log.parquet", rows)
+    config = make_config(directory / "log.parquet")
+    (directory / "config.yaml").write_text(dump_config(config))
+    dataset = preprocess(config, directory / "dataset")
+    arrays: dict[str, Any] = {}
+    for split in ("train", "test"):
+        found = dataset.read(split)
+        arrays |= {f"{split}_ids": found.ids, f"{split}_values": found.values}
+        arrays[f"{split}_label"] = found.label.astype(np.float32)
+    sizes = [dataset.transform.table_size(f"c{i}") for i in range(CATEGORICAL)]
+    np.savez(directory / "data.npz", sizes=sizes, directory=str(directory), **arrays)
+    return np.asarray(arrays["test_label"])
+
+
+def train(side: str, python: Path, directory: Path, backbone: str, seed: int) -> tuple[float, Any]:
+    """(rows a second, scores of the test rows) of one side."""
+    out = directory / "out.json"
+    program = [str(HERE / "sides" / PROGRAMS[side]), str(directory / "data.npz"), str(out), backbone, str(seed)]
+    done = subprocess.run([str(python), *program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return json.loads(out.read_text())["rate"], np.load(out.with_suffix(".npy"))
+
+
+def main() -> None:
+    """See the module."""
+    options = arguments()
+    rows, rounds = (300_000, 1) if options.quick else (1_250_000, 3)  # a fifth of them is the test
+    pythons = dict.fromkeys(OURS, Path(sys.executable)) | dict.fromkeys(PEERS, environment(options.environment))
+    every: dict[str, list[float]] = {}
+    goals = []
+    with tempfile.TemporaryDirectory() as name:
+        labels = make_data(Path(name), rows)
+        for backbone, goal in GOALS.items():
+            found: dict[str, list[float]] = {side: [] for side in pythons}
+            aucs: dict[str, list[float]] = {side: [] for side in pythons}
+            for number in range(rounds):
+                for side in list(pythons)[number:] + list(pythons)[:number]:
+                    rate, scores = train(side, pythons[side], Path(name), backbone, number + 1)
+                    found[side].append(rate)
+                    aucs[side].append(float(roc_auc_score(labels, scores)))
+                    print(f"{backbone} {side}: {rate:,.0f} rows/s, AUC {aucs[side][-1]:.4f}", flush=True)
+            others = ("Keras", *PEERS)
+            found["best"] = [max(found[side][i] for side in others) for i in range(rounds)]
+            best_auc = max(statistics.median(aucs[side]) for side in others)
+            goals += [
+                Goal(f"peers_{backbone}_best", median_ratio(found, "clsd", "best"), goal),
+                Goal(f"peers_{backbone}_by_hand", median_ratio(found, "clsd", "by hand"), 0.95),
+                Goal(f"peers_{backbone}_auc", statistics.median(aucs["clsd"]) / best_auc, 1.0),
+            ]
+            found.pop("best")
+            show(f"{backbone}, one epoch of batches of 4,096", "rows/s", found)
+            every |= {f"{backbone}/{side}": values for side, values in found.items()}
+            every |= {f"{backbone}/{side}/auc": values for side, values in aucs.items()}
+    finish("rows/s, and AUC where it says so", every, goals, options.json)
+
+
+if __name__ == "__main__":
+    main()

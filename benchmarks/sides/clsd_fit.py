@@ -1,0 +1,50 @@
+"""This project: `clsd train` on the data set that the arrays come from, its reader included; all clicks count alike."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shared import CROSSES, HIDDEN, UNTIMED, Clock, run
+
+from features.tf_runtime import tf
+from models.settings import ModelSettings
+from pipeline.config import load_config
+from pipeline.dataset import Dataset
+from pipeline.loop import Loop
+from pipeline.scoring import Scorer
+from pipeline.train import load_trained, train
+
+
+def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
+    """See the module."""
+    directory = Path(str(data["directory"]))
+    dataset, config = Dataset.load(directory / "dataset"), load_config(directory / "config.yaml")
+    options: dict[str, Any] = {"hidden_units": list(HIDDEN)} | (
+        {"cross_layers": CROSSES} if backbone == "dcn_v2" else {}
+    )
+    model = ModelSettings(backbone=backbone, options=options)
+    assert config.train.steps_per_call >= UNTIMED
+    config = config.model_copy(update={"model": model, "seed": seed})
+    looks = Loop._look
+
+    def look(self: Loop, shown: Any, found: Any, steps: int, watched: bool) -> None:
+        looks(self, shown, found, steps, watched)
+        clock.tick(steps)
+
+    Loop._look = look  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as name:
+        train(config, dataset, Path(name) / "run")
+        _, trained = load_trained(Path(name) / "run", dataset)
+    scored = Scorer(trained, dataset, tf.distribute.get_strategy()).score("test")
+    # By each row's random key to the rows' order in the file of arrays.
+    found, wanted = np.argsort(scored["key"].view(np.uint64)), np.argsort(dataset.read("test").key)
+    logits = np.empty(len(wanted), np.float32)
+    logits[wanted] = scored["logit"][found]
+    return logits
+
+
+if __name__ == "__main__":
+    run(side)
