@@ -68,6 +68,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         kept_negatives: r, the share of the non-clicks that are in the training data.
         items: name of the item's feature and a score for each of its ids, float32 ``[size]``; for ``source: item`` and
             ``popularity``.
+        precision: float32, or mixed_bfloat16 for dense layers that compute in bfloat16.
 
     A batch is a dictionary: ids int32 ``[B, width]``, values float32 ``[B, n]``, label float32 ``[B]``, valid float32
     ``[B]`` (0 for padding); ``source: intensity`` reads intensity float32 ``[B]``; where a batch brings
@@ -87,14 +88,15 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         prior_ctr: float = 0.5,
         kept_negatives: float = 1.0,
         items: tuple[str, Any] | None = None,
+        precision: str = "float32",
     ) -> None:
         super().__init__(name="clsd")
         self.spec, self.confidence_settings, self.l2 = spec, confidence, l2
         self.warmup_steps = warmup_steps
         self._prior_logit = math.log(prior_ctr / (1.0 - prior_ctr))
         self._log_kept = math.log(kept_negatives)
-        self.backbone = build_backbone(model, spec)
-        self.teacher: Any = build_backbone(model, spec) if confidence.separate_teacher else None
+        self.backbone = build_backbone(model, spec, precision)
+        self.teacher: Any = build_backbone(model, spec, precision) if confidence.separate_teacher else None
         self.gate: Any = None
         if confidence.weighted and confidence.gate != "off":
             sizes = [size for _, size in spec.groups]

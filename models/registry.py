@@ -31,8 +31,8 @@ BACKBONES: dict[str, Any] = {
 }
 
 
-def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
-    """Make the backbone that the settings name.
+def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Any:
+    """Make the backbone that the settings name, by Keras' policy of that name: what its layers compute in.
 
     A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes
     ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``. It is found as ``package.module:Class``
@@ -50,10 +50,8 @@ def build_backbone(settings: ModelSettings, spec: InputSpec) -> Any:
             raise UserError(
                 f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
             )
-    policy = keras.mixed_precision.global_policy()
-    keras.mixed_precision.set_global_policy(
-        settings.precision
-    )  # Keras has no other way to tell layers that others make
+    policy = keras.mixed_precision.global_policy()  # Keras has no other way to tell layers that others make
+    keras.mixed_precision.set_global_policy(precision)
     try:
         return backbone(spec, settings.embedding_dim, **settings.options)
     except UserError:

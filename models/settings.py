@@ -154,9 +154,4 @@ class ModelSettings(Strict):
         description="most rows of an embedding table: one of more ids is composed of two short ones, of this many rows and of "
         "ids / rows; 0: a row an id",
     )
-    precision: Literal["float32", "mixed_bfloat16"] = Field(
-        default="float32",
-        description="mixed_bfloat16: the dense layers compute in bfloat16; tables, variables, logits, weights and losses stay "
-        "float32",
-    )
     options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")

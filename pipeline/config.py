@@ -199,6 +199,15 @@ class TrainSettings(Strict):
     deterministic: bool = Field(
         default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
     )
+    precision: Literal["float32", "mixed_bfloat16"] = Field(
+        default="float32",
+        description="mixed_bfloat16: in training the dense layers compute in bfloat16; tables, variables, logits, weights and "
+        "losses stay float32, and so does all that is computed once trained",
+    )
+    xla: bool = Field(
+        default=False,
+        description="XLA compiles what it can of a step, the dense layers, in clusters; results differ by rounding",
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard event files")
     profile_calls: int = Field(
         default=0,

@@ -119,3 +119,15 @@ def make_reproducible(seed: int, deterministic: bool) -> None:
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def compile_by_xla(on: bool) -> None:
+    """Whether XLA compiles clusters of a function's ops, on CPUs too; to be said before the functions are first called.
+
+    Clusters, because XLA has no kernels for the sparse updates of tables: these and the input stay TensorFlow's own.
+    """
+    flag = "--tf_xla_cpu_global_jit"  # TensorFlow reads it when it first compiles
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if on and flag not in flags:
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {flag}".strip()
+    tf.config.optimizer.set_jit("autoclustering" if on else False)

@@ -29,15 +29,18 @@ from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmu
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
 from pipeline.progress import say_there_already
-from pipeline.strategy import is_chief, make_reproducible, make_strategy
+from pipeline.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy
 from pipeline.versions import versions
 
 RUN_FILE = "run.json"
 WARMUP_FILE = "warmup.json"
 
 
-def build_model(config: Config, dataset: Dataset) -> ClsdModel:
+def build_model(config: Config, dataset: Dataset, precision: str = "float32") -> ClsdModel:
     """The model that a config describes, for a data set; to be called inside the strategy's scope.
+
+    Its layers compute in float32, those of a model in training in ``train.precision``: rounding that depends on the batch is
+    no matter there, but a served model must score as the evaluated one.
 
     Raises:
         UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
@@ -57,6 +60,7 @@ def build_model(config: Config, dataset: Dataset) -> ClsdModel:
         prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
         kept_negatives=dataset.kept_negatives,
         items=item_scores(config, dataset),
+        precision=precision,
     )
 
 
@@ -222,9 +226,10 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
 def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:
     reach([out])
     make_reproducible(config.seed, config.train.deterministic)
+    compile_by_xla(config.train.xla)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
-        model = build_model(config, dataset)
+        model = build_model(config, dataset, config.train.precision)
     with clear_errors(str(out)):
         if is_chief():
             if overwrite and out.exists():  # not before all that can be refused has been looked at

@@ -1,4 +1,5 @@
-"""`clsd train` on two replicas, stopped and gone on with, ends as on one: reader, teacher cache, validation and checkpoints."""
+"""`clsd train` on two replicas, stopped and gone on with, and compiled by XLA ends as on one: reader, teacher cache, validation,
+checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
     root = tmp_path_factory.mktemp("training")
     (root / "c.yaml").write_text(dump_config(small_config))
     words = ["--config", str(root / "c.yaml"), "--dataset", str(small_dataset.directory)]
@@ -41,18 +42,27 @@ def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.
         words += ["--set", f"{key}={value}"]
     command = [sys.executable, "-m", "pipeline.cli", "train", *words]
 
-    def start(n: int) -> subprocess.Popen[bytes]:
+    def start(n: int, xla: bool = False) -> subprocess.Popen[bytes]:
         often = ["--set", "train.checkpoint_minutes=0", "--set", "train.steps_per_call=4"]
+        own = [
+            "--set",
+            f"train.replicas={n}",
+            "--set",
+            f"train.xla={xla}",
+            "--out",
+            str(root / ("xla" if xla else str(n))),
+        ]
         return subprocess.Popen(
-            [*command, *often, "--set", f"train.replicas={n}", "--out", str(root / str(n))],
+            [*command, *often, *own],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0" if xla else "3"},
         )
 
-    def end(n: int, process: subprocess.Popen[bytes], code: int) -> None:
+    def end(what: Any, process: subprocess.Popen[bytes], code: int) -> str:
         said = process.communicate()[1].decode()
-        assert process.returncode == code, f"{n} replicas:\n{said}"
+        assert process.returncode == code, f"{what}:\n{said}"
+        return said
 
     one, two = start(1), start(2)
     while two.poll() is None and Checkpoints(root / "2" / "checkpoints").newest() is None:
@@ -61,26 +71,32 @@ def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.
     end(2, two, 75)
     end(2, start(2), 0)
     end(1, one, 0)
-    return {n: root / str(n) for n in (1, 2)}
+    assert "Compiled cluster using XLA" in end("xla", start(1, xla=True), 0)
+    return {name: root / str(name) for name in (1, 2, "xla")}
 
 
 def _run(directory: Path) -> Any:
     return json.loads((directory / "run.json").read_text())
 
 
-def test_two_replicas_keep_the_weights_of_one(runs: dict[int, Path]) -> None:
-    kept = []
-    for directory in runs.values():
-        reader = tf.train.load_checkpoint(str(directory / "best" / "weights"))
-        names = [n for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n]
-        kept.append({name: reader.get_tensor(name) for name in names})
-    assert kept[0].keys() == kept[1].keys() and any("teacher" in name for name in kept[0])
-    for name, value in kept[0].items():
-        np.testing.assert_allclose(value, kept[1][name], rtol=1e-6, atol=1e-6, err_msg=name)
+def _kept(directory: Path) -> dict[str, Any]:
+    """What a checkpoint of the kept weights holds."""
+    reader = tf.train.load_checkpoint(str(directory / "best" / "weights"))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
 
 
-def test_two_replicas_report_the_figures_of_one(runs: dict[int, Path]) -> None:
-    one, two = (_run(directory)["history"] for directory in runs.values())
+@pytest.mark.parametrize("other", [2, "xla"])
+def test_the_weights_kept_are_those_of_one_replica(runs: dict[Any, Path], other: Any) -> None:
+    one, found = _kept(runs[1]), _kept(runs[other])
+    assert one.keys() == found.keys() and any("teacher" in name for name in one)
+    for name, value in one.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("other", [2, "xla"])
+def test_the_figures_reported_are_those_of_one_replica(runs: dict[Any, Path], other: Any) -> None:
+    one, two = (_run(runs[name])["history"] for name in (1, other))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         for part in ("train", "validation"):
@@ -88,8 +104,8 @@ def test_two_replicas_report_the_figures_of_one(runs: dict[int, Path]) -> None:
     assert one[-1]["train"]["effective_clicks"] < 0.999  # the weights differ
 
 
-def test_what_two_replicas_trained_is_read_on_one_device(runs: dict[int, Path], small_dataset: Dataset) -> None:
-    scores = [load_trained(directory, small_dataset)[1] for directory in runs.values()]
+def test_what_two_replicas_trained_is_read_on_one_device(runs: dict[Any, Path], small_dataset: Dataset) -> None:
+    scores = [load_trained(directory, small_dataset)[1] for directory in (runs[1], runs[2])]
     rows = small_dataset.read("test").take(slice(0, 50))
     first, second = (model.score(tf.constant(rows.ids), tf.constant(rows.values)) for model in scores)
     for name in ("logit", "confidence", "ctr_logit"):

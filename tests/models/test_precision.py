@@ -24,8 +24,8 @@ def both(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) 
     inputs = spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     made = []
     for precision in ("float32", "mixed_bfloat16"):
-        settings = ModelSettings(backbone=backbone, embedding_dim=4, precision=precision, options=options)  # type: ignore[arg-type]
-        model = build_backbone(settings, spec)
+        settings = ModelSettings(backbone=backbone, embedding_dim=4, options=options)
+        model = build_backbone(settings, spec, precision)
         model(inputs)
         rng = np.random.default_rng(5)
         for variable in model.trainable_variables:
@@ -58,10 +58,10 @@ def test_variables_and_gradients_stay_float32_and_those_of_tables_sparse(
 
 
 def test_the_policy_of_the_process_stays_as_it_was(spec: InputSpec) -> None:
-    build_backbone(ModelSettings(precision="mixed_bfloat16"), spec)
+    build_backbone(ModelSettings(), spec, "mixed_bfloat16")
     assert keras.mixed_precision.global_policy().name == "float32"
     with pytest.raises(UserError, match="cannot be made"):
-        build_backbone(ModelSettings(precision="mixed_bfloat16", options={"hidden_units": 3}), spec)
+        build_backbone(ModelSettings(options={"hidden_units": 3}), spec, "mixed_bfloat16")
     assert keras.mixed_precision.global_policy().name == "float32"
 
 
@@ -72,12 +72,13 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
         keras.utils.set_random_seed(3)
         model = ClsdModel(
             spec,
-            ModelSettings(embedding_dim=4, precision=precision, options={"hidden_units": [16]}),  # type: ignore[arg-type]
+            ModelSettings(embedding_dim=4, options={"hidden_units": [16]}),
             ConfidenceSettings(preset="stable"),
             warmup_steps=20,
             embedding_optimizer=OptimizerSettings(name="adagrad", learning_rate=0.05),
             dense_optimizer=OptimizerSettings(name="adam", learning_rate=1e-3),
             prior_ctr=0.4,
+            precision=precision,
         )
         step = tf.function(model.train_totals)
         found = [step({k: tf.constant(v) for k, v in make_batch(256, seed).items()}).numpy() for seed in range(60)]
