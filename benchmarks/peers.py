@@ -68,6 +68,8 @@ def environment(directory: Path) -> Path:
     """The Python of the peers' environment, made if it is not there."""
     python = directory / "bin" / "python"
     if not (directory / ".done").exists():
+        if directory.exists() and not (directory / "pyvenv.cfg").exists():
+            sys.exit(f"error: {directory}: is no virtual environment, and would be emptied; name another --environment")
         print(f"making {directory}, some minutes")
         venv.create(directory, with_pip=True, clear=True)
         constraints = ["--constraint", str(HERE.parent / "constraints.txt")]

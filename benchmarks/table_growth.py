@@ -41,7 +41,7 @@ def work(strategy: Any, optimizer: str, size: int) -> Callable[[], int]:
             dense_optimizer=OptimizerSettings(name="adam", learning_rate=1e-3),
             prior_ctr=0.05,
         )
-    data = make_batches(12, 0.05)
+    data = make_batches(200, 0.05)  # so many that the rows of the large table are no small set
     data["ids"][..., 19] = np.random.default_rng(3).integers(0, size, data["ids"].shape[:2])
     return make_side(make_run(strategy, model), make_iterator(strategy, data))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from features.errors import UserError
@@ -47,6 +48,18 @@ class Weighted(NamedTuple):
     target: Any
     gate_losses: Any
     gate_rows: Any
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What the optimizers of the tables and of the dense part move.
+
+    No lists of the model itself, by whose places Keras would name the variables of a checkpoint: a table that is composed when it
+    has grown would take the others' names.
+    """
+
+    tables: list[Any]
+    dense: list[Any]
 
 
 class ClsdModel(keras.Model):  # type: ignore[misc]
@@ -112,7 +125,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             self._item = items[0]
             self._item_scores = tf.Variable(items[1], dtype=tf.float32, name="item_scores", trainable=False)
         self._build_weights()
-        self._tables, self._dense = split_variables(self.backbone)
+        self._updated = Updated(*split_variables(self.backbone))
         self.table_optimizer = build_optimizer(embedding_optimizer)
         self.dense_optimizer = build_optimizer(dense_optimizer)
         self.gate_optimizer = build_optimizer(
@@ -182,8 +195,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         """Make the optimizers' variables now, which the first step would make otherwise."""
         gate = self.gate.trainable_variables if self.gate is not None else []
         optimizers = (
-            (self.table_optimizer, self._tables),
-            (self.dense_optimizer, self._dense),
+            (self.table_optimizer, self._updated.tables),
+            (self.dense_optimizer, self._updated.dense),
             (self.gate_optimizer, gate),
         )
         for optimizer, variables in optimizers:
@@ -264,16 +277,16 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             # Sums over this replica by the count of all: the optimizers add replicas' gradients up to the global mean.
             objective = local[1] / tf.maximum(totals[0], 1.0) + local[6] / tf.maximum(totals[7], 1.0)
             if self.l2 > 0:
-                kernels = [tf.nn.l2_loss(v) for v in self._dense if "kernel" in v.name]
-                objective += self.l2 * tf.add_n(kernels) / float(replicas())
+                kernels = [tf.nn.l2_loss(v) for v in self._updated.dense if "kernel" in v.name]
+                objective += self.l2 * sum(kernels, tf.zeros([])) / float(replicas())
 
         gate_variables = self.gate.trainable_variables if self.gate is not None else []
-        n_tables, n_dense = len(self._tables), len(self._dense)
-        gradients = tape.gradient(objective, [*self._tables, *self._dense, *gate_variables])
+        n_tables, n_dense = len(self._updated.tables), len(self._updated.dense)
+        gradients = tape.gradient(objective, [*self._updated.tables, *self._updated.dense, *gate_variables])
         if self._updates is not None:
             self._updates.after_forward(self.step)
-        _apply(self.table_optimizer, gradients[:n_tables], self._tables)
-        _apply(self.dense_optimizer, gradients[n_tables : n_tables + n_dense], self._dense)
+        _apply(self.table_optimizer, gradients[:n_tables], self._updated.tables)
+        _apply(self.dense_optimizer, gradients[n_tables : n_tables + n_dense], self._updated.dense)
         _apply(self.gate_optimizer, gradients[n_tables + n_dense :], gate_variables)
         if self.gate is not None:
             # Adam's correction for its first steps counts the gate's own; else they would be 3 to 6 times too long.

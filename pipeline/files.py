@@ -36,6 +36,8 @@ _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 UNFINISHED = ".clsd-unfinished"
 #: Objects that are moved at a time.
 _STREAMS = Threads(16, ahead=2)
+#: Held by the process that writes into a directory.
+LOCK = ".lock"
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
@@ -204,13 +206,17 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
 def alone_in(directory: Path) -> Iterator[None]:
     """Be the only process that writes into a directory of this machine, while the block runs.
 
+    It is made if it is not there, and gone again if the block wrote nothing.
+
     Raises:
         UserError: another one is there.
     """
     if is_remote(directory):
         yield
         return
-    with (directory / ".lock").open("w") as file:
+    made = not directory.exists()
+    make_directory(directory)
+    with (directory / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -219,7 +225,23 @@ def alone_in(directory: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
-        yield
+        try:
+            yield
+        finally:
+            if made and [entry.name for entry in directory.iterdir()] == [LOCK]:
+                remove_tree(directory)
+
+
+def clear(directory: Path) -> None:
+    """Remove all that is in a directory but its lock."""
+    if is_remote(directory):
+        remove_tree(directory)
+        return
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            remove_tree(entry)
+        elif entry.name != LOCK:
+            remove_file(entry)
 
 
 def remove_unfinished(directory: Path) -> None:

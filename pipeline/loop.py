@@ -11,15 +11,18 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from features.errors import Terminated, TryAgainError, UserError
+from features.errors import Terminated, UserError
 from features.parse import TRAINING_COLUMNS, batches
+from features.places import is_remote
+from features.schema import digest_of
 from features.tf_runtime import tf
 from models import figures
 from models.clsd import ClsdModel
@@ -34,20 +37,10 @@ from pipeline.monitor import CollapseMonitor, known_to_collapse
 from pipeline.next_day import grown
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
-from pipeline.strategy import distribute, is_chief, workers
+from pipeline.strategy import Machines, distribute, is_chief, workers
 
 #: In a run's directory: checkpoints to go on from, and the kept epoch's weights.
 CHECKPOINTS, BEST = "checkpoints", "best/weights"
-
-
-#: What a collective of several machines ends with where one of them is gone.
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-)
 
 
 @dataclass
@@ -70,8 +63,8 @@ class State:
     fingerprint: str
     epoch: int = 0
     step: int = 0
-    totals: list[float] = field(default_factory=list)
-    window: list[float] = field(default_factory=list)
+    totals: list[float | None] = field(default_factory=list)
+    window: list[float | None] = field(default_factory=list)
     window_steps: int = 0
     best_epoch: int = 0
     best_value: float | None = None
@@ -123,7 +116,7 @@ class Loop:
         self._validates = dataset.rows("validation") > 0
         # Of several machines each scores all rows by itself: the same numbers, and nothing to wait for.
         self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if workers()[0] > 1 else strategy)
-        self._writes = is_chief()
+        self._writes, self._machines = is_chief(), Machines(strategy)
         self._journal = Journal(out, config.train.tensorboard and is_chief())
         self._profiler = Profiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
@@ -156,7 +149,9 @@ class Loop:
 
     def begin_with(self, weights: Path) -> None:
         """Begin with the weights of a run on the data set before, grown to this one's tables."""
-        with tempfile.TemporaryDirectory(prefix="clsd-") as made, self._strategy.scope():
+        # Beside the run: what has room for that has room for these.
+        beside = None if is_remote(self._out) or not self._writes else self._out
+        with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
             self.restore(grown(weights, self._model, Path(made)))
 
     def go(self, until: int | None = None) -> State:
@@ -168,17 +163,19 @@ class Loop:
         """
         before = signal.signal(signal.SIGTERM, self._terminate) if _is_main_thread() else None
         try:
+            begins = digest_of([self.state.fingerprint, self.state.steps(self._steps)])
+            if len(set(self._machines.tell(int(begins[:8], 16)))) > 1:
+                what = "the machines differ in where they begin, or in their settings or data"
+                raise UserError("train", what, "give all of them the same config, --dataset and --out")
             return self._go(until)
-        except _LOST as error:
-            if workers()[0] == 1:
-                raise
-            mend = "start all of them again: they go on from the newest checkpoint"
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
         finally:
             self._profiler.close()
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
+
+    def end(self) -> None:
+        """Leave no machine before the first one has written all: one that is killed until then finds the others to go on with."""
+        self._machines.tell(1)
 
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
@@ -207,7 +204,7 @@ class Loop:
             measured = self._validate()
             self._keep(found, measured)
             self._say(found, measured)
-            if self._terminated:
+            if self._asked_to_end():
                 raise Terminated
         return state
 
@@ -249,11 +246,15 @@ class Loop:
                 bar.update(task, advance=now, shown=f"{rate:,.0f} rows/s  loss {shown['loss']:.4f}{auc}")
                 done = state.steps(self._steps)
                 self._journal.note("train", done, {**shown, "rows_per_second": rate, **self._teacher_age(done)})
-                if state.step < last and (self._terminated or self._is_due()):
+                if state.step < last and ((terminated := self._asked_to_end()) or self._is_due()):
                     self._save(totals)
-                    if self._terminated:
+                    if terminated:
                         raise Terminated
         return totals
+
+    def _asked_to_end(self) -> bool:
+        """Whether any machine had SIGTERM: all of them end after the same step."""
+        return any(self._machines.tell(self._terminated))
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._saved >= 60 * self._config.train.checkpoint_minutes
@@ -406,13 +407,17 @@ class Loop:
             console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)
 
 
-def _as_totals(listed: list[float]) -> Any:
+def _as_totals(listed: Sequence[float | None]) -> Any:
     """What :func:`_listed` made a list of; of an empty one the totals of no batch."""
-    return tf.constant(listed) if listed else figures.nothing()
+    nothing = figures.nothing()
+    if not listed:
+        return nothing
+    return tf.constant([none if total is None else total for none, total in zip(nothing.numpy(), listed, strict=True)])
 
 
-def _listed(totals: Any) -> list[float]:
-    return [float(total) for total in totals.numpy()]
+def _listed(totals: Any) -> list[float | None]:
+    """Totals as JSON takes them: the extremes of no click at all are infinite, and absent."""
+    return [None if np.isinf(total) else float(total) for total in totals.numpy()]
 
 
 def _is_main_thread() -> bool:

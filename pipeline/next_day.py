@@ -18,14 +18,16 @@ from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import read_json
 
-#: Not taken over: where a run stands, what its weights were normalised by, and the gate's optimizer, which counts its own steps.
+#: Not taken over: where a run stands, what its weights were normalised by, the scores of items, which its data set counted, the
+#: gate's optimizer, which counts its own steps, and what the settings say of the optimizers.
 _ANEW = (
     "model/step/",
     "model/moments/",
     "model/weight_moments/",
-    "model/gate_optimizer/",
+    "model/_item_scores/",
     "gate_optimizer",
     "save_counter",
+    *(f"_optimizer/{name}/" for name in ("learning_rate", "decay", "beta_1", "beta_2", "epsilon", "momentum")),
 )
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -68,11 +70,18 @@ def grown(weights: Path, model: ClsdModel, out: Path) -> Path:
     before = tf.train.load_checkpoint(str(weights))
     shapes, tensors = before.get_variable_to_shape_map(), {}
     for name in fresh.get_variable_to_shape_map():
-        mine = fresh.get_tensor(name)
-        if name == _GRAPH or name not in shapes or any(anew in name for anew in _ANEW):
+        mine, then = fresh.get_tensor(name), name
+        if name not in shapes:
+            # A table that was short enough is one of remainders now, whose first quotient is 1: the same vectors.
+            then = name.replace("/remainder/embeddings/", "/embeddings/")
+        kept = name.startswith("model/backbone/") and ".OPTIMIZER_SLOT" not in name and "/quotient/embeddings/" not in name
+        if kept and then not in shapes:
+            what = f"has no {name.split('/.ATTRIBUTES')[0].removeprefix('model/')}: another version wrote it"
+            raise UserError(str(weights.parent), what, "train it again, or begin without --base")
+        if name == _GRAPH or then not in shapes or any(anew in name for anew in _ANEW):
             tensors[name] = mine
             continue
-        theirs = before.get_tensor(name)
+        theirs = before.get_tensor(then)
         if np.shape(theirs)[1:] != np.shape(mine)[1:] or np.shape(theirs)[:1] > np.shape(mine)[:1]:
             what = f"has {list(np.shape(theirs))} values of {name.split('/.ATTRIBUTES')[0]}, and this run {list(np.shape(mine))}"
             raise UserError(str(weights.parent), what, "begin anew, or with the same model and settings")

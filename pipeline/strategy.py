@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from features.errors import UserError
+from features.errors import TryAgainError, UserError
 from features.tf_runtime import keras, tf
+
+#: What a collective of several machines ends with where one of them is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 
 
 def workers() -> tuple[int, int]:
@@ -26,10 +37,56 @@ def workers() -> tuple[int, int]:
         cluster, task = told["cluster"], told["task"]
         if set(cluster) != {"worker"} or task["type"] != "worker":
             raise UserError("TF_CONFIG", "names other tasks than workers", "list every machine under cluster.worker")
-        return len(cluster["worker"]), int(task["index"])
+        many, mine = len(cluster["worker"]), int(task["index"])
+        if not 0 <= mine < many:
+            raise UserError("TF_CONFIG", f"task {mine} is none of {many} workers", "number them from 0 on")
+        return many, mine
     except (ValueError, KeyError, TypeError) as error:
         mend = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
         raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", mend) from None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Where several machines work together: what TensorFlow raises if one of them is lost, told as that.
+
+    Raises:
+        TryAgainError: one is lost.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if workers()[0] == 1:
+            raise
+        mend = "start all of them again: they go on from the newest checkpoint"
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
+
+
+class Machines:
+    """The machines that train together, at a moment of the program that all of them come to.
+
+    Args:
+        strategy: of the training.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self._many = workers()[0]
+
+        @tf.function
+        def gather(mine: Any) -> Any:
+            # An identity, which lies on the replica's device: what comes in from the host lies on none.
+            context = tf.distribute.get_replica_context
+            found = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(mine,))
+            return strategy.experimental_local_results(found)[0]
+
+        self._gather = gather
+
+    def tell(self, mine: int) -> list[int]:
+        """What all of them tell, one number each below 2**32; waits for all of them."""
+        if self._many == 1:
+            return [mine]
+        return [int(told) for told in self._gather(tf.constant([mine], tf.int64)).numpy()]
 
 
 def is_chief() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
+from features.places import place
 from features.schema import digest_of
 from features.tf_runtime import reach, tf
 from models.clsd import ClsdModel
@@ -17,10 +18,10 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import (
     alone_in,
+    clear,
     clear_errors,
     make_directory,
     read_json,
-    remove_tree,
     require_ours,
     write_json,
     write_text,
@@ -29,7 +30,7 @@ from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmu
 from pipeline.next_day import require_next, started_from
 from pipeline.popularity import item_feature, item_scores
 from pipeline.progress import say_there_already
-from pipeline.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy
+from pipeline.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
 from pipeline.versions import versions
 
 RUN_FILE = "run.json"
@@ -116,6 +117,8 @@ def train(
         Terminated: by SIGTERM, after a checkpoint.
     """
     dataset.require(config.rows)
+    if base and place(base).resolve() == place(out).resolve():
+        raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
     before = started_from(base) if base else None
     if base and before:
         require_next(config, dataset, base, before)
@@ -128,9 +131,9 @@ def train(
             return dict(run)
         raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
-    state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
-    loop = _begin(config, dataset, out, state, overwrite=overwrite)
-    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext():
+    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
+        state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
+        loop = _begin(config, dataset, out, state, overwrite=overwrite)
         if base and weights is None:
             loop.begin_with(base / BEST)
         else:
@@ -150,6 +153,7 @@ def train(
         }
         if is_chief():
             write_json(out / RUN_FILE, run)
+        loop.end()
     return run
 
 
@@ -171,13 +175,13 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
         raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
     config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
-    there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
-    anew = there is not None and there[1]["fingerprint"] != fingerprint
-    state, weights = (State(fingerprint), None) if anew else _state(out, fingerprint)
-    if (out / WARMUP_FILE).exists() and not anew:
-        return
-    loop = _begin(config, dataset, out, state, overwrite=anew)
     with clear_errors(str(out)), alone_in(out):
+        there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
+        anew = there is not None and there[1]["fingerprint"] != fingerprint
+        state, weights = (State(fingerprint), None) if anew else _state(out, fingerprint)
+        if (out / WARMUP_FILE).exists() and not anew:
+            return
+        loop = _begin(config, dataset, out, state, overwrite=anew)
         loop.restore(weights)
         loop.go(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
@@ -232,8 +236,8 @@ def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwri
         model = build_model(config, dataset, config.train.precision)
     with clear_errors(str(out)):
         if is_chief():
-            if overwrite and out.exists():  # not before all that can be refused has been looked at
-                remove_tree(out)
+            if overwrite:  # not before all that can be refused has been looked at
+                clear(out)
             make_directory(out)
             write_text(out / "config.yaml", dump_config(config))
             write_json(out / "versions.json", versions())

@@ -68,9 +68,10 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     score = tf.function(lambda ids, values: logit(ids, look_up(ids), values), reduce_retracing=True)
     score(data["test_ids"][:2], data["test_values"][:2])  # makes the layers' variables
     order = rng.permutation(len(data["train_label"]))
-    arrays = tuple(data[f"train_{name}"][order] for name in ("ids", "values", "label"))
-    iterator = iter(tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH, drop_remainder=True).prefetch(4))
     left = len(order) // BATCH
+    arrays = [data[f"train_{name}"][order[: left * BATCH]] for name in ("ids", "values", "label")]
+    stacked = tuple(array.reshape(left, BATCH, *array.shape[1:]) for array in arrays)
+    iterator = iter(tf.data.Dataset.from_tensor_slices(stacked).prefetch(4))
     while left:
         now = min(STEPS, left)
         steps(iterator, tf.constant(now)).numpy()

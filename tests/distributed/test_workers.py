@@ -38,8 +38,9 @@ SETTINGS = {
 
 def _start(config: Config, dataset: Dataset, out: Path, cluster: list[str]) -> list[subprocess.Popen[str]]:
     """Train in as many processes as the cluster has workers, of which one that needs no cluster is told none."""
-    (out.parent / "c.yaml").write_text(dump_config(config))
-    words = ["--config", str(out.parent / "c.yaml"), "--dataset", str(dataset.directory), "--out", str(out)]
+    file = out.parent / f"{config.seed}.yaml"
+    file.write_text(dump_config(config))
+    words = ["--config", str(file), "--dataset", str(dataset.directory), "--out", str(out)]
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
     started = []
@@ -104,12 +105,40 @@ def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
     _assert_same(run, one)
 
 
+def test_sigterm_at_any_machine_ends_all_with_a_checkpoint(
+    small_config: Config, small_dataset: Dataset, one: Path, clusters: Clusters, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    chief, other = _start(small_config, small_dataset, run, clusters(2))
+    while chief.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
+        time.sleep(0.02)
+    other.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in (chief, other)]
+    assert (chief.returncode, other.returncode) == (75, 75), "\n".join(said)
+    assert not any("error: " in text for text in said) and not (run / "run.json").exists()
+    _end(_start(small_config, small_dataset, run, clusters(2)))
+    _assert_same(run, one)
+
+
+def test_machines_that_do_not_begin_alike_are_refused(
+    small_config: Config, small_dataset: Dataset, clusters: Clusters, tmp_path: Path
+) -> None:
+    told = clusters(2)
+    chief = _start(small_config, small_dataset, tmp_path / "run", told[:1])
+    other = _start(small_config.model_copy(update={"seed": 8}), small_dataset, tmp_path / "run", told[1:])
+    for process in (*chief, *other):
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert "the machines differ in where they begin, or in their settings or data" in said
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
         ("{", "TF_CONFIG: cannot be read"),
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
         ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "other tasks"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task 1 is none of 1 workers"),
     ],
 )
 def test_a_cluster_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, told: str, said: str) -> None:

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.export import export
 from pipeline.loop import Loop
+from pipeline.popularity import item_scores
 from pipeline.preprocess import preprocess
 from pipeline.train import load_trained, train
 
@@ -32,7 +33,14 @@ def days(
     later = [line.replace('"user_id":"u', '"user_id":"new').replace('"item_id":"i', '"item_id":"j') for line in lines]
     (root / "1.jsonl").write_text("".join(lines[:3000]))
     (root / "2.jsonl").write_text("".join(lines[3000:4500] + later[4500:]))
-    configs = [make_tiny(logs={"files": [str(root / f"{day}.jsonl")]}, train={"epochs": 2}) for day in (1, 2)]
+    rates = {1: 0.05, 2: 0.03}
+    configs = [
+        make_tiny(
+            logs={"files": [str(root / f"{day}.jsonl")]},
+            train={"epochs": 2, "embedding_optimizer": {"name": "adagrad", "learning_rate": rate}},
+        )
+        for day, rate in rates.items()
+    ]
     first = preprocess(configs[0], root / "dataset-1")
     second = preprocess(configs[1], root / "dataset-2", base=first.directory)
     train(configs[0], first, root / "run-1")
@@ -48,6 +56,7 @@ def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
 
     def go(self: Any, until: int | None) -> Any:
         begun.extend(v.numpy() for v in self._model.variables)
+        assert float(self._model.table_optimizer.learning_rate) == pytest.approx(0.03)  # the second day's own
         return real(self, until)
 
     with monkeypatch.context() as patch:
@@ -130,3 +139,55 @@ def test_short_tables_grow_too(days: tuple[list[Config], list[Dataset], Path], t
     }
     assert longest == {name: -(-datasets[1].transform.table_size(name) // 16) for name in longest}
     assert export(datasets[1], tmp_path / "run-2", tmp_path / "models", version=1).name == "1"
+
+
+def test_a_table_that_grows_beyond_its_bound_keeps_its_vectors(
+    days: tuple[list[Config], list[Dataset], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, datasets, _ = days
+    most = datasets[0].transform.table_size("user_id")  # the first day's users fit, and the second's do not
+    bound = [
+        config.model_copy(update={"model": config.model.model_copy(update={"max_table_rows": most})})
+        for config in configs
+    ]
+    train(bound[0], datasets[0], tmp_path / "run-1")
+    begun: list[Any] = []
+
+    def go(self: Any, until: int | None) -> Any:
+        begun.append(self._model.backbone.embedding.tables["user_id"](np.arange(most)).numpy())
+        raise InterruptedError
+
+    monkeypatch.setattr(Loop, "_go", go)
+    with pytest.raises(InterruptedError):
+        train(bound[1], datasets[1], tmp_path / "run-2", base=tmp_path / "run-1")
+    _, model = load_trained(tmp_path / "run-1", datasets[0])
+    np.testing.assert_array_equal(begun[0], model.backbone.embedding.tables["user_id"].embeddings.numpy())
+
+
+def test_scores_of_items_are_those_that_the_own_data_set_counts(
+    days: tuple[list[Config], list[Dataset], Path], make_tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, datasets, _ = days
+    counting = [
+        config.model_copy(
+            update={
+                "confidence": make_tiny(confidence={"preset": "two-level"}).confidence,
+                "evaluate": make_tiny(evaluate={"item": "item_id"}).evaluate,
+            }
+        )
+        for config in configs
+    ]
+    train(counting[0], datasets[0], tmp_path / "run-1")
+    train(counting[1], datasets[1], tmp_path / "run-2", base=tmp_path / "run-1")
+    _, model = load_trained(tmp_path / "run-2", datasets[1])
+    found = item_scores(counting[1], datasets[1])
+    assert found is not None
+    np.testing.assert_array_equal(model._item_scores.numpy(), found[1])
+
+
+def test_a_run_that_would_be_written_over_is_refused(days: tuple[list[Config], list[Dataset], Path]) -> None:
+    configs, (_, second), run = days
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is the run to begin with, and would be written over"):
+            train(configs[1], second, run, base=run, overwrite=overwrite)
+    assert (run / "run.json").exists()

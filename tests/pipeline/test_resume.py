@@ -85,13 +85,14 @@ def _kill(config: Config, dataset: Dataset, out: Path, where: str, times: int) -
     assert process.exitcode == -signal.SIGKILL, f"{where} {times}: exit code {process.exitcode}"
 
 
+_RANDOM = random.Random(4)
 #: Where a run is killed, one after the other until it is let through: in warm-up and after it, at the copies of the teacher
 #: (steps 25, 34, 43, ...), at the ends of epochs, while checkpoints are written, in validation.
 KILLS = {
     "warm-up": [("step", 2), ("step", 4), ("weights", 3), ("state", 2), ("step", 1), ("best", 1)],
     "refreshing": [("step", 9), ("step", 1), ("step", 3), ("weights", 5), ("state", 1), ("step", 2), ("step", 3)],
     "validation": [("validation", 1), ("validation", 1), ("validation", 2), ("best", 2), ("weights", 9)],
-    "random": [(random.Random(4).choice(["step", "weights", "state"]), 1 + number % 7) for number in range(5)],
+    "random": [(_RANDOM.choice(["step", "weights", "state"]), _RANDOM.randint(1, 7)) for _ in range(5)],
 }
 
 

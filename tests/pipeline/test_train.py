@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from features.tf_runtime import tf
 from pipeline.compare import compare
 from pipeline.config import Config, load_config
 from pipeline.dataset import Dataset
+from pipeline.export import export
+from pipeline.files import alone_in
+from pipeline.preprocess import preprocess
 from pipeline.train import load_trained, run_fingerprint, train
 
 Same = Callable[[Path, Path], bool]
@@ -226,3 +230,49 @@ def test_a_run_tells_its_figures_by_step_each_once(
     (*_, by_group) = [line for line in lines if line["part"] == "confidence"]
     assert {name.split("=")[0] for name in by_group} == {"step", "part", "age_band", "gender"}
     assert all(0 < value < 50 for name, value in by_group.items() if "=" in name)
+
+
+def test_steps_without_a_click_are_saved_and_gone_on_from(
+    make_config: Callable[..., Config],
+    small_log: Path,
+    same_weights: Same,
+    stopped: Callable[[int, Callable[[], Any]], None],
+    tmp_path: Path,
+) -> None:
+    lines = [json.loads(line) for line in small_log.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["click"] = int(number % 1500 == 0)
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    often = {"epochs": 2, "steps_per_call": 1, "checkpoint_minutes": 0, "keep_checkpoints": 100}
+    config = make_config(logs={"files": [str(tmp_path / "few.jsonl")]}, train=often)
+    dataset = preprocess(config, tmp_path / "dataset")
+    train(config, dataset, tmp_path / "whole")
+    states = [
+        json.loads(path.read_text())["state"] for path in (tmp_path / "whole" / "checkpoints").glob("*/state.json")
+    ]
+    assert any(state["totals"][-2:] == [None, None] for state in states if state["totals"])
+    stopped(2, lambda: train(config, dataset, tmp_path / "run"))
+    train(config, dataset, tmp_path / "run")
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_overwriting_waits_for_no_other_process_to_be_robbed(
+    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(small_run, copy)
+    with alone_in(copy), pytest.raises(UserError, match="another process writes there"):
+        train(small_config, small_dataset, copy, overwrite=True)
+    assert (copy / "run.json").exists() and (copy / "checkpoints").exists()
+
+
+def test_a_run_in_mixed_precision_is_loaded_in_float32(
+    make_config: Callable[..., Config], small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    run = train(make_config(train={"precision": "mixed_bfloat16"}), small_dataset, tmp_path / "run")
+    _, model = load_trained(tmp_path / "run", small_dataset)
+    assert {layer.compute_dtype for layer in model.backbone._flatten_layers()} == {"float32"}
+    exact = json.loads((small_run / "run.json").read_text())["history"][-1]
+    assert run["history"][-1]["train"]["loss"] == pytest.approx(exact["train"]["loss"], rel=0.01)
+    assert run["history"][-1]["train"]["loss"] != exact["train"]["loss"]
+    assert export(small_dataset, tmp_path / "run", tmp_path / "models", version=1).name == "1"

@@ -1,0 +1,78 @@
+"""What it costs in AUC to bound a table: composed of two short ones, or hashed into fewer bins, against a row an id.
+
+The log of `benchmarks/peers.py`, 1.25 M rows whose clicks follow every id a little, DeepFM for one epoch; tables of at most
+25,000 rows instead of up to 500,000, a thirteenth of all rows. Both bounded sides spend as many rows: the composed one a few
+more, its quotients. Medians over seeds; the goal is that composing costs no more than hashing does.
+
+    python benchmarks/table_bound.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import warnings
+from pathlib import Path
+
+from common import Goal, arguments, finish
+from peers import SIZES, make_config, make_log
+from rich.console import Console
+from rich.table import Table as Shown
+from sklearn.metrics import roc_auc_score
+
+from features.tf_runtime import tf
+from models.optimizers import split_variables
+from pipeline.config import Config, parse_config
+from pipeline.preprocess import preprocess
+from pipeline.scoring import Scorer
+from pipeline.train import load_trained, train
+
+ROWS = 25_000
+
+
+def bounded(config: Config, by: str) -> Config:
+    """The config with a table's rows bounded: whole (not), composed or hashed."""
+    raw = config.model_dump(mode="json", by_alias=True)
+    if by == "composed":
+        raw["model"]["max_table_rows"] = ROWS
+    if by == "hashed":
+        for feature in raw["rows"]["features"]:
+            if feature["kind"] == "categorical" and feature["size"] > ROWS:
+                feature |= {"encoding": "hash", "size": ROWS}
+    return parse_config(raw, "benchmark")
+
+
+def main() -> None:
+    """See the module."""
+    options = arguments(__doc__ or "")
+    rows, seeds = (300_000, 1) if options.quick else (1_250_000, 3)
+    warnings.filterwarnings("ignore")
+    tf.get_logger().setLevel("ERROR")
+    aucs: dict[str, list[float]] = {side: [] for side in ("whole", "composed", "hashed")}
+    lengths = {}
+    with tempfile.TemporaryDirectory() as name:
+        make_log(Path(name) / "log.parquet", rows)
+        for side, found in aucs.items():
+            config = bounded(make_config(Path(name) / "log.parquet"), side)
+            dataset = preprocess(config, Path(name) / side)
+            for seed in range(1, seeds + 1):
+                run = Path(name) / f"{side}-{seed}"
+                train(config.model_copy(update={"seed": seed}), dataset, run)
+                _, model = load_trained(run, dataset)
+                scored = Scorer(model, dataset, tf.distribute.get_strategy()).score("test")
+                found.append(float(roc_auc_score(scored["label"], scored["logit"])))
+                lengths[side] = sum(table.shape[0] for table in split_variables(model.backbone)[0])
+                tf.keras.backend.clear_session()
+    shown = Shown(title=f"{len(SIZES)} features of {SIZES.sum():,} ids, one epoch of {rows * 4 // 5:,} rows", box=None)
+    for column in ("side", "rows of all tables", "AUC, median", "lowest", "highest"):
+        shown.add_column(column, justify="left" if column == "side" else "right")
+    for side, found in aucs.items():
+        figures = (f"{value:.4f}" for value in (statistics.median(found), min(found), max(found)))
+        shown.add_row(side, f"{lengths[side]:,}", *figures)
+    Console().print(shown)
+    ratio = statistics.median(aucs["composed"]) / statistics.median(aucs["hashed"])
+    finish("AUC", aucs, [Goal("table_bound_composed_hashed", ratio, 1.0)], options.json)
+
+
+if __name__ == "__main__":
+    main()
