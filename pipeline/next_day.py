@@ -74,7 +74,9 @@ def grown(weights: Path, model: ClsdModel, out: Path) -> Path:
         if name not in shapes:
             # A table that was short enough is one of remainders now, whose first quotient is 1: the same vectors.
             then = name.replace("/remainder/embeddings/", "/embeddings/")
-        kept = name.startswith("model/backbone/") and ".OPTIMIZER_SLOT" not in name and "/quotient/embeddings/" not in name
+        kept = (
+            name.startswith("model/backbone/") and ".OPTIMIZER_SLOT" not in name and "/quotient/embeddings/" not in name
+        )
         if kept and then not in shapes:
             what = f"has no {name.split('/.ATTRIBUTES')[0].removeprefix('model/')}: another version wrote it"
             raise UserError(str(weights.parent), what, "train it again, or begin without --base")

@@ -17,6 +17,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import (
+    LOCK,
     alone_in,
     clear,
     clear_errors,
@@ -123,7 +124,7 @@ def train(
     if base and before:
         require_next(config, dataset, base, before)
     fingerprint = run_fingerprint(config, dataset, before["fingerprint"] if before else "")
-    require_ours(out, (RUN_FILE, "config.yaml"))
+    require_ours(out, (RUN_FILE, "config.yaml", LOCK))  # the lock alone: another machine of the job was here first
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
