@@ -27,7 +27,8 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     )
     model = ModelSettings(backbone=backbone, options=options)
     assert config.train.steps_per_call >= UNTIMED
-    config = config.model_copy(update={"model": model, "seed": seed})
+    precise = config.train.model_copy(update={"precision": data["precision"]})
+    config = config.model_copy(update={"model": model, "seed": seed, "train": precise})
     looks = Loop._look
 
     def look(self: Loop, shown: Any, found: Any, steps: int, watched: bool) -> None:

@@ -14,18 +14,6 @@ from deepctr.models import DCN, DeepFM
 from shared import BATCH, CROSSES, DIM, HIDDEN, Clock, columns, run
 
 
-class Ticks(tf.keras.callbacks.Callback):  # type: ignore[misc]
-    """Ends of steps."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """See the class."""
-        self._clock.tick()
-
-
 def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     """See the module."""
     tf.keras.utils.set_random_seed(seed)
@@ -35,8 +23,9 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
         model = DeepFM(both, both, dnn_hidden_units=HIDDEN)
     else:
         model = DCN(both, both, cross_num=CROSSES, cross_parameterization="matrix", dnn_hidden_units=HIDDEN)
+    ticks = tf.keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: clock.tick())
     model.compile("adam", "binary_crossentropy")
-    model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[Ticks(clock)])
+    model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[ticks])
     return model.predict(columns(data, "test"), BATCH)
 
 

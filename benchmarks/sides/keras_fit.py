@@ -9,18 +9,6 @@ from shared import BATCH, CROSSES, DIM, HIDDEN, Clock, columns, run
 from features.tf_runtime import keras, tf
 
 
-class Ticks(keras.callbacks.Callback):  # type: ignore[misc]
-    """Ends of steps."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """See the class."""
-        self._clock.tick()
-
-
 def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     """See the module."""
     keras.utils.set_random_seed(seed)
@@ -43,8 +31,9 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
             crossed = flat * layers.Dense(flat.shape[1])(crossed) + crossed
         logit = layers.Dense(1)(layers.Concatenate()([crossed, deep]))
     model = keras.Model([*ids, *numbers], layers.Activation("sigmoid")(logit))
+    ticks = keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: clock.tick())
     model.compile("adam", "binary_crossentropy")
-    model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[Ticks(clock)])
+    model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[ticks])
     return model.predict(columns(data, "test"), BATCH, verbose=0)
 
 

@@ -57,6 +57,14 @@ def _end(processes: list[subprocess.Popen[str]]) -> list[str]:
     return said
 
 
+def _signalled(processes: list[subprocess.Popen[str]], run: Path, number: int) -> list[str]:
+    """What the processes say whose second one gets a signal after the first checkpoint; they end in bounded time."""
+    while processes[0].poll() is None and Checkpoints(run / "checkpoints").newest() is None:
+        time.sleep(0.02)
+    processes[1].send_signal(number)
+    return [process.communicate(timeout=120)[1] for process in processes]
+
+
 def _kept(run: Path) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(str(run / "best" / "weights"))
     return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n}
@@ -91,13 +99,9 @@ def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
     small_config: Config, small_dataset: Dataset, one: Path, clusters: Clusters, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    chief, other = _start(small_config, small_dataset, run, clusters(2))
-    while chief.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
-        time.sleep(0.02)
-    other.send_signal(signal.SIGKILL)
-    said = chief.communicate(timeout=120)[1]  # bounded, where it would wait for ever
-    other.communicate()
-    assert chief.returncode == 75, said
+    processes = _start(small_config, small_dataset, run, clusters(2))
+    said = _signalled(processes, run, signal.SIGKILL)[0]
+    assert processes[0].returncode == 75, said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "lost a machine of the job" in line and "Traceback" not in said
     assert not (run / "run.json").exists()
@@ -109,12 +113,9 @@ def test_sigterm_at_any_machine_ends_all_with_a_checkpoint(
     small_config: Config, small_dataset: Dataset, one: Path, clusters: Clusters, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    chief, other = _start(small_config, small_dataset, run, clusters(2))
-    while chief.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
-        time.sleep(0.02)
-    other.send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=120)[1] for process in (chief, other)]
-    assert (chief.returncode, other.returncode) == (75, 75), "\n".join(said)
+    processes = _start(small_config, small_dataset, run, clusters(2))
+    said = _signalled(processes, run, signal.SIGTERM)
+    assert [process.returncode for process in processes] == [75, 75], "\n".join(said)
     assert not any("error: " in text for text in said) and not (run / "run.json").exists()
     _end(_start(small_config, small_dataset, run, clusters(2)))
     _assert_same(run, one)

@@ -81,7 +81,18 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
             precision=precision,
         )
         step = tf.function(model.train_totals)
-        found = [step({k: tf.constant(v) for k, v in make_batch(256, seed).items()}).numpy() for seed in range(60)]
+        found = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(60)]
+        losses = [np.sum(part, axis=0)[1] for part in (found[:20], found[40:])]
+        assert losses[1] < 0.97 * losses[0], "nothing was learnt"
         totals[precision] = np.sum(found[40:], axis=0)[:6]
     # Rows, losses, predicted, clicks, and the weights' sum and sum of squares.
     np.testing.assert_allclose(totals["mixed_bfloat16"], totals["float32"], rtol=0.01)
+    _, _, _, clicks, weight, squared = totals["mixed_bfloat16"]
+    assert clicks * squared > 1.001 * weight**2, "all clicks weigh alike"
+
+
+def _learnable(batch: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Clicks that follow a user's id and a number."""
+    appeal = 3.0 * (batch["ids"][:, 0] % 2) - 2.0 + batch["values"][:, 0]
+    label = np.random.default_rng(seed).logistic(size=len(appeal)) < appeal
+    return {name: tf.constant(x) for name, x in {**batch, "label": label.astype(np.float32)}.items()}
