@@ -66,7 +66,7 @@ def test_the_policy_of_the_process_stays_as_it_was(spec: InputSpec) -> None:
 
 
 def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: MakeBatch) -> None:
-    """Teacher, gate and weights included: 60 steps, loss within 1 % and mean CTR within 1 %."""
+    """Teacher, gate and weights included: 80 steps, loss within 1 % and mean CTR within 1 %."""
     totals = {}
     for precision in ("float32", "mixed_bfloat16"):
         keras.utils.set_random_seed(3)
@@ -74,15 +74,15 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
             spec,
             ModelSettings(embedding_dim=4, options={"hidden_units": [16]}),
             ConfidenceSettings(preset="stable"),
-            warmup_steps=20,
-            embedding_optimizer=OptimizerSettings(name="adagrad", learning_rate=0.05),
-            dense_optimizer=OptimizerSettings(name="adam", learning_rate=1e-3),
+            warmup_steps=40,
+            embedding_optimizer=OptimizerSettings(name="adagrad", learning_rate=0.3),
+            dense_optimizer=OptimizerSettings(name="adam", learning_rate=0.01),
             prior_ctr=0.4,
             precision=precision,
         )
         step = tf.function(model.train_totals)
-        found = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(60)]
-        losses = [np.sum(part, axis=0)[1] for part in (found[:20], found[40:])]
+        found = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(80)]
+        losses = [np.sum(part, axis=0)[1] for part in (found[:40], found[40:])]
         assert losses[1] < 0.97 * losses[0], "nothing was learnt"
         totals[precision] = np.sum(found[40:], axis=0)[:6]
     # Rows, losses, predicted, clicks, and the weights' sum and sum of squares.
