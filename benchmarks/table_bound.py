@@ -1,7 +1,7 @@
 """What it costs in AUC to bound a table: composed of two short ones, or hashed into fewer bins, against a row an id.
 
 The log of `benchmarks/peers.py`, 1.25 M rows whose clicks follow every id a little, DeepFM for one epoch; tables of at most
-25,000 rows instead of up to 500,000, a thirteenth of all rows. Both bounded sides spend as many rows: the composed one a few
+25,000 rows instead of up to 500,000, a seventh of all rows. Both bounded sides spend as many rows: the composed one a few
 more, its quotients. Medians over seeds; the goal is that composing costs no more than hashing does.
 
     python benchmarks/table_bound.py [--quick] [--json FILE]

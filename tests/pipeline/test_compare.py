@@ -56,7 +56,7 @@ def config(make_tiny: Make) -> Config:
 
 
 def _results(out: Path) -> dict[str, int]:
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in sorted(out.rglob("result.json"))}
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in sorted(out.glob("seed-*/*/result.json"))}
 
 
 def _result(out: Path, seed: int, name: str) -> Any:

@@ -1,5 +1,6 @@
 """What an engine says that is no fault of the job, and what stays heard."""
 
+import socket
 import threading
 from pathlib import Path
 
@@ -22,10 +23,16 @@ def test_a_thread_that_the_engine_hung_up_on_says_nothing_and_any_other_speaks(
     monkeypatch.setattr(threading, "excepthook", engine._Hook())
 
     def hung_up() -> None:
-        with grpc.insecure_channel("localhost:1") as channel:
+        with socket.create_server(
+            ("localhost", 0)
+        ) as mute:  # it neither answers nor refuses before the call is given up
+            channel = grpc.insecure_channel(f"localhost:{mute.getsockname()[1]}")
             call = channel.unary_stream("/beam/Data")(b"")
             call.cancel()
-            list(call)
+            try:
+                list(call)
+            finally:
+                channel.close()
 
     def refused() -> None:
         with grpc.insecure_channel("localhost:1") as channel:
