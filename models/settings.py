@@ -139,6 +139,14 @@ class OptimizerSettings(Strict):
     learning_rate: float = Field(gt=0, description="step size")
 
 
+class TableOptimizerSettings(OptimizerSettings):
+    """The tables' optimizer."""
+
+    name: Literal["adam", "adagrad", "sgd", "lazy_adam", "rowwise_adagrad"] = Field(
+        default="adagrad", description=OptimizerSettings.model_fields["name"].description
+    )
+
+
 class ModelSettings(Strict):
     """The backbone and its options."""
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from features.errors import UserError, did_you_mean
 from features.places import place
 from features.schema import Schema, Strict
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings, TableOptimizerSettings
 
 #: A text; of a time that YAML has read as one, its text.
 Instant = Annotated[str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given)]
@@ -180,8 +180,8 @@ class TrainSettings(Strict):
 
     batch_size: int = Field(default=4096, ge=1, description="rows a step, over all replicas")
     epochs: int = Field(default=5, ge=1, description="passes over the training split, warm-up included")
-    embedding_optimizer: OptimizerSettings = Field(
-        default=OptimizerSettings(name="adagrad", learning_rate=0.05), description="for the tables"
+    embedding_optimizer: TableOptimizerSettings = Field(
+        default=TableOptimizerSettings(learning_rate=0.05), description="for the tables"
     )
     dense_optimizer: OptimizerSettings = Field(
         default=OptimizerSettings(name="adam", learning_rate=1e-3), description="for everything else"

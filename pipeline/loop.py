@@ -153,6 +153,7 @@ class Loop:
         beside = None if is_remote(self._out) or not self._writes else self._out
         with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
             self.restore(grown(weights, self._model, Path(made)))
+        console.print(f"begins with the model of {weights.parent.parent}", highlight=False, soft_wrap=True)
 
     def go(self, until: int | None = None) -> State:
         """Train to the end, or until so many steps are done in all.

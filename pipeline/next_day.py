@@ -97,4 +97,6 @@ def grown(weights: Path, model: ClsdModel, out: Path) -> Path:
 
 def started_from(base: Path) -> dict[str, Any]:
     """The content of the earlier run's run.json."""
-    return dict(read_json(base / "run.json", "finished training run", "finish it first with `clsd train`"))
+    inside = base / "train" / "run.json"
+    mend = f"did you mean {inside.parent}?" if inside.exists() else "finish it first with `clsd train`"
+    return dict(read_json(base / "run.json", "finished training run", mend))

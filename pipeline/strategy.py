@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from features.errors import TryAgainError, UserError
 from features.tf_runtime import keras, tf
+from pipeline.progress import console
 
 #: What a collective of several machines ends with where one of them is gone.
 _LOST = (
@@ -40,6 +43,14 @@ def workers() -> tuple[int, int]:
         many, mine = len(cluster["worker"]), int(task["index"])
         if not 0 <= mine < many:
             raise UserError("TF_CONFIG", f"task {mine} is none of {many} workers", "number them from 0 on")
+        for address in cluster["worker"]:
+            port = str(address).rpartition(":")[2]
+            if ":" not in address or not port.isdigit() or not 0 < int(port) < 1 << 16:
+                raise UserError(
+                    "TF_CONFIG", f"{address} is no HOST:PORT", "give every machine's address and a free port"
+                )
+        if len({*cluster["worker"]}) < many:
+            raise UserError("TF_CONFIG", "names a machine twice", "give each its own address and port")
         return many, mine
     except (ValueError, KeyError, TypeError) as error:
         mend = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
@@ -59,7 +70,8 @@ def together() -> Iterator[None]:
         if workers()[0] == 1:
             raise
         mend = "start all of them again: they go on from the newest checkpoint"
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        said = [line for line in str(error).splitlines() if line.strip() and line != "Graph execution error:"]
+        reason = said[0][:200] if said else type(error).__name__
         raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
 
 
@@ -146,9 +158,24 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
 
 def _of_several_machines(batch_size: int) -> Any:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
+    with _ended_by_signals():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _require_divides(batch_size, strategy.num_replicas_in_sync)
     return strategy
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process at once: TensorFlow waits where Python's handlers are not heard."""
+    main = threading.current_thread() is threading.main_thread()
+    asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in asked if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _require_divides(batch_size: int, count: int) -> None:

@@ -47,12 +47,17 @@ def _start(config: Config, dataset: Dataset, out: Path, cluster: list[str]) -> l
     for told in cluster:
         command = [sys.executable, "-m", "pipeline.cli", "train", *words]
         environment = {**os.environ, "TF_CONFIG": told}
-        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, text=True, env=environment, preexec_fn=_hear, **pipes))  # type: ignore[call-overload]
     return started
 
 
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts in the background
+
+
 def _end(processes: list[subprocess.Popen[str]]) -> list[str]:
-    said = [process.communicate(timeout=240)[1] for process in processes]
+    said = ["".join(process.communicate(timeout=240)) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
     return said
 
@@ -62,7 +67,7 @@ def _signalled(processes: list[subprocess.Popen[str]], run: Path, number: int) -
     while processes[0].poll() is None and Checkpoints(run / "checkpoints").newest() is None:
         time.sleep(0.02)
     processes[1].send_signal(number)
-    return [process.communicate(timeout=120)[1] for process in processes]
+    return ["".join(process.communicate(timeout=120)) for process in processes]
 
 
 def _kept(run: Path) -> dict[str, np.ndarray]:
@@ -121,6 +126,20 @@ def test_sigterm_at_any_machine_ends_all_with_a_checkpoint(
     _assert_same(run, one)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_machine_that_waits_for_others_can_be_ended(
+    small_config: Config, small_dataset: Dataset, clusters: Clusters, tmp_path: Path, number: int
+) -> None:
+    (alone,) = _start(small_config, small_dataset, tmp_path / "run", clusters(2)[:1])
+    assert alone.stderr is not None
+    while "waiting until all 2 machines are there" not in alone.stderr.readline():
+        assert alone.poll() is None
+    time.sleep(1)
+    alone.send_signal(number)
+    alone.communicate(timeout=10)
+    assert alone.returncode == -number
+
+
 def test_machines_that_do_not_begin_alike_are_refused(
     small_config: Config, small_dataset: Dataset, clusters: Clusters, tmp_path: Path
 ) -> None:
@@ -128,7 +147,7 @@ def test_machines_that_do_not_begin_alike_are_refused(
     chief = _start(small_config, small_dataset, tmp_path / "run", told[:1])
     other = _start(small_config.model_copy(update={"seed": 8}), small_dataset, tmp_path / "run", told[1:])
     for process in (*chief, *other):
-        said = process.communicate(timeout=120)[1]
+        said = "".join(process.communicate(timeout=120))
         assert process.returncode == 2, said
         assert "the machines differ in where they begin, or in their settings or data" in said
 
@@ -140,6 +159,9 @@ def test_machines_that_do_not_begin_alike_are_refused(
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
         ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "other tasks"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task 1 is none of 1 workers"),
+        ('{"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}}', "a is no HOST:PORT"),
+        ('{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}', "a:99999 is no HOST:PORT"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "names a machine twice"),
     ],
 )
 def test_a_cluster_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, told: str, said: str) -> None:

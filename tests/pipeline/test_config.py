@@ -109,3 +109,10 @@ def test_an_instant_may_stand_without_quotes(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text)
     split = load_config(tmp_path / "c.yaml").preprocess.split
     assert (split.validation_from, split.test_from) == ("2026-05-01T08:00:02+00:00", "2026-05-02")
+
+
+def test_a_rate_alone_is_that_of_the_tables_own_optimizer(make_config: Callable[..., Config]) -> None:
+    config = make_config(
+        train={"embedding_optimizer": {"learning_rate": 0.1}, "dense_optimizer": {"learning_rate": 0.1}}
+    )
+    assert (config.train.embedding_optimizer.name, config.train.dense_optimizer.name) == ("adagrad", "adam")
