@@ -159,23 +159,24 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
 def _of_several_machines(batch_size: int) -> Any:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
     console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
-    with _ended_by_signals():
+    with _ended_by_ctrl_c():
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _require_divides(batch_size, strategy.num_replicas_in_sync)
     return strategy
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process at once: TensorFlow waits where Python's handlers are not heard."""
-    main = threading.current_thread() is threading.main_thread()
-    asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in asked if main}
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process at once: TensorFlow waits where Python's handlers are not heard. SIGTERM it takes for itself."""
+    before = signal.getsignal(signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN
+    if heard:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if heard:
+            signal.signal(signal.SIGINT, before)
 
 
 def _require_divides(batch_size: int, count: int) -> None:
