@@ -158,8 +158,8 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
 
 def _of_several_machines(batch_size: int) -> Any:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
-    console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
     with _ended_by_ctrl_c():
+        console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _require_divides(batch_size, strategy.num_replicas_in_sync)
     return strategy

@@ -21,7 +21,6 @@ from pipeline.files import (
     alone_in,
     clear,
     clear_errors,
-    make_directory,
     read_json,
     require_ours,
     write_json,
@@ -235,11 +234,9 @@ def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwri
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset, config.train.precision)
-    with clear_errors(str(out)):
-        if is_chief():
-            if overwrite:  # not before all that can be refused has been looked at
-                clear(out)
-            make_directory(out)
-            write_text(out / "config.yaml", dump_config(config))
-            write_json(out / "versions.json", versions())
-        return Loop(config, dataset, out, strategy, model, state)
+    if is_chief():
+        if overwrite:  # not before all that can be refused has been looked at
+            clear(out)
+        write_text(out / "config.yaml", dump_config(config))
+        write_json(out / "versions.json", versions())
+    return Loop(config, dataset, out, strategy, model, state)

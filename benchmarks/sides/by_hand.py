@@ -28,7 +28,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     share = float(data["train_label"].mean())
     prior = float(np.log(share / (1 - share)))
 
-    def logit(ids: Any, rows: Any, values: Any) -> Any:
+    def logit(rows: Any, values: Any) -> Any:
         vectors = tf.concat([tf.stack(rows, axis=1), values[:, :, None] * numbers], axis=1)
         flat = tf.reshape(vectors[:, :, :DIM], [-1, fields * DIM])
         if fm:
@@ -51,7 +51,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
             rows = look_up(ids)
             with tf.GradientTape() as tape:
                 tape.watch(rows)
-                found = logit(ids, rows, values)
+                found = logit(rows, values)
                 loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(label, found))
             dense = [numbers, *deep.trainable_variables, *head.trainable_variables]
             dense += [variable for cross in crosses for variable in cross.trainable_variables]
@@ -65,7 +65,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
             adam.apply_gradients(zip(gradients[len(rows) :], dense, strict=True))
         return loss
 
-    score = tf.function(lambda ids, values: logit(ids, look_up(ids), values), reduce_retracing=True)
+    score = tf.function(lambda ids, values: logit(look_up(ids), values), reduce_retracing=True)
     score(data["test_ids"][:2], data["test_values"][:2])  # makes the layers' variables
     order = rng.permutation(len(data["train_label"]))
     left = len(order) // BATCH

@@ -133,7 +133,6 @@ def test_a_machine_that_waits_for_others_is_ended_by_ctrl_c(
     assert alone.stderr is not None
     while "waiting until all 2 machines are there" not in alone.stderr.readline():
         assert alone.poll() is None
-    time.sleep(1)
     alone.send_signal(signal.SIGINT)
     alone.communicate(timeout=10)
     assert alone.returncode == -signal.SIGINT
