@@ -29,7 +29,7 @@ from features.places import place
 from features.schema import Schema
 from features.tokens import with_dictionaries
 from features.transform import Transform
-from pipeline import negatives, profile, progress, shards, splits
+from pipeline import beam_waits, negatives, profile, progress, shards, splits
 from pipeline.analyse import Measure, MergePartials
 from pipeline.columns import KEY, POSITION, SPLIT, USER
 from pipeline.config import Config
@@ -50,6 +50,8 @@ USER_PART_BYTES, USER_PARTS = 64 << 20, 32
 #: Rows that are encoded together, and no fewer batches than one.
 ENCODE_ROWS = 1 << 20
 _DEAD, _TALLY = "dead", "tally"
+
+beam_waits.shorten()  # here, for workers import this module and run nothing of the launching process
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]

@@ -7,8 +7,10 @@ from pathlib import Path
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.utils.counters import CounterFactory
 
-from pipeline import engine, progress
+from pipeline import beam_waits, engine, graph, progress
 
 
 def _in_a_thread(work: object) -> None:
@@ -61,3 +63,9 @@ def test_a_job_that_counts_is_no_job_that_stands_still(tmp_path: Path) -> None:
         report.add("rows counted", 5)
         after = engine._done(tmp_path)
     assert before != during != after
+
+
+def test_a_bundle_waits_no_longer_for_its_sampler_than_told() -> None:
+    """It fails where a Beam to come names the period in another way."""
+    assert graph.beam_waits is beam_waits  # what a worker imports has made them shorter
+    assert StateSampler("bundle", CounterFactory()).sampling_period_ms == beam_waits.SAMPLING_PERIOD
