@@ -8,11 +8,11 @@ from typing import Any, Literal
 import tensorflow_recommenders as tfrs
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
+from models.inputs import FieldEmbedding, Flat, InputSpec, logit_layer, mlp
 
 
 class DCNv2(keras.Model):  # type: ignore[misc]
-    """Cross layers x_{l+1} = x_0 * (W_l x_l + b_l) + x_l over the flat embeddings x_0, and an MLP.
+    """Cross layers x_{l+1} = x_0 * (W_l x_l + b_l) + x_l and an MLP; x_0 is the embeddings and the numbers, side by side.
 
     Args:
         spec: the fields.
@@ -47,15 +47,16 @@ class DCNv2(keras.Model):  # type: ignore[misc]
         if structure not in ("parallel", "stacked"):
             raise ValueError(f"structure: '{structure}' is neither parallel nor stacked")
         self._parallel = structure == "parallel"
-        self.embedding = FieldEmbedding(spec.fields, embedding_dim, name="embedding")
+        self._spec = spec
+        self.flat = Flat(name="flat")
+        self.embedding = FieldEmbedding(spec.embedded, embedding_dim, name="embedding")
         self.crosses = [_Cross(projection_dim=projection_dim, name=f"cross_{layer}") for layer in range(cross_layers)]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
-        vectors = self.embedding(inputs)
-        x0 = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
+        x0 = self.flat((self.embedding(inputs), self._spec.numbers(inputs)))
         crossed = x0
         for cross in self.crosses:
             crossed = cross(x0, crossed)

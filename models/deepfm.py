@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
+from models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
 
 
 class DeepFM(keras.Model):  # type: ignore[misc]
-    """s = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1, ..., v_F]).
+    """s = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
     w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. The pairwise sum is computed as ``(|sum v|**2 - sum |v|**2) / 2``.
+    each id up once. A number x has x w and x v in the sums, w and v learnt; the MLP reads x itself. The pairwise sum is
+    computed as ``(|sum v|**2 - sum |v|**2) / 2``.
 
     Args:
         spec: the fields.
@@ -35,18 +36,20 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         self, spec: InputSpec, embedding_dim: int, hidden_units: Sequence[int] = (256, 128, 64), dropout: float = 0.0
     ) -> None:
         super().__init__(name="deepfm", dtype="float32")
-        self.embedding = FieldEmbedding(spec.fields, embedding_dim + 1, name="embedding")
+        self._spec = spec
+        self.flat = Flat(name="flat")
+        self.embedding = FieldEmbedding(spec.embedded, embedding_dim + 1, name="embedding")
+        self.number_vectors = NumberVectors(embedding_dim + 1, name="number_vectors")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
-        rows = self.embedding(inputs)
-        first_order = tf.reduce_sum(rows[:, :, -1], axis=1)
-        vectors = rows[:, :, :-1]
-        pairs = 0.5 * tf.reduce_sum(
-            tf.square(tf.reduce_sum(vectors, axis=1)) - tf.reduce_sum(tf.square(vectors), axis=1), axis=1
-        )
-        flat = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
-        deep = self.head(self.deep(flat, training=training))[:, 0]
-        return first_order + pairs + deep
+        rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
+        vectors = tf.split(rows, [rows.shape[2] - 1, 1], axis=2)[0]
+        sums, squares = self.number_vectors(numbers)
+        sums += tf.reduce_sum(rows, axis=1)
+        squares += tf.reduce_sum(tf.square(rows), axis=1)
+        pairs = 0.5 * tf.reduce_sum((tf.square(sums) - squares)[:, :-1], axis=1)
+        deep = self.head(self.deep(self.flat((vectors, numbers)), training=training))[:, 0]
+        return sums[:, -1] + pairs + deep

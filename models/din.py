@@ -7,17 +7,17 @@ from typing import Any
 
 from features.errors import UserError
 from features.tf_runtime import keras, tf
-from models.inputs import Field, FieldEmbedding, InputSpec, logit_layer, mlp
+from models.inputs import Field, FieldEmbedding, Flat, InputSpec, logit_layer, mlp
 
 
 class DIN(keras.Model):  # type: ignore[misc]
-    """s = MLP([v_1, ..., v_F, u_1, ..., u_S]), u = sum_l a_l k_l being a sequence weighed by its target t.
+    """s = MLP([v_1, ..., v_E, x_1, ..., x_n, u_1, ..., u_S]), u = sum_l a_l k_l being a sequence weighed by its target t.
 
     k_l are the rows of the sequence's values, t is the vector of the id field of the same table, and
     a_l = MLP_a([k_l, t, k_l - t, k_l * t]), each sequence with an MLP_a of its own; a_l of padding is 0, so an empty sequence
     is the vector 0. Where several id fields have the table, the target is the feature that the table is named after, else
     the first. v_i are the vectors of all other fields, the targets among them; a sequence without a target is one of
-    these, as the mean of its rows.
+    these, as the mean of its rows. x_i are the numbers.
 
     Args:
         spec: the fields, at least one of them a sequence with a target.
@@ -60,9 +60,11 @@ class DIN(keras.Model):  # type: ignore[misc]
                 "no sequence shares its table with a feature of one value that the backbone sees",
                 "add a sequence feature with `share: <item feature>`",
             )
-        others = tuple(field for field in spec.fields if field not in attended)
+        others = tuple(field for field in spec.embedded if field not in attended)
         # (sequence, its table, position of its target among the others)
         self._histories = tuple((field.name, field.table, others.index(targets[field.name])) for field in attended)
+        self._spec = spec
+        self.flat = Flat(name="flat")
         self.embedding = FieldEmbedding(others, embedding_dim, name="embedding")
         self.interests = [
             _Interest(list(attention_units), softmax, name=f"interest_{field.name}") for field in attended
@@ -73,7 +75,7 @@ class DIN(keras.Model):  # type: ignore[misc]
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
         vectors = self.embedding(inputs)
-        parts = [tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])]
+        parts = [self.flat((vectors, self._spec.numbers(inputs)))]
         for (name, table, target), interest in zip(self._histories, self.interests, strict=True):
             ids = inputs[name]
             # The target is an embedded field of this very table, so the table is there.

@@ -44,13 +44,13 @@ class DLRM(keras.Model):  # type: ignore[misc]
         dropout: float = 0.0,
     ) -> None:
         super().__init__(name="dlrm", dtype="float32")
-        self._numbers = tuple(field.name for field in spec.fields if field.kind == "number")
-        embedded = tuple(field for field in spec.fields if field.kind != "number")
-        if len(embedded) + bool(self._numbers) < 2:
+        self._spec, has_numbers = spec, len(spec.embedded) < len(spec.fields)
+        if len(spec.embedded) + has_numbers < 2:
             what = "fewer than two vectors have no product (all numeric features are one, any other feature is one)"
             raise UserError("model.backbone: dlrm", what, "add a categorical feature, or take wide_deep")
-        self.embedding = FieldEmbedding(embedded, embedding_dim, name="embedding")
-        if self._numbers:
+        self.embedding = FieldEmbedding(spec.embedded, embedding_dim, name="embedding")
+        self.bottom = None
+        if has_numbers:
             self.bottom = mlp(list(bottom_units), dropout, name="bottom")
             self.bottom_out = keras.layers.Dense(embedding_dim, activation="relu", name="bottom_out")
         self.dots = tfrs.layers.feature_interaction.DotInteraction(name="dots")
@@ -61,8 +61,7 @@ class DLRM(keras.Model):  # type: ignore[misc]
         """See the class."""
         vectors = tf.unstack(self.embedding(inputs), axis=1)
         dense = []
-        if self._numbers:
-            numbers = tf.stack([inputs[name] for name in self._numbers], axis=1)
-            dense = [self.bottom_out(self.bottom(numbers, training=training))]
+        if self.bottom is not None:
+            dense = [self.bottom_out(self.bottom(self._spec.numbers(inputs), training=training))]
         both = tf.concat([*dense, self.dots([*dense, *vectors])], axis=1)
         return self.head(self.deep(both, training=training))[:, 0]

@@ -49,6 +49,11 @@ class InputSpec:
     id_slices: Mapping[str, slice]
     value_columns: Mapping[str, int]
 
+    @property
+    def embedded(self) -> tuple[Field, ...]:
+        """The fields that are no numbers."""
+        return tuple(field for field in self.fields if field.kind != "number")
+
     @classmethod
     def build(cls, schema: Schema, table_sizes: Mapping[str, int], max_rows: int = 0) -> InputSpec:
         """From the schema, the number of ids of every categorical or bucketed feature, and the most rows of a table."""
@@ -89,6 +94,11 @@ class InputSpec:
             else:
                 out[field.name] = ids[:, self.id_slices[field.name]]
         return out
+
+    def numbers(self, inputs: dict[str, Any]) -> Any:
+        """The numeric fields of what :meth:`unpack` gave, in order: float32 ``[B, n]``, n may be 0."""
+        columns = [inputs[field.name] for field in self.fields if field.kind == "number"]
+        return tf.stack(columns, axis=1) if columns else tf.zeros([_rows(inputs), 0])
 
     def group_ids(self, ids: Any) -> Any:
         """AdGate's input: int32 ``[B, K]``."""
@@ -144,7 +154,79 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
                 there = tf.cast(x != 0, found.dtype)[:, :, None]
                 found = tf.reduce_sum(found * there, axis=1) / tf.maximum(tf.reduce_sum(there, axis=1), 1.0)
             vectors.append(found)
-        return tf.stack(vectors, axis=1)
+        return tf.stack(vectors, axis=1) if vectors else tf.zeros([_rows(inputs), 0, self._dim])
+
+
+class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
+    """The numeric fields' part of a factorisation machine, without making their vectors.
+
+    A number x_i has the vector x_i v_i, v_i learnt; what the machine asks of them are sums over i, products of matrices.
+
+    Args:
+        dim: length of a vector, D.
+
+    Call arguments:
+        numbers: float32 ``[B, n]``.
+
+    Returns:
+        (sum_i x_i v_i, sum_i (x_i v_i)**2), float32 ``[B, D]`` each; 0 where n is 0.
+    """
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self._dim = dim
+        self._there = False
+
+    def build(self, input_shape: Any) -> None:
+        """Create the vectors."""
+        self._there = input_shape[-1] > 0
+        if self._there:
+            self.vectors = self.add_weight(name="vectors", shape=(input_shape[-1], self._dim), initializer=_small())
+        super().build(input_shape)
+
+    def call(self, numbers: Any) -> Any:
+        """See the class."""
+        if not self._there:
+            nothing = tf.zeros([tf.shape(numbers)[0], self._dim])
+            return nothing, nothing
+        return numbers @ self.vectors, tf.square(numbers) @ tf.square(self.vectors)
+
+
+class Flat(keras.layers.Layer):  # type: ignore[misc]
+    """Vectors and numbers side by side: what dense layers read.
+
+    A number x_i comes as a_i x_i, a_i learnt and 0.01 at first. So it begins as faint as the vectors, whose elements begin with
+    that standard deviation: as they stand, numbers would be all that the first steps see (on one synthetic log an epoch ended
+    with an AUC lower by 0.004 for DCN-v2 and by 0.009 for DeepFM). Not the vectors x_i v_i of :class:`FieldEmbedding`: a dense
+    layer's weights times v_i are weights for x_i alone, of which it has one row a number then and not D.
+
+    Call arguments:
+        vectors: float32 ``[B, F, D]``.
+        numbers: float32 ``[B, n]``.
+
+    Returns:
+        float32 ``[B, F * D + n]``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        """Create the numbers' scales."""
+        start = keras.initializers.Constant(0.01)
+        self.scales = self.add_weight(name="scales", shape=(input_shape[1][-1],), initializer=start)
+        super().build(input_shape)
+
+    def call(self, inputs: tuple[Any, Any]) -> Any:
+        """See the class."""
+        vectors, numbers = inputs
+        rows = tf.shape(vectors)[0]  # -1 could not be inferred from no vectors
+        wide = tf.reshape(vectors, [rows, vectors.shape[1] * vectors.shape[2]])
+        return tf.concat([wide, numbers * self.scales], axis=1)
+
+
+def _rows(inputs: dict[str, Any]) -> Any:
+    return tf.shape(next(iter(inputs.values())))[0]
 
 
 class Dropout(keras.layers.Layer):  # type: ignore[misc]

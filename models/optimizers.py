@@ -80,20 +80,16 @@ class LazyAdam(_OfRows):
         super().__init__(learning_rate, name)
 
     def _create_slots(self, var_list: list[Any]) -> None:
-        for name in ("m", "v"):
-            for var in var_list:
-                self.add_slot(var, name)
+        for var in var_list:  # both in one slot: a row of it is read and written once
+            self.add_slot(var, "moments", shape=[var.shape[0], 2, *var.shape[1:]])
 
     def _direction(self, grad: Any, var: Any, rows: Any) -> Any:
-        t = tf.cast(self.iterations + 1, tf.float32)
-        found = []
-        for name, decay, moved in (("m", 0.9, grad), ("v", 0.999, tf.square(grad))):
-            slot = self.get_slot(var, name)
-            now = decay * _rows(slot, rows) + (1.0 - decay) * moved
-            with tf.control_dependencies([_set(slot, rows, now)]):
-                found.append(now / (1.0 - tf.pow(decay, t)))
-        m, v = found
-        return m / (tf.sqrt(v) + 1e-7)
+        t, slot = tf.cast(self.iterations + 1, tf.float32), self.get_slot(var, "moments")
+        decays = tf.reshape(tf.constant([0.9, 0.999]), [2, *[1] * (grad.shape.rank - 1)])
+        now = decays * _rows(slot, rows) + (1.0 - decays) * tf.stack([grad, tf.square(grad)], axis=1)
+        with tf.control_dependencies([_set(slot, rows, now)]):
+            m, v = tf.unstack(now, axis=1)
+        return m / (1.0 - tf.pow(0.9, t)) / (tf.sqrt(v / (1.0 - tf.pow(0.999, t))) + 1e-7)
 
 
 def _rows(variable: Any, rows: Any) -> Any:

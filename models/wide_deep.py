@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.tf_runtime import keras, tf
-from models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
+from models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
 
 
 class WideDeep(keras.Model):  # type: ignore[misc]
-    """s = b + sum_i w_i + MLP([v_1, ..., v_F]).
+    """s = b + sum_i w_i + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
     w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. A cross of two features is wide where the log has it as a feature of its own.
+    each id up once. A number x has x w, w learnt, and the MLP reads x itself. A cross of two features is wide
+    where the log has it as a feature of its own.
 
     Args:
         spec: the fields.
@@ -35,14 +36,16 @@ class WideDeep(keras.Model):  # type: ignore[misc]
         self, spec: InputSpec, embedding_dim: int, hidden_units: Sequence[int] = (256, 128, 64), dropout: float = 0.0
     ) -> None:
         super().__init__(name="wide_deep", dtype="float32")
-        self.embedding = FieldEmbedding(spec.fields, embedding_dim + 1, name="embedding")
+        self._spec = spec
+        self.flat = Flat(name="flat")
+        self.embedding = FieldEmbedding(spec.embedded, embedding_dim + 1, name="embedding")
+        self.number_weights = NumberVectors(1, name="number_weights")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """See the class."""
-        rows = self.embedding(inputs)
-        first_order = tf.reduce_sum(rows[:, :, -1], axis=1)
-        vectors = rows[:, :, :-1]
-        flat = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
-        return first_order + self.head(self.deep(flat, training=training))[:, 0]
+        rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
+        vectors, weights = tf.split(rows, [rows.shape[2] - 1, 1], axis=2)
+        first_order = tf.reduce_sum(weights, axis=[1, 2]) + self.number_weights(numbers)[0][:, 0]
+        return first_order + self.head(self.deep(self.flat((vectors, numbers)), training=training))[:, 0]

@@ -16,25 +16,26 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     """See the module."""
     keras.utils.set_random_seed(seed)
     rng, fm = np.random.default_rng(seed), backbone == "deepfm"
-    width, fields = DIM + fm, len(data["sizes"]) + data["train_values"].shape[1]
+    width, n_ids, n_numbers = DIM + fm, len(data["sizes"]), data["train_values"].shape[1]
     start = tf.random_normal_initializer(0.0, 0.01, seed=seed)
     tables = [tf.Variable(tf.random.normal([int(size), width], 0.0, 0.01)) for size in data["sizes"]]
     squares = [tf.Variable(tf.fill(table.shape, 0.1)) for table in tables]
-    numbers = tf.Variable(start([data["train_values"].shape[1], width]))
+    numbers = tf.Variable(start([n_numbers, width]))
     deep = keras.Sequential([keras.layers.Dense(units, "relu") for units in HIDDEN])
-    crosses = [] if fm else [keras.layers.Dense(fields * DIM) for _ in range(CROSSES)]
+    crosses = [] if fm else [keras.layers.Dense(n_ids * DIM + n_numbers) for _ in range(CROSSES)]
     head = keras.layers.Dense(1)
     adam = keras.optimizers.legacy.Adam(1e-3)
     share = float(data["train_label"].mean())
     prior = float(np.log(share / (1 - share)))
 
     def logit(rows: Any, values: Any) -> Any:
-        vectors = tf.concat([tf.stack(rows, axis=1), values[:, :, None] * numbers], axis=1)
-        flat = tf.reshape(vectors[:, :, :DIM], [-1, fields * DIM])
+        vectors = tf.stack(rows, axis=1)
+        flat = tf.concat([tf.reshape(vectors[:, :, :DIM], [-1, n_ids * DIM]), values], axis=1)
         if fm:
-            v = vectors[:, :, :DIM]
-            pairs = 0.5 * tf.reduce_sum(tf.reduce_sum(v, 1) ** 2 - tf.reduce_sum(v**2, 1), 1)
-            return prior + head(deep(flat))[:, 0] + pairs + tf.reduce_sum(vectors[:, :, DIM], 1)
+            sums = tf.reduce_sum(vectors, 1) + values @ numbers
+            squares = tf.reduce_sum(vectors**2, 1) + values**2 @ numbers**2
+            pairs = 0.5 * tf.reduce_sum((sums**2 - squares)[:, :DIM], 1)
+            return prior + head(deep(flat))[:, 0] + pairs + sums[:, DIM]
         crossed = flat
         for cross in crosses:
             crossed = flat * cross(crossed) + crossed
@@ -53,7 +54,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
                 tape.watch(rows)
                 found = logit(rows, values)
                 loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(label, found))
-            dense = [numbers, *deep.trainable_variables, *head.trainable_variables]
+            dense = [*([numbers] if fm else []), *deep.trainable_variables, *head.trainable_variables]
             dense += [variable for cross in crosses for variable in cross.trainable_variables]
             gradients = tape.gradient(loss, [*rows, *dense])
             for i, (table, square) in enumerate(zip(tables, squares, strict=True)):

@@ -10,7 +10,7 @@ import numpy as np
 from shared import CROSSES, HIDDEN, UNTIMED, Clock, run
 
 from features.tf_runtime import tf
-from models.settings import ModelSettings
+from models.settings import ModelSettings, TableOptimizerSettings
 from pipeline.config import load_config
 from pipeline.dataset import Dataset
 from pipeline.loop import Loop
@@ -27,8 +27,10 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     )
     model = ModelSettings(backbone=backbone, options=options)
     assert config.train.steps_per_call >= UNTIMED
-    precise = config.train.model_copy(update={"precision": data["precision"]})
-    config = config.model_copy(update={"model": model, "seed": seed, "train": precise})
+    settings: dict[str, Any] = {"precision": data["precision"]}
+    if data["tables"] == "adagrad":
+        settings["embedding_optimizer"] = TableOptimizerSettings(name="adagrad", learning_rate=0.05)
+    config = config.model_copy(update={"model": model, "seed": seed, "train": config.train.model_copy(update=settings)})
     looks = Loop._look
 
     def look(self: Loop, shown: Any, found: Any, steps: int, watched: bool) -> None:

@@ -77,14 +77,13 @@ def built() -> Callable[..., tuple[Any, dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def field_vectors() -> Callable[..., np.ndarray]:
-    """What a FieldEmbedding gives, ``[B, F, D]``, row by row and value by value; of all fields of the spec unless told."""
+    """What a FieldEmbedding gives, ``[B, F, D]``, row by row and value by value."""
 
-    def vectors(embedding: FieldEmbedding, spec: InputSpec, batch: dict[str, Any], fields: Any = None) -> np.ndarray:
+    def vectors(embedding: FieldEmbedding, spec: InputSpec, batch: dict[str, Any]) -> np.ndarray:
         tables = {name: layer.embeddings.numpy().astype(np.float64) for name, layer in embedding.tables.items()}
-        fields = spec.fields if fields is None else fields
         numbers = iter(embedding.number_vectors.numpy().astype(np.float64) if embedding._numbers else ())
         columns = []
-        for field in fields:
+        for field in embedding._fields:
             if field.kind == "number":
                 columns.append(np.outer(batch["values"][:, spec.value_columns[field.name]], next(numbers)))
                 continue
@@ -94,7 +93,8 @@ def field_vectors() -> Callable[..., np.ndarray]:
                 found = [tables[field.table][i] for i in there]
                 rows.append(np.mean(found, axis=0) if found else np.zeros(tables[field.table].shape[1]))
             columns.append(np.array(rows))
-        return np.stack(columns, axis=1)
+        dim = embedding._dim
+        return np.stack(columns, axis=1) if columns else np.zeros((len(batch["ids"]), 0, dim))
 
     return vectors
 

@@ -38,6 +38,11 @@ def _head(model: Any, x: np.ndarray) -> float:
     return float(_dense(model.head, _mlp(model.deep, x))[0])
 
 
+def _numbers(spec: InputSpec, batch: dict[str, Any]) -> np.ndarray:
+    at = [spec.value_columns[field.name] for field in spec.fields if field.kind == "number"]
+    return batch["values"][:, at].astype(np.float64)
+
+
 def _without(spec: InputSpec, *kinds: str) -> InputSpec:
     return dataclasses.replace(spec, fields=tuple(field for field in spec.fields if field.kind not in kinds))
 
@@ -56,11 +61,15 @@ def test_deepfm_is_its_formula(
 ) -> None:
     batch = make_batch()
     model, inputs = built(spec, batch, "deepfm", hidden_units=[6, 5])
-    rows = field_vectors(model.embedding, spec, batch)
+    ids, x = field_vectors(model.embedding, spec, batch), _numbers(spec, batch)
+    of_numbers = x[:, :, None] * model.number_vectors.vectors.numpy()
+    assert ids.shape[1:] == (5, DIM + 1) and of_numbers.shape[1:] == (2, DIM + 1)
+    rows = np.concatenate([ids, of_numbers], axis=1)
     first, v = rows[:, :, -1].sum(axis=1), rows[:, :, :-1]
     n = v.shape[1]
     pairs = sum((v[:, i] * v[:, j]).sum(axis=1) for i in range(n) for j in range(i + 1, n))
-    deep = _dense(model.head, _mlp(model.deep, v.reshape(len(v), -1)))[:, 0]
+    read = np.concatenate([ids[:, :, :-1].reshape(len(ids), -1), x * model.flat.scales.numpy()], axis=1)
+    deep = _dense(model.head, _mlp(model.deep, read))[:, 0]
     np.testing.assert_allclose(model(inputs), first + pairs + deep, rtol=1e-5, atol=1e-5)
 
 
@@ -72,13 +81,14 @@ def test_dcn_v2_is_its_formula(
     batch = make_batch()
     options = {"cross_layers": 2, "projection_dim": rank, "hidden_units": [6, 5], "structure": structure}
     model, inputs = built(spec, batch, "dcn_v2", **options)
-    x0 = field_vectors(model.embedding, spec, batch).reshape(len(batch["ids"]), -1)
+    flat = field_vectors(model.embedding, spec, batch).reshape(len(batch["ids"]), -1)
+    x0 = np.concatenate([flat, _numbers(spec, batch) * model.flat.scales.numpy()], axis=1)
     x = x0
     for cross in model.crosses:
         kernels = [v.numpy().astype(np.float64) for v in cross.trainable_variables if "kernel" in v.name]
         (bias,) = [v.numpy() for v in cross.trainable_variables if "bias" in v.name]
-        assert [k.shape for k in kernels] == ([(28, 28)] if rank is None else [(28, rank), (rank, 28)])
-        x = x0 * (x @ np.linalg.multi_dot([*kernels, np.eye(28)]) + bias) + x
+        assert [k.shape for k in kernels] == ([(22, 22)] if rank is None else [(22, rank), (rank, 22)])
+        x = x0 * (x @ np.linalg.multi_dot([*kernels, np.eye(22)]) + bias) + x
     top = np.concatenate([x, _mlp(model.deep, x0)], axis=1) if structure == "parallel" else _mlp(model.deep, x)
     np.testing.assert_allclose(model(inputs), _dense(model.head, top)[:, 0], rtol=1e-4, atol=1e-4)
 
@@ -93,9 +103,13 @@ def test_wide_deep_is_its_formula(
     batch, spec = make_batch(), _without(spec, *without)
     model, inputs = built(spec, batch, "wide_deep", hidden_units=[6, 5])
     expected = []
-    for row in field_vectors(model.embedding, spec, batch):
+    for row, x in zip(field_vectors(model.embedding, spec, batch), _numbers(spec, batch), strict=True):
         wide = sum(field[-1] for field in row)
-        expected.append(wide + _head(model, np.concatenate([field[:-1] for field in row])))
+        if len(x):
+            wide += x @ model.number_weights.vectors.numpy()[:, 0]
+        expected.append(
+            wide + _head(model, np.concatenate([*(field[:-1] for field in row), x * model.flat.scales.numpy()]))
+        )
     _assert_logits(model, inputs, expected)
 
 
@@ -215,10 +229,9 @@ def test_dlrm_is_its_formula(
     batch, spec = make_batch(), _without(spec, *without)
     batch["values"][:3] = 0.0  # missing
     model, inputs = built(spec, batch, "dlrm", bottom_units=bottom, hidden_units=[16, 8])
-    embedded = [field for field in spec.fields if field.kind != "number"]
-    assert len(embedded) == 5 and not model.embedding._numbers
+    assert len(spec.embedded) == 5 and not model.embedding._numbers
     expected = []
-    for row, numbers in zip(field_vectors(model.embedding, spec, batch, embedded), batch["values"], strict=True):
+    for row, numbers in zip(field_vectors(model.embedding, spec, batch), batch["values"], strict=True):
         vectors = list(row)
         if not without:
             vectors.insert(0, np.maximum(_dense(model.bottom_out, _mlp(model.bottom, numbers)), 0))
@@ -257,13 +270,13 @@ def test_din_is_its_formula(
     batch["ids"][0, 7:11] = 0  # an empty history
     batch["ids"][1, 7:11] = [5, 0, 0, 0]
     model, inputs = built(spec, batch, "din", attention_units=units, softmax=softmax, hidden_units=[6, 5])
-    others = [field for field in spec.fields if field.name != "history"]
     items = model.embedding.tables["item"].embeddings.numpy().astype(np.float64)
     (layer,) = model.interests
     expected = []
-    for row, ids in zip(field_vectors(model.embedding, spec, batch, others), batch["ids"], strict=True):
+    rows = zip(field_vectors(model.embedding, spec, batch), _numbers(spec, batch), batch["ids"], strict=True)
+    for row, numbers, ids in rows:
         interest = _interest(layer, items, ids[7:11], items[ids[1]], softmax)
-        expected.append(_head(model, np.concatenate([row.ravel(), interest])))
+        expected.append(_head(model, np.concatenate([row.ravel(), numbers * model.flat.scales.numpy(), interest])))
     _assert_logits(model, inputs, expected)
 
 
@@ -289,9 +302,8 @@ def test_din_gives_each_sequence_its_own_target_or_the_mean(
     batch = {"ids": ids, "values": np.zeros((24, 0), np.float32)}
     model, inputs = built(wide, batch, "din", attention_units=[5], hidden_units=[6, 5])
     assert [layer.name for layer in model.interests] == ["interest_history", "interest_friends", "interest_seen"]
-    others = [field for field in fields if field.name in ("last_item", "item", "genres", "follower", "friend")]
     expected = []
-    for row, of in zip(field_vectors(model.embedding, wide, batch, others), ids, strict=True):
+    for row, of in zip(field_vectors(model.embedding, wide, batch), ids, strict=True):
         parts = [row.ravel()]
         for layer, name, target in zip(
             model.interests, ("history", "friends", "seen"), ("item", "follower", "item"), strict=True

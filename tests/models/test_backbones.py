@@ -45,7 +45,7 @@ def test_field_embedding_equals_a_loop_over_values(
     spec: InputSpec, make_batch: MakeBatch, built: Built, field_vectors: FieldVectors
 ) -> None:
     batch = make_batch()
-    model, inputs = built(spec, batch, "dcn_v2", hidden_units=[3])
+    model, inputs = built(spec, batch, "autoint", hidden_units=[3])
     np.testing.assert_allclose(model.embedding(inputs), field_vectors(model.embedding, spec, batch), atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_bag_and_sequence_are_means_without_padding_and_zero_when_empty(
     batch = make_batch(rows=2)
     batch["ids"][:, 4:7] = [[0, 3, 5], [0, 0, 0]]  # genres
     batch["ids"][:, 7:11] = [[2, 2, 9, 0], [0, 0, 0, 0]]  # history
-    model, inputs = built(spec, batch, "deepfm", hidden_units=[3])
+    model, inputs = built(spec, batch, "autoint", hidden_units=[3])
     genres, items = (model.embedding.tables[name].embeddings.numpy() for name in ("genres", "item"))
     vectors = model.embedding(inputs).numpy()
     np.testing.assert_allclose(vectors[0, 4], (genres[3] + genres[5]) / 2, atol=1e-6)
@@ -67,7 +67,7 @@ def test_features_that_share_have_one_table(spec: InputSpec, make_batch: MakeBat
     batch = make_batch(rows=1)
     batch["ids"][:, 1] = 7
     batch["ids"][:, 7:11] = [0, 0, 0, 7]
-    model, inputs = built(spec, batch, "deepfm", hidden_units=[3])
+    model, inputs = built(spec, batch, "autoint", hidden_units=[3])
     vectors = model.embedding(inputs).numpy()
     np.testing.assert_array_equal(vectors[0, 1], vectors[0, 5])
     assert set(model.embedding.tables) == {"user", "item", "band", "genres"}
