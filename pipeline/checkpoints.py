@@ -19,6 +19,8 @@ from pipeline.files import (
 )
 from pipeline.progress import console
 
+#: In a run's directory: what it came to, written last; checkpoints to go on from; the kept epoch's weights.
+RUN_FILE, CHECKPOINTS, BEST = "run.json", "checkpoints", "best/weights"
 #: Name of the file, written last, that says how far the run is and what the other files are.
 STATE_FILE = "state.json"
 #: Start of the names of TensorFlow's files.

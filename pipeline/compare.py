@@ -148,7 +148,8 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
     """Train and measure one variant under one seed; nothing where its result is there, and only the second where other
     settings of it alone made that."""
-    from pipeline.train import RUN_FILE, run_fingerprint, train
+    from pipeline.checkpoints import RUN_FILE
+    from pipeline.train import run_fingerprint, train
 
     dataset, place = Dataset.load(dataset_dir), _place(out, seed, name)
     fingerprint, measured = run_fingerprint(config, dataset), _measured_by(config)

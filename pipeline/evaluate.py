@@ -11,6 +11,7 @@ from features.tf_runtime import tf
 from models.calibration import Calibrator
 from models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
 from models.ranking import group_spread, intensity_auc, ndcg
+from pipeline.checkpoints import RUN_FILE
 from pipeline.config import Config, EvaluateSettings
 from pipeline.dataset import Dataset
 from pipeline.files import read_json, whole_directory, write_json, write_text
@@ -18,7 +19,7 @@ from pipeline.popularity import item_popularity
 from pipeline.relation import relate
 from pipeline.report import render
 from pipeline.scoring import Scorer, cheap_calibrator
-from pipeline.train import RUN_FILE, load_trained
+from pipeline.train import load_trained
 from pipeline.versions import versions
 
 METRICS_FILE = "metrics.json"
@@ -144,6 +145,15 @@ HEADLINES: dict[str, tuple[str, str]] = {
 def headline(metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics by which models are compared; what is undefined is left out."""
     return {name: metrics[part][key] for name, (part, key) in HEADLINES.items() if key in metrics.get(part, {})}
+
+
+def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
+    """The headline metrics that ``clsd evaluate`` wrote of a run; None where it wrote none of this one."""
+    if not (evaluation / METRICS_FILE).exists():
+        return None
+    metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again")
+    mine = read_json(run / RUN_FILE, "finished training run", "run `clsd train` first")["fingerprint"]
+    return headline(metrics) if metrics["training"]["fingerprint"] == mine else None
 
 
 def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:

@@ -28,19 +28,16 @@ from models import figures
 from models.clsd import ClsdModel
 from models.metrics import Measured, measure
 from pipeline import teacher_cache
-from pipeline.checkpoints import Checkpoints
+from pipeline.checkpoints import BEST, CHECKPOINTS, Checkpoints
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import remove_unfinished, whole_directory
 from pipeline.journal import Journal, Profiler, confidence_by_group
 from pipeline.monitor import CollapseMonitor, known_to_collapse
-from pipeline.next_day import grown
+from pipeline.next_day import Base, grown
 from pipeline.progress import console
 from pipeline.scoring import Scorer, reading
 from pipeline.strategy import Machines, distribute, is_chief, workers
-
-#: In a run's directory: checkpoints to go on from, and the kept epoch's weights.
-CHECKPOINTS, BEST = "checkpoints", "best/weights"
 
 
 @dataclass
@@ -147,13 +144,13 @@ class Loop:
             what = f"cannot be restored ({type(error).__name__})"
             raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
 
-    def begin_with(self, weights: Path) -> None:
-        """Begin with the weights of a run on the data set before, grown to this one's tables."""
+    def begin_with(self, base: Base) -> None:
+        """Begin with a model of the data set before, grown to this one's tables."""
         # Beside the run: what has room for that has room for these.
         beside = None if is_remote(self._out) or not self._writes else self._out
         with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
-            self.restore(grown(weights, self._model, Path(made)))
-        console.print(f"begins with the model of {weights.parent.parent}", highlight=False, soft_wrap=True)
+            self.restore(grown(base, self._model, Path(made)))
+        console.print(f"begins with the model of {base.directory}", highlight=False, soft_wrap=True)
 
     def go(self, until: int | None = None) -> State:
         """Train to the end, or until so many steps are done in all.

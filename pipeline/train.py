@@ -13,7 +13,7 @@ from features.tf_runtime import reach, tf
 from models.clsd import ClsdModel
 from models.inputs import InputSpec
 from models.settings import ConfidenceSettings
-from pipeline.checkpoints import Checkpoints
+from pipeline.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Checkpoints
 from pipeline.config import Config, dump_config, load_config
 from pipeline.dataset import Dataset
 from pipeline.files import (
@@ -26,14 +26,13 @@ from pipeline.files import (
     write_json,
     write_text,
 )
-from pipeline.loop import BEST, CHECKPOINTS, Loop, State, steps_per_epoch, warmup_steps
-from pipeline.next_day import require_next, started_from
+from pipeline.loop import Loop, State, steps_per_epoch, warmup_steps
+from pipeline.next_day import load_base, require_next
 from pipeline.popularity import item_feature, item_scores
 from pipeline.progress import say_there_already
 from pipeline.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
 from pipeline.versions import versions
 
-RUN_FILE = "run.json"
 WARMUP_FILE = "warmup.json"
 
 
@@ -105,7 +104,7 @@ def train(
         out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
         overwrite: start anew whatever is in ``out``.
         start: what :func:`warm_up` left for this config: the warm-up is taken from there. The run ends as without it.
-        base: a finished run on the data set whose ids this one keeps: the run begins with its model, see
+        base: a finished run on the data set whose ids this one keeps, or the model exported from one: the run begins with it, see
             :mod:`pipeline.next_day`.
 
     Returns:
@@ -119,10 +118,10 @@ def train(
     dataset.require(config.rows)
     if base and place(base).resolve() == place(out).resolve():
         raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
-    before = started_from(base) if base else None
-    if base and before:
-        require_next(config, dataset, base, before)
-    fingerprint = run_fingerprint(config, dataset, before["fingerprint"] if before else "")
+    before = load_base(base) if base else None
+    if before:
+        require_next(config, dataset, before)
+    fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
     require_ours(out, (RUN_FILE, "config.yaml", LOCK))  # the lock alone: another machine of the job was here first
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
@@ -134,8 +133,8 @@ def train(
     with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
         state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
         loop = _begin(config, dataset, out, state, overwrite=overwrite)
-        if base and weights is None:
-            loop.begin_with(base / BEST)
+        if before and weights is None:
+            loop.begin_with(before)
         else:
             loop.restore(weights)
         state = loop.go()
@@ -149,7 +148,7 @@ def train(
             "warmup_steps": warmup_steps(config, dataset),
             "seconds_per_step": state.seconds / state.timed_steps if state.timed_steps else None,
             "history": state.history,
-            "base": {"run": str(base), "fingerprint": before["fingerprint"]} if before else None,
+            "base": {"run": str(base), "fingerprint": before.fingerprint} if before else None,
         }
         if is_chief():
             write_json(out / RUN_FILE, run)

@@ -83,6 +83,46 @@ def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
     assert export(second, tmp_path / "run", tmp_path / "models", version=1).name == "1"
 
 
+def test_an_exported_model_is_as_good_a_start_as_its_run(
+    days: tuple[list[Config], list[Dataset], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights to begin with, but for the optimizers' and the teacher's, which serving does not ask."""
+    configs, (first, second), run = days
+    models = tmp_path / "models"
+    export(first, run, models, version=1)
+    begun: list[list[Any]] = []
+
+    def begin(self: Any, until: int | None) -> Any:
+        # Dropout counts its calls, and serving has none.
+        begun.append([v.numpy() for v in self._model.backbone.variables if "calls" not in v.name])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_go", begin)
+    for number, base in enumerate((run, models, models / "1")):
+        with pytest.raises(KeyboardInterrupt):
+            train(configs[1], second, tmp_path / str(number), base=base)
+    assert len(begun[0]) > 6
+    for other in begun[1:]:
+        for mine, theirs in zip(begun[0], other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_start_that_is_no_model_of_ours_is_refused(
+    days: tuple[list[Config], list[Dataset], Path], tmp_path: Path
+) -> None:
+    configs, (first, second), run = days
+    version = export(first, run, tmp_path / "models", version=1)
+    file = version / "assets.extra" / "clsd.json"
+    told = json.loads(file.read_text())
+    del told["variables"]
+    file.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="does not say which weight is which; export it again, or give the run"):
+        train(configs[1], second, tmp_path / "run", base=version)
+    file.unlink()
+    with pytest.raises(UserError, match="is no model that clsd exported"):
+        train(configs[1], second, tmp_path / "run", base=version.parent)
+
+
 def test_what_was_known_helps_from_the_first_step(
     days: tuple[list[Config], list[Dataset], Path], tmp_path: Path
 ) -> None:

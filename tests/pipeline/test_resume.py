@@ -117,6 +117,24 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     assert left == [".lock"], "what a killed process left is still there"
 
 
+def test_a_killed_run_with_the_teachers_scores_in_memory_ends_with_the_same_weights(
+    make_tiny: Make, tiny_dataset: Dataset, same_weights: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are asked for anew by each process that goes on, from the teacher that the checkpoint holds."""
+    from pipeline import teacher_cache
+
+    config = make_tiny(train=EVERY_THIRD, confidence={"warmup_steps": 19, "teacher": "frozen", "refresh_steps": 0})
+    real, asked = teacher_cache.click_scores, []
+    monkeypatch.setattr(teacher_cache, "click_scores", lambda *args: asked.append(1) or real(*args))
+    train(config, tiny_dataset, tmp_path / "whole")
+    assert asked == [1]
+    for where, times in (("step", 9), ("weights", 3), ("validation", 2)):
+        _kill(config, tiny_dataset, tmp_path / "run", where, times)
+    train(config, tiny_dataset, tmp_path / "run")
+    assert asked == [1, 1]
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 def test_what_goes_on_reads_the_rows_that_an_undisturbed_run_reads(
     make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
