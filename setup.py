@@ -25,6 +25,7 @@ setup(
         "tensorflow-recommenders>=0.7.7,<0.8",
         "tensorflow-io>=0.37.1,<0.38",
         "tensorflow-io-gcs-filesystem>=0.37.1,<0.38",
+        "tensorflow-serving-api>=2.16.1,<2.17",  # the messages of the warm-up file
         "apache-beam>=2.77.0,<2.78",
         "grpcio>=1.80,<2",  # which apache-beam brings
         "psutil>=7,<8",

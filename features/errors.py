@@ -1,7 +1,7 @@
 """The one exception for everything a user can mend, and the one for being asked to end.
 
 Every stage raises :class:`UserError` for a wrong file, row, setting or version; the command line prints it as one
-line and leaves with exit code 2. Any other exception is a bug of ours and leaves with exit code 1.
+line and leaves with the exception's exit code, 2 for most. Any other exception is a bug of ours and leaves with exit code 1.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ class UserError(Exception):
         mend: what to do about it.
     """
 
+    exit_code = 2
+
     def __init__(self, where: str, what: str, mend: str) -> None:
         self.where, self.what, self.mend = where, what, mend
         super().__init__(f"{where}: {what}; {mend}" if mend else f"{where}: {what}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         # Beam pickles exceptions between workers; the default would call __init__ with the one joined message.
-        return (UserError, (self.where, self.what, self.mend))
+        return (type(self), (self.where, self.what, self.mend))
 
 
 class TryAgainError(UserError):
-    """Nothing is wrong but what has passed: running the same again mends it. Exit code 75."""
+    """Nothing is wrong but what has passed: running the same again mends it."""
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return (TryAgainError, (self.where, self.what, self.mend))
+    exit_code = 75
+
+
+class OutOfBoundsError(UserError):
+    """Nothing is wrong with how it was asked: what was measured is not what the user's bounds let pass."""
+
+    exit_code = 3
 
 
 class Terminated(BaseException):

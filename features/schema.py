@@ -238,6 +238,11 @@ class Schema(Strict):
         return [f for f in self.categorical if f.encoding == "vocabulary" and not f.share]
 
     @property
+    def inputs(self) -> list[Feature]:
+        """Features that the model reads, the backbone or AdGate: those that a request to the served model brings."""
+        return [f for f in self.features if f.input or f.name in self.groups]
+
+    @property
     def single_valued(self) -> list[str]:
         """Log columns that are read as one categorical value a row and as nothing else: those worth a dictionary."""
         single = {f.source for f in self.features if isinstance(f, CategoricalFeature)}

@@ -1,10 +1,13 @@
 """Raw rows to ids and values as a TensorFlow graph: the transform that rides inside the exported model.
 
 The twin of :mod:`features.encode`; the export's canary holds the two against each other on real rows.
+
+An input of one row stands for every row of a request, so what all rows have in common is sent once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from features.schema import (
 )
 from features.tf_runtime import tf
 from features.transform import Transform, first_value_id
+
+#: What stands for a missing value.
+_MISSING = {tf.string: "", tf.int64: MISSING_INT, tf.float32: float("nan")}
 
 
 class ServingTransform(tf.Module):  # type: ignore[misc]
@@ -57,9 +63,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         ``[rows]`` where the log has a separator. Missing is "", NaN, or -2**63 for integers.
         """
         specs = {}
-        for feature in self._transform.schema.features:
-            if not feature.input and feature.name not in self._transform.schema.groups:
-                continue
+        for feature in self._transform.schema.inputs:
             if isinstance(feature, NumericFeature):
                 dtype, shape = tf.float32, [None]
             elif isinstance(feature, CategoricalFeature):
@@ -71,11 +75,18 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             specs[feature.name] = tf.TensorSpec(shape, dtype, name=feature.name)
         return specs
 
+    def rank_signature(self, candidates: Sequence[str]) -> dict[str, Any]:
+        """As :meth:`signature`, for requests of N candidates each: the inputs of a candidate have a second dimension, N."""
+        specs = self.signature()
+        for name in candidates:
+            spec = specs[name]
+            specs[name] = tf.TensorSpec([None, None, *spec.shape[1:]], spec.dtype, name=name)
+        return specs
+
     def example_spec(self) -> dict[str, Any]:
         """How a ``tf.train.Example`` holds the same raw inputs; what an Example leaves out is missing."""
-        defaults = {tf.string: "", tf.int64: MISSING_INT, tf.float32: float("nan")}
         return {
-            name: tf.io.FixedLenFeature([], spec.dtype, default_value=defaults[spec.dtype])
+            name: tf.io.FixedLenFeature([], spec.dtype, default_value=_MISSING[spec.dtype])
             if spec.shape.rank == 1
             else tf.io.RaggedFeature(spec.dtype)
             for name, spec in self.signature().items()
@@ -84,41 +95,108 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
     def parse_examples(self, serialized: Any) -> dict[str, Any]:
         """Serialized ``tf.train.Example``, string ``[rows]``, to raw inputs."""
         parsed = tf.io.parse_example(serialized, self.example_spec())
-        padding = {tf.string: "", tf.int64: tf.constant(MISSING_INT, tf.int64)}
         return {
-            name: value.to_tensor(default_value=padding[value.dtype]) if isinstance(value, tf.RaggedTensor) else value
+            name: value.to_tensor(default_value=tf.constant(_MISSING[value.dtype], value.dtype))
+            if isinstance(value, tf.RaggedTensor)
+            else value
             for name, value in parsed.items()
         }
 
     def __call__(self, raw: dict[str, Any]) -> tuple[Any, Any]:
         """Raw inputs to ids int32 ``[rows, width]`` and values float32 ``[rows, n_numeric]``."""
-        schema = self._transform.schema
-        rows = tf.shape(next(iter(raw.values())))[0]
-        columns: dict[str, Any] = {}
-        for feature in schema.categorical:
-            if feature.name not in raw:
-                absent = MISSING_ID if isinstance(feature, CategoricalFeature) else PADDING_ID
-                columns[feature.name] = tf.fill([rows, feature.max_length], tf.constant(absent, tf.int64))
-            elif isinstance(feature, CategoricalFeature):
-                columns[feature.name] = self._single(feature, raw[feature.name])[:, None]
-            else:
-                columns[feature.name] = self._ragged(feature, raw[feature.name])
-        numbers = {f.name: _finite(raw.get(f.name), rows) for f in [*schema.bucketed, *schema.numeric]}
-        for number in schema.bucketed:
-            cuts = np.asarray(self._transform.numerics[number.name].boundaries, np.float32)
-            x = numbers[number.name]
-            bucket = FIRST_OOV_ID + 1 + tf.searchsorted(tf.constant(cuts), x, side="right", out_type=tf.int64)
-            columns[number.name] = tf.where(tf.math.is_nan(x), tf.constant(MISSING_ID, tf.int64), bucket)[:, None]
-        ids = [columns[name] for name in schema.id_slices]
-        values = [self._scale(number, numbers[number.name]) for number in schema.numeric]
-        return (
-            tf.cast(tf.concat(ids, axis=1), tf.int32) if ids else tf.zeros([rows, 0], tf.int32),
-            tf.stack(values, axis=1) if values else tf.zeros([rows, 0], tf.float32),
+        names, ids, values = self._columns(
+            raw, _common([_rows(x) for x in raw.values()]), self._transform.schema.features
         )
+        return self._in_order(names, ids, values)
 
-    def _single(self, feature: Categorical, raw: Any) -> Any:
-        tokens = _as_text(raw)
-        return tf.where(tokens == "", tf.constant(MISSING_ID, tf.int64), self._value_ids(feature, tokens))
+    def rank(self, raw: dict[str, Any], candidates: Sequence[str]) -> tuple[Any, Any, Any]:
+        """Raw inputs of :meth:`rank_signature`; what is no candidate's is transformed once a request.
+
+        Returns:
+            ids int32 ``[rows * N, width]``, values float32 ``[rows * N, n_numeric]``, and ``[rows, N]`` itself, int32 ``[2]``.
+        """
+        features = self._transform.schema.features
+        once = {name: x for name, x in raw.items() if name not in candidates}
+        shapes = [tf.shape(raw[name])[:2] for name in candidates]
+        whole = _common([*shapes, *(tf.stack([_rows(x), 1]) for x in once.values())])
+        rows, n = tf.unstack(whole)
+        each = {}
+        for name in candidates:
+            x = raw[name]
+            if x.shape.rank == 2:
+                each[name] = tf.reshape(tf.broadcast_to(x, whole), [-1])
+            else:
+                width = tf.shape(x)[2]
+                wide = tf.broadcast_to(x, tf.stack([rows, n, width]))
+                each[name] = tf.reshape(wide, tf.stack([rows * n, width]))
+        names, ids, values = self._columns(each, rows * n, [f for f in features if f.name in candidates])
+        mine = self._columns(once, rows, [f for f in features if f.name not in candidates])
+        request = tf.range(rows * n) // tf.maximum(n, 1)
+        ids, values = (
+            tf.concat([tf.gather(of_request, request), of_candidate], axis=1)
+            for of_request, of_candidate in ((mine[1], ids), (mine[2], values))
+        )
+        return *self._in_order([*mine[0], *names], ids, values), whole
+
+    def _in_order(self, names: list[str], ids: Any, values: Any) -> tuple[Any, Any]:
+        """Columns of the features of these names, brought into the schema's order."""
+        schema, starts, at = self._transform.schema, {}, 0
+        slices = schema.id_slices
+        for name in names:
+            if name in slices:
+                starts[name] = at
+                at += slices[name].stop - slices[name].start
+        ids_order = [starts[name] + i for name, of in slices.items() for i in range(of.stop - of.start)]
+        numeric = [f.name for f in schema.numeric]
+        found = [name for name in names if name in numeric]
+        return _gathered(ids, ids_order), _gathered(values, [found.index(name) for name in numeric])
+
+    def _columns(self, raw: dict[str, Any], rows: Any, features: Sequence[Any]) -> tuple[list[str], Any, Any]:
+        """Some features' ids int32 ``[rows, ...]`` and values float32 ``[rows, ...]``, and the names of the features whose
+        columns these are, in order. Inputs have so many rows, or one.
+
+        What can be done for many features at a time is: a request waits for each operation longer than for its rows.
+        """
+        raw = {name: _with_rows(x, rows) for name, x in raw.items()}
+        names: list[str] = []
+        ids: list[Any] = []
+        single = [f for f in features if isinstance(f, CategoricalFeature)]
+        for dtype in ("string", "int64"):
+            mine = [f for f in single if f.dtype == dtype and f.name in raw]
+            if mine:
+                ids.append(self._single(mine, [raw[f.name] for f in mine]))
+                names += [f.name for f in mine]
+        numbers = [f for f in features if isinstance(f, NumericFeature)]
+        for number in (f for f in numbers if f.transform == "quantile" and f.name in raw):
+            cuts = tf.constant(np.asarray(self._transform.numerics[number.name].boundaries, np.float32))
+            x = raw[number.name]
+            bucket = FIRST_OOV_ID + 1 + tf.searchsorted(cuts, x, side="right", out_type=tf.int64)
+            ids.append(tf.where(tf.math.is_finite(x), bucket, tf.constant(MISSING_ID, tf.int64))[:, None])
+            names.append(number.name)
+        ragged = [f for f in features if not isinstance(f, CategoricalFeature | NumericFeature)]
+        for several in (f for f in ragged if f.name in raw):
+            ids.append(self._ragged(several, raw[several.name]))
+            names.append(several.name)
+        absent = [f for f in [*single, *numbers, *ragged] if f.name not in raw]
+        for feature in (f for f in absent if f.name in self._transform.schema.id_slices):
+            value = PADDING_ID if feature in ragged else MISSING_ID
+            ids.append(tf.fill([rows, getattr(feature, "max_length", 1)], tf.constant(value, tf.int64)))
+            names.append(feature.name)
+        numeric = [f for f in numbers if f.transform != "quantile"]
+        there = [f for f in numeric if f.name in raw]
+        values = self._scaled(there, [raw[f.name] for f in there]) if there else tf.zeros([rows, 0], tf.float32)
+        lacking = [f.name for f in numeric if f.name not in raw]
+        if lacking:
+            values = tf.concat([values, tf.zeros([rows, len(lacking)], tf.float32)], axis=1)
+        joined = tf.cast(tf.concat(ids, axis=1), tf.int32) if ids else tf.zeros([rows, 0], tf.int32)
+        return [*names, *(f.name for f in there), *lacking], joined, values
+
+    def _single(self, features: list[CategoricalFeature], raw: list[Any]) -> Any:
+        """int64 ``[rows, features]`` of features of one dtype."""
+        together = tf.stack(raw, axis=1)
+        absent = together == _MISSING[together.dtype]
+        ids = tf.stack([self._value_ids(f, _as_text(x)) for f, x in zip(features, raw, strict=True)], axis=1)
+        return tf.where(absent, tf.constant(MISSING_ID, tf.int64), ids)
 
     def _value_ids(self, feature: Categorical, tokens: Any) -> Any:
         owner = self._transform.schema.owner(feature)
@@ -132,6 +210,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             found = self.tables[owner.name].lookup(tokens)
         else:
             found = tf.fill(tf.shape(tokens), tf.constant(-1, tf.int64))
+        if owner.oov_buckets == 1:  # -1 is the bin before the first value
+            return first + found
         unknown = FIRST_OOV_ID + tf.strings.to_hash_bucket_fast(tokens, owner.oov_buckets)
         return tf.where(found >= 0, first + found, unknown)
 
@@ -152,21 +232,42 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         ids = kept.with_flat_values(self._value_ids(feature, kept.flat_values))
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
-    def _scale(self, feature: NumericFeature, x: Any) -> Any:
-        state = self._transform.numerics.get(feature.name)
-        if feature.transform == "none" or state is None:
-            scaled = x
-        else:
-            moved = tf.math.log1p(tf.maximum(x, 0.0)) if feature.transform == "log1p" else x
-            scaled = (moved - np.float32(state.mean)) * np.float32(1.0 / state.sd)
-        return tf.where(tf.math.is_nan(x), tf.zeros_like(x), scaled)  # asked of x: tf.maximum may swallow a NaN
+    def _scaled(self, features: list[NumericFeature], raw: list[Any]) -> Any:
+        """float32 ``[rows, features]``: (t(x) - mean) / sd; 0, the mean, where there is no number."""
+        states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
+        mean = np.array([state.mean if state else 0.0 for state in states], np.float32)
+        inverse = np.array([1.0 / state.sd if state else 1.0 for state in states], np.float32)
+        logs = np.array(
+            [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
+        )
+        x = tf.stack(raw, axis=1)
+        moved = tf.where(logs, tf.math.log1p(tf.maximum(x, 0.0)), x) if logs.any() else x
+        return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # asked of x: tf.maximum may swallow a NaN
 
 
-def _finite(raw: Any, rows: Any) -> Any:
-    missing = tf.constant(float("nan"), tf.float32)
-    if raw is None:
-        return tf.fill([rows], missing)
-    return tf.where(tf.math.is_finite(raw), raw, missing)
+def missing(dtype: Any, rank: int) -> Any:
+    """What stands for an input that a request leaves out: one missing value, a NumPy array of that rank."""
+    return np.full([1] * rank, _MISSING[dtype], dtype.as_numpy_dtype)
+
+
+def _rows(x: Any) -> Any:
+    return tf.size(x) if x.shape.rank == 1 else tf.shape(x)[0]
+
+
+def _common(shapes: list[Any]) -> Any:
+    """The shape that all of some shapes, or numbers of rows, are brought to: 1 gives way, to 0 as well."""
+    together = tf.stack(shapes)
+    return tf.where(tf.reduce_any(together == 0, axis=0), 0, tf.reduce_max(together, axis=0))
+
+
+def _with_rows(x: Any, rows: Any) -> Any:
+    """An input of so many rows: itself, or its one row over and over."""
+    shape = rows[None] if x.shape.rank == 1 else tf.stack([rows, tf.shape(x)[1]])
+    return tf.broadcast_to(x, shape)
+
+
+def _gathered(columns: Any, order: list[int]) -> Any:
+    return columns if order == list(range(len(order))) else tf.gather(columns, order, axis=1)
 
 
 def _as_text(raw: Any) -> Any:

@@ -1,7 +1,7 @@
 """Ask an exported model in a process that knows nothing of this project, and compare its answers with the trainer's.
 
 Run as a script, ``python -I canary.py MODEL_DIR GOLDEN_JSON TOLERANCE``. It imports TensorFlow and NumPy alone, and makes
-sure that this project's packages cannot be imported, as on a model server. Both signatures are asked. The last line is the
+sure that this project's packages cannot be imported, as on a model server. Every signature is asked. The last line is the
 largest difference; the exit code is 0 if it is within the tolerance, else 1.
 """
 
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+from typing import Any
 
 OURS = {"features", "models", "pipeline"}
 INPUT_DEFAULTS = {"string": "", "int64": -(2**63), "float32": math.nan}
@@ -36,16 +37,25 @@ def main() -> int:
     loaded = tf.saved_model.load(model_dir)
     raw = loaded.signatures["serving_default"]
     specs = raw.structured_input_signature[1]
-    tensors, rows = {}, len(golden["expected"]["score"])
-    for name, spec in specs.items():
-        default = INPUT_DEFAULTS[spec.dtype.name]
-        values = golden["inputs"][name]
-        if spec.shape.rank == 2:
-            width = max([len(row) for row in values] + [1])
-            values = [row + [default] * (width - len(row)) for row in values]
-        else:
-            values = [default if value is None else value for value in values]
-        tensors[name] = tf.constant(values, spec.dtype)
+    rows = len(golden["expected"]["score"])
+
+    def tensor(values: Any, spec: Any) -> Any:
+        """Lists of the spec's depth as a tensor; the innermost are padded to one length."""
+        default, depth = INPUT_DEFAULTS[spec.dtype.name], spec.shape.rank
+        width = max([len(row) for row in flat(values, depth - 2)] + [1]) if depth > 1 else 0
+
+        def padded(part: Any, level: int) -> Any:
+            if level == 0:
+                return default if part is None else part
+            filled = [padded(value, level - 1) for value in part]
+            return filled + [default] * (width - len(filled)) if level == 1 and depth > 1 else filled
+
+        return tf.constant(padded(values, depth), spec.dtype)
+
+    def flat(values: list[Any], levels: int) -> list[Any]:
+        for _ in range(levels):
+            values = [value for row in values for value in row]
+        return values
 
     examples = []
     for row in range(rows):
@@ -62,11 +72,26 @@ def main() -> int:
                 feature.float_list.value.extend(values)
         examples.append(example.SerializeToString())
 
+    serialized, expected = tf.constant(examples, tf.string), golden["expected"]
+    click = [[1.0 - ctr, ctr] for ctr in expected["ctr"]]
+    questions = {
+        "serving_default": ({name: tensor(golden["inputs"][name], spec) for name, spec in specs.items()}, expected),
+        "serialized_examples": ({"examples": serialized}, expected),
+        "classify": ({"inputs": serialized}, {"scores": click}),
+        "regress": ({"inputs": serialized}, {"outputs": expected["ctr"]}),
+    }
+    if "rank" in golden:
+        ranked, asked = golden["rank"], loaded.signatures["rank"].structured_input_signature[1]
+        tensors = {name: tensor(ranked["inputs"][name], spec) for name, spec in asked.items()}
+        questions["rank"] = (tensors, ranked["expected"])
     worst = 0.0
-    for answer in (raw(**tensors), loaded.signatures["serialized_examples"](examples=tf.constant(examples))):
-        for name, expected in golden["expected"].items():
-            difference = np.abs(answer[name].numpy() - np.array(expected, np.float32))
-            worst = max(worst, float(np.max(difference)) if np.isfinite(difference).all() else math.inf)
+    for signature, (inputs, wanted) in questions.items():
+        answer = loaded.signatures[signature](**inputs)
+        for name, values in wanted.items():
+            difference = np.abs(answer[name].numpy() - np.array(values, np.float32).reshape(answer[name].shape))
+            if not np.isfinite(difference).all():
+                worst = math.inf
+            worst = max(worst, float(np.max(difference, initial=0.0)))
     print(worst)
     return 0 if worst <= tolerance else 1
 

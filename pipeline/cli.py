@@ -1,6 +1,7 @@
 """The command line: one command a stage, and `clsd run` for all of them.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 the data moved (`clsd validate`); 75 training was
+Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 what was measured is out of its bounds (`validate`,
+`skew`, `export --require` and `--against`); 75 training was
 asked to end (SIGTERM) and left a checkpoint, or lost a machine: run it again; 1 a bug of ours; 130 interrupted; 143 asked to
 end elsewhere.
 """
@@ -17,10 +18,11 @@ from typing import Any
 
 import click
 
-from features.errors import Terminated, TryAgainError, UserError
+from features.errors import Terminated, UserError
 from features.places import place
 from pipeline.config import Config, load_config
 from pipeline.files import local_path, no_room, no_store
+from pipeline.model_versions import newest_version, withdraw
 from pipeline.progress import console
 from pipeline.run import Paths
 from pipeline.tables import show_dataset, show_metrics, show_moved, show_outcome
@@ -44,7 +46,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _fail(str(error), 75 if isinstance(error, TryAgainError) else 2)
+            _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             console.print(
                 "interrupted; what is unfinished is not taken for whole, run the same command again",
@@ -111,7 +113,10 @@ def main(verbose: bool) -> None:
       clsd evaluate     -> metrics.json + report.html
       clsd compare      variants against controls, over seeds -> compare.json + report.html
       clsd export       -> a versioned SavedModel for TF Serving
+      clsd rollback     serve the version before
       clsd predict      ask the exported model
+      clsd score        score logs with it, by Apache Beam
+      clsd skew         whether a model in service scores as training would have
     `clsd run` does all of them and uses again what is there. `clsd inspect` and `clsd validate` look at data sets.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
@@ -240,7 +245,9 @@ def validate(directory: str, against: str, max_psi: float) -> None:
 @_runs_option
 @_dataset_option
 @click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
-@click.option("--base", metavar="RUN", help="A finished run on the data set before: begin with its model.")
+@click.option(
+    "--base", metavar="RUN", help="A finished run on the data set before, or a model exported from it: begin with that."
+)
 @_overwrite_option
 def train(
     config_path: str,
@@ -368,14 +375,62 @@ def compare(
     "--out", metavar="DIR", help="The directory that the model server watches, instead of the one under --runs."
 )
 @click.option("--version", type=click.IntRange(min=1), help="Number of the version; seconds since 1970 if left out.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="METRIC>=BOUND",
+    help="Publish nothing unless `clsd evaluate` found this, such as auc>=0.7. May be repeated.",
+)
+@click.option(
+    "--against",
+    metavar="DIR",
+    help="Publish nothing that is worse than this version, or the newest one in this directory.",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=0), help="Newest versions that stay; 0 for all; else as the config says."
+)
+@click.option("--evaluation", metavar="DIR", help="Where `clsd evaluate` wrote, instead of the place under --runs.")
 def export(
-    config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, version: int
+    config_path: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    dataset_dir: str,
+    run_dir: str,
+    out: str,
+    version: int | None,
+    require: tuple[str, ...],
+    against: str,
+    keep: int | None,
+    evaluation: str,
 ) -> None:
-    """Publish the kept model as a SavedModel, after a process without this project has reproduced its scores."""
+    """The kept model as a SavedModel, after a process without this project has reproduced its scores.
+
+    Exit code 3 if it does not pass --require or --against; nothing is published then.
+    """
+    from pipeline.evaluate import known_headline
+    from pipeline.export import Gates
     from pipeline.export import export as job
 
-    _, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
-    click.echo(job(found, run, place(out) if out else paths.export, version=version))
+    config, paths, found, run = _results(config_path, overrides, runs, dataset_dir, run_dir)
+    target = place(out) if out else paths.export
+    metrics = known_headline(place(evaluation) if evaluation else paths.evaluation, run)
+    gates = Gates(metrics, require, place(against) if against else None)
+    click.echo(job(found, run, target, version=version, settings=config.export, gates=gates, keep=keep))
+
+
+@main.command()
+@click.argument("models", metavar="DIR")
+@click.option("--to", type=click.IntRange(min=1), help="The version to serve; the one before the newest if left out.")
+def rollback(models: str, to: int | None) -> None:
+    """Serve an earlier version again, by taking the newer ones out of DIR.
+
+    DIR is what the model server watches. Version 7 becomes the folder withdrawn-7, which no server loads; its old name brings
+    it back.
+    """
+    served, gone = withdraw(place(models), to)
+    for version in gone:
+        console.print(f"withdrawn: {version}", highlight=False, soft_wrap=True)
+    click.echo(served)
 
 
 @main.command()
@@ -400,8 +455,99 @@ def predict(model_dir: str, rows: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no UTF-8 text"
         raise UserError(where, f"cannot be read ({reason})", "give a file of JSON lines") from None
+    for name, hint in predictor.unknown(parsed).items():
+        said = f"[yellow]warning[/yellow] the model knows no '{name}', which is left out; {hint}"
+        console.print(said, highlight=False, soft_wrap=True)
     for answer in predictor.predict(parsed, where):
         click.echo(json.dumps(answer))
+
+
+@main.command()
+@click.option(
+    "--model", "model_dir", required=True, metavar="DIR", help="An exported version, or the directory of versions."
+)
+@click.option(
+    "--logs",
+    multiple=True,
+    metavar="FILE",
+    help="A log or a pattern; those of the config if left out. May be repeated.",
+)
+@click.option(
+    "--config", "config_path", metavar="FILE", help="How the logs are written; as the model's own were if left out."
+)
+@_set_option
+@click.option("--out", required=True, metavar="DIR", help="Where the scored rows and scores.json go.")
+@click.option("--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
+@_overwrite_option
+@_beam_argument
+def score(
+    model_dir: str,
+    logs: tuple[str, ...],
+    config_path: str,
+    overrides: tuple[str, ...],
+    out: str,
+    form: str,
+    overwrite: bool,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Score logs of any size with an exported model, by Apache Beam.
+
+    A log is read as `clsd preprocess` reads it, but for its label, which it need not have; lines that do not parse go to
+    dead_letters.jsonl.gz. Its rows come out in its order, with score, ctr and confidence, as a model server would have
+    answered. What stands after -- goes to Beam.
+    """
+    from pipeline import progress
+    from pipeline.predict import exported_config
+    from pipeline.score import score as job
+
+    model = newest_version(place(model_dir))
+    config = load_config(config_path, list(overrides)) if config_path else exported_config(model, list(overrides))
+    if logs:
+        config = config.model_copy(update={"logs": config.logs.model_copy(update={"files": list(logs), "dataset": ""})})
+    with progress.watching("score"):
+        told = job(config, model, place(out), form=form, overwrite=overwrite, beam_options=list(beam_options))
+    means = ", ".join(f"{name} {value:.4g}" for name, value in told["mean"].items())
+    console.print(f"{told['rows']['scored']:,} rows scored, mean {means}", highlight=False, soft_wrap=True)
+    click.echo(place(out))
+
+
+@main.command()
+@click.option(
+    "--served",
+    required=True,
+    metavar="LOG",
+    help="Requests and their answers; JSON lines, or TF Serving's PredictionLog.",
+)
+@click.option(
+    "--dataset", "dataset_dir", required=True, metavar="DIR", help="The data set that the model was trained on."
+)
+@click.option("--run", "run_dir", metavar="DIR", help="The training run; train beside the data set if left out.")
+@click.option("--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is none.")
+@click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
+def skew(served: str, dataset_dir: str, run_dir: str, max_difference: float, max_psi: float) -> None:
+    """Whether a model in service scores as training would have, and is asked what it was trained on.
+
+    \b
+    LOG holds, a line each, the inputs by the names of the features or of the log's columns, and the answer's score, ctr,
+    confidence, those that are known. Or it is a file of TFRecords of PredictionLog, which TF Serving writes itself.
+    Compared are:
+      scores     logged, and what the training run's model makes of the logged inputs by the path that training took
+      features   the logged inputs, and the training split of the data set: the population stability index, values that are
+                 missing, values that training did not know
+    Exit code 3 if a score differs by more than --max-difference, or a feature moved by more than --max-psi; standard output has
+    the same as JSON.
+    """
+    from pipeline.dataset import Dataset
+    from pipeline.skew import skew as job
+    from pipeline.tables import show_skew
+
+    found = Dataset.load(dataset_dir)
+    run = place(run_dir) if run_dir else found.directory.parent / "train"
+    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi)
+    show_skew(told)
+    click.echo(json.dumps(told))
+    if told["differ"] or told["moved"]:
+        sys.exit(3)
 
 
 @main.command()

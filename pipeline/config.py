@@ -13,6 +13,7 @@ from features.errors import UserError, did_you_mean
 from features.places import place
 from features.schema import Schema, Strict
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings, TableOptimizerSettings
+from pipeline.gates import BETTER
 
 #: A text; of a time that YAML has read as one, its text.
 Instant = Annotated[str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given)]
@@ -258,6 +259,24 @@ class ExportSettings(Strict):
     canary_tolerance: float = Field(
         default=1e-5, gt=0, description="largest difference of a score that the canary accepts"
     )
+    candidates: list[str] = Field(
+        default=[],
+        description="features of the candidates of a `rank` request, such as item_id; the others are the user's, sent once",
+    )
+    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={"auc": 0.002, "log_loss": 0.002},
+        description="by how much a metric may be worse than that of the version in service (`--against`)",
+    )
+    keep: int = Field(default=0, ge=0, description="newest versions that stay when one is published; 0 keeps all")
+
+    @model_validator(mode="after")
+    def _margins_have_a_worse(self) -> ExportSettings:
+        for name in self.margins:
+            if name not in BETTER:
+                raise ValueError(
+                    f"margins: '{name}' is no metric with a better and a worse; {did_you_mean(name, BETTER)}"
+                )
+        return self
 
 
 class Config(Strict):
@@ -309,7 +328,16 @@ class Config(Strict):
             raise ValueError(
                 "confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off"
             )
+        if unknown := unknown_candidate(self.rows, self.export.candidates):
+            raise ValueError(f"export.candidates: {unknown}")
         return self
+
+
+def unknown_candidate(rows: Schema, candidates: list[str]) -> str:
+    """What is wrong with the features of ``export.candidates``; "" if nothing."""
+    inputs = [feature.name for feature in rows.inputs]
+    wrong = next((name for name in candidates if name not in inputs), None)
+    return "" if wrong is None else f"'{wrong}' is no input of the model; {did_you_mean(wrong, inputs)}"
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -329,17 +357,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(
             str(path), f"cannot be read ({_reason(error)})", "give the path of a YAML file with --config"
         ) from None
+    return parse_yaml(text, str(path), overrides)
+
+
+def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Config:
+    """As :func:`load_config`, of a text; ``where`` stands in the errors."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(where, f"is no YAML ({getattr(error, 'problem', error)})", "correct that line") from None
+        at = f"{where}:{mark.line + 1}" if mark else where
+        raise UserError(at, f"is no YAML ({getattr(error, 'problem', error)})", "correct that line") from None
     if not isinstance(raw, dict):
-        raise UserError(str(path), "is not a mapping of settings", "see configs/ for examples")
+        raise UserError(where, "is not a mapping of settings", "see configs/ for examples")
     for override in overrides or []:
         _override(raw, override)
-    return parse_config(raw, str(path))
+    return parse_config(raw, where)
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:

@@ -1,4 +1,4 @@
-"""Running the preprocessing job on an engine that Beam knows, and telling what an engine says when it fails."""
+"""Running a job on an engine that Beam knows, and telling what an engine says when it fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,28 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from features.errors import UserError
 from features.places import address
 from pipeline import progress
-from pipeline.config import Config
 from pipeline.files import files_in
-from pipeline.graph import build
-from pipeline.plan import Piece
 from pipeline.threads import ONE, Threads, cores
 
 
-def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list[str], base: str) -> None:
-    """Run the job to its end.
+def run(
+    build: Callable[[beam.Pipeline, Threads], None],
+    directory: Path,
+    beam_options: list[str],
+    *,
+    pieces: int,
+    threads: int,
+    stalled_minutes: float,
+) -> None:
+    """Run a job to its end.
 
     Args:
-        config, pieces, base: see :func:`pipeline.graph.build`.
+        build: puts the job's graph on a pipeline, for workers of so many threads.
         directory: what the job writes into.
         beam_options: choose the engine and its settings; none of them: this process.
+        pieces: how many there are to read.
+        threads: of each worker; 0: as many as it has cores to itself.
+        stalled_minutes: after so long without anything new the job is given up, on an engine that is not in this process.
 
     Raises:
         UserError: of a worker, of the options, or of an engine that gave the job up.
@@ -57,19 +66,19 @@ def run(config: Config, pieces: list[Piece], directory: Path, beam_options: list
     lost = _Hook()
     threading.excepthook = lost
     heard = signal.signal(_LOST, _interrupt) if threading.current_thread() is threading.main_thread() else None
-    progress.add(progress.PLANNED, len(pieces))
-    build(pipeline, config, pieces, address(directory), base, _threads(config.preprocess.threads, options))
+    progress.add(progress.PLANNED, pieces)
+    build(pipeline, _threads(threads, options))
     try:
         result = pipeline.run()
         if _is_local(options):
             result.wait_until_finish()
         else:
-            _watch(result, directory, config.preprocess.stalled_minutes)
+            _watch(result, directory, stalled_minutes)
     except UserError:
         raise
     except (Exception, KeyboardInterrupt) as error:
         if lost.worker:
-            mend = "run the same again: no data set was written; if the machine was short of memory, with fewer workers"
+            mend = "run the same again: nothing was written; if the machine was short of memory, with fewer workers"
             raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", mend) from None
         if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
@@ -178,7 +187,7 @@ def _engine_failure(error: BaseException) -> UserError | None:
         return None
     reason = text.split(" failed in state ", 1)[1].split("\n", 1)[0].rsplit(": ", 1)[-1].strip()
     return UserError(
-        "Beam's engine", f"gave the job up ({reason})", "see its log, and run the same again: no data set was written"
+        "Beam's engine", f"gave the job up ({reason})", "see its log, and run the same again: nothing was written"
     )
 
 

@@ -6,100 +6,156 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from features.encode import encode
 from features.errors import UserError
+from features.records import write_records
 from features.serving import ServingTransform
 from features.tf_runtime import tf
-from models.clsd import ClsdModel, Scores
+from models.clsd import ClsdModel
 from pipeline import canary
+from pipeline.checkpoints import RUN_FILE
 from pipeline.columns import KEY
-from pipeline.config import Config, dump_config
+from pipeline.config import Config, ExportSettings, dump_config, unknown_candidate
 from pipeline.dataset import Dataset
+from pipeline.evaluate import HEADLINES
 from pipeline.files import read_json, whole_directory, write_json
-from pipeline.predict import GOLDEN_FILE, MODEL_FILE, PROVENANCE_FILE
+from pipeline.gates import hold, hold_against, parse_requirement
+from pipeline.model_versions import (
+    DONE_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    PROVENANCE_FILE,
+    WARMUP_REQUESTS_FILE,
+    keep_newest,
+    newest_version,
+    versions_in,
+)
+from pipeline.progress import console
 from pipeline.raw import raw_inputs
 from pipeline.scoring import cheap_calibrator
-from pipeline.train import RUN_FILE, load_trained
+from pipeline.signatures import OUTPUTS, Score, ServingModel
+from pipeline.train import load_trained
 from pipeline.versions import versions
+from pipeline.warmup_requests import warmup_requests
 
-OUTPUTS = ("score", "ctr", "confidence")
-Score: TypeAlias = Callable[[Any, Any], Scores]
+#: Rows of a request for ``rank``, and requests, that the canary asks.
+_RANKED, _RANK_REQUESTS = 16, 2
 
 
-class ServingModel(tf.Module):  # type: ignore[misc]
-    """Raw rows in; ``score``, ``ctr`` and ``confidence`` out.
-
-    score = sigmoid(s), to rank by; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, how much
-    a click on the row would be believed (1 is the mean click). All float32 ``[rows]``.
+@dataclass(frozen=True)
+class Gates:
+    """What a model must be before it is published.
 
     Args:
-        transform: the raw-feature transform, whose tables become assets.
-        score: ids and values to :class:`models.clsd.Scores`, by a model on one device.
+        metrics: its own, by the names of :data:`pipeline.evaluate.HEADLINES`; None if it was not evaluated.
+        require: bounds, such as ``auc>=0.7``.
+        against: a version, or a directory of versions of which the newest is in service, that it may not be worse than.
     """
 
-    def __init__(self, transform: ServingTransform, score: Score) -> None:
-        super().__init__(name="clsd_serving")
-        self.transform = transform
-        specs = transform.signature()
-
-        def answer(raw: dict[str, Any]) -> dict[str, Any]:
-            scores = score(*transform(raw))
-            ctr = tf.sigmoid(scores.ctr_logit)
-            found = {"score": tf.sigmoid(scores.logit), "ctr": ctr, "confidence": scores.confidence}
-            return {name: tf.identity(value, name=name) for name, value in found.items()}
-
-        self.raw = tf.function(lambda **raw: answer(raw)).get_concrete_function(**specs)
-        self.examples = tf.function(lambda examples: answer(transform.parse_examples(examples))).get_concrete_function(
-            tf.TensorSpec([None], tf.string, name="examples")
-        )
-        # What the graph reads: the Keras objects would bring their optimizers, training graphs and unasked teachers along.
-        self.weights = list(self.raw.variables)
-
-    def signatures(self) -> dict[str, Any]:
-        """Signatures by TF Serving's names."""
-        return {"serving_default": self.raw, "serialized_examples": self.examples}
+    metrics: dict[str, float] | None = None
+    require: Sequence[str] = ()
+    against: Path | None = None
 
 
-def export(dataset: Dataset, run: Path, out: Path, *, version: int | None = None) -> Path:
+def export(
+    dataset: Dataset,
+    run: Path,
+    out: Path,
+    *,
+    version: int | None = None,
+    settings: ExportSettings | None = None,
+    gates: Gates | None = None,
+    keep: int | None = None,
+) -> Path:
     """Publish the best model of a run as ``out/<version>``.
 
-    The SavedModel is written aside; a process without this project loads it, asks both signatures for golden rows and
-    compares the answers with the trainer's; then one rename makes the version visible.
+    The SavedModel is written aside; a process without this project loads it, asks every signature for golden rows and
+    compares the answers with the trainer's; then one rename makes the version visible, in an object store its
+    ``saved_model.pb``, which comes last but for a file that says so.
 
     Args:
         dataset: the data set the run was trained on.
         run: the training run's directory.
         out: the directory that a model server watches.
         version: the version's number; seconds since 1970 if None.
+        settings: how to export; as the run's own config says if None.
+        gates: what it must reach.
+        keep: how many of the newest versions stay, 0 for all; as the settings say if None.
 
     Raises:
         UserError: no such run, the version exists, the disk is full, or the canary found a difference.
+        OutOfBoundsError: it does not pass the gates.
     """
     config, model = load_trained(run, dataset)
+    if settings is not None:
+        config = config.model_copy(update={"export": settings})
+    if unknown := unknown_candidate(dataset.schema, config.export.candidates):
+        raise UserError("export.candidates", unknown, "correct the setting")
     number = int(time.time()) if version is None else version
     target = out / str(number)
     if target.exists():
         raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
+    gates = gates or Gates()
+    _pass(config, gates, out)
     with (
-        whole_directory(target, marker=MODEL_FILE) as aside,
+        whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
     ):
         score = scoring_of(config, dataset, model)
-        serving = ServingModel(ServingTransform(dataset.transform, Path(assets)), score)
-        tf.saved_model.save(serving, str(aside), signatures=serving.signatures())
+        serving = ServingModel(ServingTransform(dataset.transform, Path(assets)), score, config.export.candidates)
+        serving.save(aside)
         (aside / GOLDEN_FILE).parent.mkdir()
-        write_json(aside / GOLDEN_FILE, golden_rows(dataset, score, list(serving.transform.signature())))
+        golden = golden_rows(dataset, score, serving)
+        write_json(aside / GOLDEN_FILE, golden)
+        with (aside / WARMUP_REQUESTS_FILE).open("wb") as file:
+            write_records(file, warmup_requests(serving.inputs, golden))
         fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
-        write_json(aside / PROVENANCE_FILE, _provenance(config, dataset, number, fingerprint))
+        told = {
+            "name": config.name,
+            "version": number,
+            "fingerprint": fingerprint,
+            "dataset_fingerprint": dataset.manifest["fingerprint"],
+            "columns": {feature.name: feature.source for feature in config.rows.features},
+            "config": dump_config(config),
+            "export": config.export.model_dump(mode="json"),
+            "metrics": gates.metrics,
+            "variables": serving.names(model),
+            "versions": versions(),
+        }
+        write_json(aside / PROVENANCE_FILE, told)
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
+        (aside / DONE_FILE).touch()
+    if many := config.export.keep if keep is None else keep:
+        for old in keep_newest(out, many):
+            console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
     return target
+
+
+def _pass(config: Config, gates: Gates, out: Path) -> None:
+    requirements = [parse_requirement(text, HEADLINES) for text in gates.require]
+    if (requirements or gates.against) and gates.metrics is None:
+        raise UserError(
+            "--require" if requirements else "--against", "needs metrics of the model", "run `clsd evaluate` first"
+        )
+    metrics = gates.metrics or {}
+    hold(metrics, requirements)
+    # The first version that is published to where the others will be has none to be held against.
+    if gates.against is not None and (gates.against != out or versions_in(out)):
+        served = newest_version(gates.against)
+        known = read_json(served / PROVENANCE_FILE, "model that clsd exported", "").get("metrics")
+        if known is None:
+            raise UserError(
+                str(served), "does not say its metrics", "evaluate and export it again, or leave out --against"
+            )
+        hold_against(metrics, known, config.export.margins, str(served))
 
 
 def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
@@ -121,16 +177,40 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
     return lambda ids, values: model.score_cheaply(ids, values, calibrator)
 
 
-def golden_rows(dataset: Dataset, score: Score, inputs: list[str]) -> dict[str, Any]:
-    """Raw test rows and the scores that the trainer's own path gives them."""
-    table = dataset.golden()
-    return {"inputs": raw_inputs(dataset.schema, table, inputs), "expected": trainer_scores(dataset, score, table)}
+def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[str, Any]:
+    """Raw test rows, and requests for ``rank`` put together of them, with the scores that the trainer's own path gives them."""
+    table = dataset.golden().drop_columns([KEY])
+    inputs = list(serving.inputs["serving_default"])
+    golden: dict[str, Any] = {
+        "inputs": raw_inputs(dataset.schema, table, inputs),
+        "expected": trainer_scores(dataset, score, table),
+    }
+    if serving.candidates and table.num_rows:
+        many = min(_RANKED, table.num_rows)
+        asked, answers = [], []
+        for request in range(_RANK_REQUESTS):
+            # The user of one row and the candidates of others.
+            at = [(request * many + i) % table.num_rows for i in range(many)]
+            mixed = table.take(at)
+            for feature in dataset.schema.features:
+                if feature.name not in serving.candidates and feature.source in table.schema.names:
+                    place = mixed.schema.get_field_index(feature.source)
+                    mixed = mixed.set_column(place, feature.source, table.column(feature.source).take([at[0]] * many))
+            found = raw_inputs(dataset.schema, mixed, inputs)
+            asked.append({name: x if name in serving.candidates else x[0] for name, x in found.items()})
+            answers.append(trainer_scores(dataset, score, mixed))
+        golden["rank"] = {
+            "candidates": serving.candidates,
+            "inputs": {name: [request[name] for request in asked] for name in inputs},
+            "expected": {name: [answer[name] for answer in answers] for name in OUTPUTS},
+        }
+    return golden
 
 
 def trainer_scores(dataset: Dataset, score: Score, table: pa.Table) -> dict[str, list[float]]:
     """The outputs for raw rows by the path that training took: encoded by Arrow and NumPy, scored by the model."""
     out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
-    for batch in table.drop_columns([KEY]).combine_chunks().to_batches(max_chunksize=8192):
+    for batch in table.combine_chunks().to_batches(max_chunksize=8192):
         ids, values = encode(dataset.transform, batch)
         scores = score(tf.constant(ids), tf.constant(values))
         ctr = tf.sigmoid(scores.ctr_logit)
@@ -158,15 +238,3 @@ def _fly_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
         else f"the canary failed ({said})"
     )
     raise UserError(str(golden.parent.parent), what, "nothing was published; please report this with the config")
-
-
-def _provenance(config: Config, dataset: Dataset, version: int, fingerprint: str) -> dict[str, Any]:
-    return {
-        "name": config.name,
-        "version": version,
-        "fingerprint": fingerprint,
-        "dataset_fingerprint": dataset.manifest["fingerprint"],
-        "columns": {feature.name: feature.source for feature in config.rows.features},
-        "config": dump_config(config),
-        "versions": versions(),
-    }

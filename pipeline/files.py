@@ -169,7 +169,9 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, shared: bool = False) -> Iterator[Path]:
+def whole_directory(
+    target: Path, *, marker: str = "", done: str = "", overwrite: bool = False, shared: bool = False
+) -> Iterator[Path]:
     """A directory that appears under its name only when the block ends well.
 
     Yields a directory to write into; at the end it takes the target's place, on this machine by one rename, in an object
@@ -179,6 +181,7 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
     Args:
         target: the directory.
         marker: a file that a directory of this kind has, and without which it is none; only such a one is ever overwritten.
+        done: a file that, in an object store, comes after the marker.
         overwrite: whether one that exists is replaced.
         shared: whether other machines write into it too. If not, what goes to an object store is made on this machine.
 
@@ -197,7 +200,10 @@ def whole_directory(target: Path, *, marker: str = "", overwrite: bool = False, 
         try:
             make_directory(aside)
             yield aside
-            (_publish_objects if is_remote(target) else _publish)(aside, target, marker)
+            if is_remote(target):
+                _publish_objects(aside, target, [name for name in (marker, done) if name])
+            else:
+                _publish(aside, target)
         finally:
             remove_tree(aside)
 
@@ -251,7 +257,7 @@ def remove_unfinished(directory: Path) -> None:
             remove_tree(left)
 
 
-def _publish(aside: Path, target: Path, marker: str) -> None:
+def _publish(aside: Path, target: Path) -> None:
     if not target.exists():
         aside.rename(target)
         return
@@ -261,16 +267,17 @@ def _publish(aside: Path, target: Path, marker: str) -> None:
     remove_tree(old)
 
 
-def _publish_objects(aside: Path, target: Path, marker: str) -> None:
-    """The marker of the old directory goes first and that of the new one comes last: in between there is none that is whole."""
+def _publish_objects(aside: Path, target: Path, last: list[str]) -> None:
+    """The ``last`` files of the old directory go first, the last of them at once, and those of the new one come last: in between
+    there is none that is whole."""
     (target / UNFINISHED).write_bytes(b"")  # what is begun and not ended must be known for ours
-    if marker:
-        remove_file(target / marker)
+    for name in reversed(last):
+        remove_file(target / name)
     for name in files_in(target):
         if name != UNFINISHED:
             remove_file(target / name)
     files = files_in(aside)
-    for names in ([name for name in files if name != marker], [name for name in files if name == marker]):
+    for names in ([name for name in files if name not in last], *([name] for name in last if name in files)):
         deque(_STREAMS.map(lambda name: _publish_object(aside / name, target / name), names), maxlen=0)
     remove_file(target / UNFINISHED)
 

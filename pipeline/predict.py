@@ -10,14 +10,10 @@ from typing import Any
 from features.errors import UserError, did_you_mean
 from features.schema import MISSING_INT
 from features.tf_runtime import reach, tf
+from pipeline.config import Config, parse_yaml
 from pipeline.files import read_json
+from pipeline.model_versions import PROVENANCE_FILE, newest_version
 from pipeline.raw import as_arrays
-
-#: Beside the graph in every exported version: what it is from, and raw rows with their scores.
-PROVENANCE_FILE = "assets.extra/clsd.json"
-#: Without it there is no model; of what is published it comes last.
-MODEL_FILE = "saved_model.pb"
-GOLDEN_FILE = "assets.extra/golden.json"
 
 
 class Predictor:
@@ -39,6 +35,19 @@ class Predictor:
             ) from error
         self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
         self._columns = _columns_of(self.directory)
+        #: Columns of the log that are no inputs.
+        self._roles: list[str] = exported_config(self.directory).rows.columns if self._columns else []
+
+    def unknown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
+        """Names in the rows that neither the model nor its log had, each with the name that may be meant."""
+        known = {*self.inputs, *self._columns.values()}
+        names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in self._roles)
+        return {name: did_you_mean(name, sorted(known)) for name in names}
+
+    def ask(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """score, ctr and confidence, float32 ``[rows]`` each, of arrays as the signature takes them."""
+        tensors = {name: tf.constant(value, self.inputs[name].dtype) for name, value in inputs.items()}
+        return {name: value.numpy() for name, value in self._signature(**tensors).items()}
 
     def predict(self, rows: list[dict[str, Any]], where: str = "rows") -> list[dict[str, float]]:
         """score, ctr and confidence of raw rows, by the names of the features or of the log's columns.
@@ -61,11 +70,18 @@ class Predictor:
             columns[name] = [
                 _checked(row.get(name, row.get(column)), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)
             ]
-        tensors = {
-            name: tf.constant(value, self.inputs[name].dtype) for name, value in as_arrays(columns, self.inputs).items()
-        }
-        answer = {name: value.numpy() for name, value in self._signature(**tensors).items()}  # float32 [rows] each
+        answer = self.ask(as_arrays(columns, self.inputs))
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
+
+
+def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
+    """The config of the run that an exported version is from.
+
+    Raises:
+        UserError: the version does not say, or an override is none.
+    """
+    told = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
+    return parse_yaml(told["config"], str(model / PROVENANCE_FILE), overrides)
 
 
 def _columns_of(model: Path) -> dict[str, str]:
@@ -74,26 +90,6 @@ def _columns_of(model: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     return dict(read_json(path, "model", "export it again")["columns"])
-
-
-def newest_version(directory: Path) -> Path:
-    """The version that a model server would load from a directory, or the directory itself if it is a SavedModel.
-
-    Raises:
-        UserError: there is neither.
-    """
-    if (directory / MODEL_FILE).exists():
-        return directory
-    found = versions_in(directory)
-    if not found:
-        raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
-    return found[-1]
-
-
-def versions_in(directory: Path) -> list[Path]:
-    """The whole versions in a directory, as a model server sees them, oldest first."""
-    there = directory.iterdir() if directory.is_dir() else iter(())
-    return sorted((p for p in there if p.name.isdigit() and (p / MODEL_FILE).exists()), key=lambda p: int(p.name))
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:

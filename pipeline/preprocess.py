@@ -13,6 +13,7 @@ from pipeline.columns import SPLITS
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.files import files_in, make_directory, read_json, remove_file, remove_tree, whole_directory, write_json
+from pipeline.graph import build
 from pipeline.manifest import fingerprint, letters_beside, manifest, modified, refuse_if_bad
 from pipeline.plan import Piece, plan
 from pipeline.spill import SPILL
@@ -51,7 +52,15 @@ def preprocess(
         for name in (SPILL, "vocabularies", *SPLITS):
             make_directory(aside / name)
         with progress.launching(address(aside)):
-            engine.run(config, pieces, aside, beam_options or [], address(base) if base else "")
+            job, earlier_one = address(aside), address(base) if base else ""
+            engine.run(
+                lambda pipeline, threads: build(pipeline, config, pieces, job, earlier_one, threads),
+                aside,
+                beam_options or [],
+                pieces=len(pieces),
+                threads=config.preprocess.threads,
+                stalled_minutes=config.preprocess.stalled_minutes,
+            )
         summary = read_json(aside / "job.json", "summary of the job", "run it again")
         progress.settle(
             {

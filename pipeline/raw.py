@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.schema import MISSING_INT, NumericFeature, Schema
-from features.tokens import raw_type
+from features.tokens import as_float32, as_type, raw_type
 
 
 def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:
@@ -35,6 +36,41 @@ def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, l
     return out
 
 
+def arrow_inputs(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a raw table as arrays of a signature's dtypes, without a Python object for each number.
+
+    Args:
+        schema: which column each input reads.
+        table: raw rows, columns as :func:`features.tokens.raw_type` says, dictionary-encoded or not; one may be missing.
+        signature: ``tf.TensorSpec`` by name, of ``serving_default``.
+    """
+    out = {}
+    for name in signature:
+        feature = schema.feature(name)
+        kind = raw_type(feature)
+        there = feature.source in table.schema.names
+        column = as_type(table[feature.source], kind) if there else pa.chunked_array([pa.nulls(table.num_rows, kind)])
+        if isinstance(feature, NumericFeature):
+            out[name] = as_float32(column)
+            continue
+        if not pa.types.is_list(kind):
+            out[name] = _filled(column)
+            continue
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        width = int(lengths.max(initial=0))
+        values = _filled(column.combine_chunks().flatten())
+        out[name] = np.full([len(lengths), width], "" if values.dtype == object else MISSING_INT, values.dtype)
+        out[name][np.arange(width) < lengths[:, None]] = values
+    return out
+
+
+def _filled(values: pa.Array | pa.ChunkedArray) -> Any:
+    missing = "" if pa.types.is_string(values.type) else MISSING_INT
+    return pc.fill_null(values, missing).to_numpy(
+        **({} if isinstance(values, pa.ChunkedArray) else {"zero_copy_only": False})
+    )
+
+
 def _present(value: Any, dtype: str) -> Any:
     if value is None:
         return "" if dtype == "string" else MISSING_INT
@@ -48,18 +84,19 @@ def as_arrays(inputs: dict[str, list[Any]], signature: dict[str, Any]) -> dict[s
         inputs: by name, equally long.
         signature: ``tf.TensorSpec`` by name.
     """
-    out = {}
-    for name, spec in signature.items():
-        values, dtype = inputs[name], spec.dtype.name
-        if dtype == "float32":
-            out[name] = np.array([np.nan if v is None else v for v in values], np.float32)
-            continue
-        python = object if dtype == "string" else np.int64
-        if spec.shape.rank == 2:
-            width = max((len(row) for row in values), default=0)
-            padding = "" if dtype == "string" else MISSING_INT
-            padded = [[*row, *[padding] * (width - len(row))] for row in values]
-            out[name] = np.array(padded, dtype=python).reshape(len(values), width)
-        else:
-            out[name] = np.array(values, dtype=python)
-    return out
+    return {name: _as_array(inputs[name], spec.dtype.name, spec.shape.rank) for name, spec in signature.items()}
+
+
+def _as_array(values: list[Any], dtype: str, rank: int) -> Any:
+    shape = [len(values)]
+    for _ in range(rank - 2):  # a request's candidates, as many in each
+        shape.append(len(values[0]) if values else 0)
+        values = [value for row in values for value in row]
+    if rank > 1:
+        width = max((len(row) for row in values), default=0)
+        shape.append(width)
+        padding = {"string": "", "int64": MISSING_INT, "float32": None}[dtype]
+        values = [value for row in values for value in [*row, *[padding] * (width - len(row))]]
+    if dtype == "float32":
+        values = [np.nan if value is None else value for value in values]
+    return np.array(values, {"string": object, "int64": np.int64, "float32": np.float32}[dtype]).reshape(shape)

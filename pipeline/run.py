@@ -130,7 +130,8 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         with watching("preprocess"):
             dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
 
-    from pipeline.train import RUN_FILE, run_fingerprint, train
+    from pipeline.checkpoints import RUN_FILE
+    from pipeline.train import run_fingerprint, train
 
     _say(3, "train", str(paths.train))
     mark = run_fingerprint(config, dataset)
@@ -138,7 +139,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     same = there is not None and there["fingerprint"] == mark
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
-    from pipeline.evaluate import METRICS_FILE, evaluate
+    from pipeline.evaluate import METRICS_FILE, evaluate, headline
 
     _say(4, "evaluate", str(paths.evaluation))
     metrics = _json_or_none(paths.evaluation / METRICS_FILE)
@@ -151,16 +152,26 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from pipeline.export import export
-    from pipeline.predict import GOLDEN_FILE, PROVENANCE_FILE, Predictor, versions_in
+    from pipeline.export import Gates, export
+    from pipeline.model_versions import GOLDEN_FILE, PROVENANCE_FILE, versions_in
+    from pipeline.predict import Predictor
 
     _say(5, "export", str(paths.export))
-    found = [p for p in versions_in(paths.export) if _fingerprint_of(p / PROVENANCE_FILE) == mark]
+    asked = config.export.model_dump(
+        mode="json", exclude={"keep", "margins"}
+    )  # what a version is, and not what it must be
+
+    def same_as(version: Path) -> bool:
+        told = _json_or_none(version / PROVENANCE_FILE) or {}
+        mine = told.get("export", {})
+        return told.get("fingerprint") == mark and {name: mine.get(name) for name in asked} == asked
+
+    found = [version for version in versions_in(paths.export) if same_as(version)]
     if found:
         model = found[-1]
         say_there_already()
     else:
-        model = export(dataset, paths.train, paths.export)
+        model = export(dataset, paths.train, paths.export, settings=config.export, gates=Gates(headline(metrics)))
 
     _say(6, "predict", str(model))
     golden = json.loads((model / GOLDEN_FILE).read_text(encoding="utf-8"))
@@ -171,10 +182,6 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
 
 def _json_or_none(path: Path) -> dict[str, Any] | None:
     return dict(read_json(path, "result", "")) if path.exists() else None
-
-
-def _fingerprint_of(path: Path) -> str:
-    return str((_json_or_none(path) or {}).get("fingerprint", ""))
 
 
 def _say(number: int, stage: str, where: str) -> None:

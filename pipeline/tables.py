@@ -59,6 +59,31 @@ def show_moved(old: Dataset, new: Dataset, found: list[Moved], max_psi: float) -
     console.print(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}", highlight=False)
 
 
+def show_skew(found: dict[str, Any]) -> None:
+    """Scores and features of served requests, what is out of its bound in red."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("output", "compared", "differ", "largest difference", "served", "trained"):
+        table.add_column(column, justify="left" if column == "output" else "right")
+    for name, score in found["scores"].items():
+        differ = f"[red]{score['differ']:,}[/red]" if score["differ"] else "0"
+        where = f"{score['largest']:.2g}, row {score['row']:,}"
+        table.add_row(
+            name, f"{score['compared']:,}", differ, where, f"{score['served']:.6f}", f"{score['trained']:.6f}"
+        )
+    console.print(table)
+    table = Table(box=None, pad_edge=False)
+    for column in ("feature", "PSI", "missing", "unknown", "moved most"):
+        table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
+    for feature in found["features"]:
+        known = "-" if feature["psi"] is None else f"{feature['psi']:.3f}"
+        red = feature["feature"] in found["moved"]
+        shares = [
+            f"{pair[0]:.1%} to {pair[1]:.1%}" if pair else "-" for pair in (feature["missing"], feature["unknown"])
+        ]
+        table.add_row(feature["feature"], f"[red]{known}[/red]" if red else known, *shares, feature["what"])
+    console.print(table)
+
+
 def show_metrics(metrics: dict[str, Any]) -> None:
     """What ``metrics.json`` says, in one table; what is undefined with its reason below it."""
     from pipeline.report import summary_rows  # brings matplotlib along

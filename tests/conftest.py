@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"backbone": "deepfm", "embedding_dim": 4, "options": {"hidden_units": [16], "dropout": 0.1}},
     "train": {"batch_size": 256, "epochs": 3, "early_stopping": None, "tensorboard": False},
     "evaluate": {"item": "item_id"},
+    "export": {"candidates": ["item_id", "category", "tags", "price"]},
 }
 
 
@@ -96,3 +97,11 @@ def small_run(small_config: Config, small_dataset: Any, tmp_path_factory: pytest
     out = tmp_path_factory.mktemp("run") / "train"
     train(small_config, small_dataset, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def small_export(small_dataset: Any, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 3 of the small model, as a model server would load it."""
+    from pipeline.export import export
+
+    return export(small_dataset, small_run, tmp_path_factory.mktemp("models"), version=3)

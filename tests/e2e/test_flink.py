@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -78,6 +79,25 @@ def test_flink_writes_the_bytes_of_one_process(config_file: Path, tmp_path: Path
     files = _files(tmp_path / "alone")
     assert sum(name.endswith(".tfrecord") for name in files) >= 4
     assert _files(tmp_path / "flink") == files
+
+
+def test_flink_scores_a_log_as_one_process_does(config_file: Path, small_export: Path, tmp_path: Path) -> None:
+    found = []
+    for name, beam in (("alone", []), ("flink", ["--", *FLINK])):
+        out = tmp_path / name
+        command = [sys.executable, "-m", "pipeline.cli", "score", "--model", str(small_export), "--format", "jsonl"]
+        command += ["--logs", str(tmp_path / "log-*.jsonl"), "--out", str(out), *beam]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        found.append(
+            [json.loads(line) for part in sorted(out.glob("part-*")) for line in part.read_text().splitlines()]
+        )
+    assert len(found[0]) == len(found[1]) == 6000
+    for mine, other in zip(*found, strict=True):
+        assert mine.pop("ctr") == pytest.approx(other.pop("ctr"), abs=1e-6)
+        for name in ("score", "confidence"):
+            assert mine.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
+        assert mine == other
 
 
 def test_a_users_mistake_on_flink_is_one_line(config_file: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from features.errors import UserError
 from features.places import place
+from pipeline import files, model_versions
 from pipeline.checkpoints import Checkpoints
 from pipeline.dataset import Dataset
 from pipeline.files import copy_file, whole_file
-from pipeline.predict import GOLDEN_FILE
+from pipeline.model_versions import DONE_FILE, GOLDEN_FILE, MODEL_FILE
 
 BUCKET = "s3://clsd"
 
@@ -108,6 +111,7 @@ def test_the_whole_way_in_a_store_gives_what_it_gives_on_this_machine(
     (mine_version,), (other_version,) = (list((root / "export").iterdir()) for root in (here, there))
     golden = [json.loads((version / GOLDEN_FILE).read_text()) for version in (mine_version, other_version)]
     assert golden[0] == golden[1]
+    assert (other_version / DONE_FILE).exists()
     (tmp_path / "row.jsonl").write_text(json.dumps({"item_id": "i3", "price": 2.5, "position": 1}))
     assert json.loads(_clsd(store, "predict", "--model", other_version, tmp_path / "row.jsonl").stdout)["ctr"] > 0
     assert not [name for name in _objects(f"{BUCKET}/runs") if ".partial" in name or ".spill" in name]
@@ -163,6 +167,48 @@ def test_a_job_that_fails_leaves_nothing_but_its_dead_letters(
         place(f"{BUCKET}/logs/log-9.jsonl").unlink()
     assert f"error: {BUCKET}/logs/log-9.jsonl:1: 200 of 6200 rows refused" in done.stderr
     assert _objects(f"{BUCKET}/failed") == ["dataset.dead_letters.jsonl.gz"]
+
+
+def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
+    store: dict[str, str], small_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an export that stops among the copies leaves nothing that a server would load."""
+    order: list[str] = []
+    real = files._publish_object
+
+    def publish(source: Any, target: Any) -> None:
+        order.append(target.name)
+        real(source, target)
+
+    monkeypatch.setattr(files, "_publish_object", publish)
+    models = place(f"{BUCKET}/versions")
+    for number in (1, 2, 3):
+        with files.whole_directory(models / str(number), marker=MODEL_FILE, done=DONE_FILE) as aside:
+            shutil.copytree(small_export, aside, dirs_exist_ok=True)
+        assert order[-2:] == [MODEL_FILE, DONE_FILE]
+    removed: list[str] = []
+    monkeypatch.setattr(
+        model_versions, "remove_file", lambda path: removed.append(path.name) or files.remove_file(path)
+    )
+    served, gone = model_versions.withdraw(models, 2)
+    assert (served.name, [version.name for version in gone]) == ("2", ["withdrawn-3"])
+    assert removed[0] == MODEL_FILE
+    assert model_versions.keep_newest(models, 1)[0].name == "1"
+    assert [version.name for version in model_versions.versions_in(models)] == ["2"]
+    assert f"withdrawn-3/{MODEL_FILE}" in _objects(f"{BUCKET}/versions")
+
+    def full(source: Any, target: Any) -> None:
+        if target.name == MODEL_FILE:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(files, "_publish_object", full)
+    with (
+        pytest.raises(UserError, match="the disk is full"),
+        files.whole_directory(models / "9", marker=MODEL_FILE, done=DONE_FILE) as aside,
+    ):
+        shutil.copytree(small_export, aside, dirs_exist_ok=True)
+    assert [version.name for version in model_versions.versions_in(models)] == ["2"]
 
 
 def test_an_object_that_is_not_written_to_its_end_does_not_appear(store: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from features.encode import encode
 from features.schema import MISSING_INT, Schema
-from features.serving import ServingTransform
+from features.serving import ServingTransform, missing
 from features.tf_runtime import tf
 from features.tokens import coded_as, raw_type
 from features.transform import NumericState, Transform
@@ -135,6 +135,43 @@ def test_an_input_that_is_left_out_is_missing(
     left_out = ["user", "tags", "friends", "slots", "age", "price", "item"]
     raw = {n: v for n, v in _raw(serving, schema, raw_batch).items() if n not in left_out}
     _assert_same(serving(raw), transform, raw_batch.drop_columns(left_out))
+
+
+def test_candidates_of_requests_get_what_rows_of_their_own_get(
+    serving: ServingTransform, transform: Transform, raw_batch: pa.RecordBatch
+):
+    """Every second feature is the candidate's, of every kind; requests and candidates, one or many."""
+    signature = serving.signature()
+    candidates = [*signature][::2]
+    assert {len(signature[name].shape) for name in candidates} == {1, 2}
+    raw, n = _raw(serving, transform.schema, raw_batch), raw_batch.num_rows
+    for requests, many in ((1, n), (n, 1), (2, n // 2), (1, 1), (0, 3), (3, 0)):
+        users, shown = np.arange(requests), np.arange(requests * many).reshape(requests, many) % n
+        asked = {name: tf.gather(x, shown if name in candidates else users) for name, x in raw.items()}
+        ids, values, shape = serving.rank(asked, candidates)
+        assert shape.numpy().tolist() == [requests, many]
+        rows = {
+            name: tf.gather(x, shown.ravel() if name in candidates else np.repeat(users, many))
+            for name, x in raw.items()
+        }
+        for got, wanted in zip((ids, values), serving(rows), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)  # ids are whole
+    specs = serving.rank_signature(candidates)
+    assert all(specs[name].shape.rank == signature[name].shape.rank + (name in candidates) for name in signature)
+
+
+def test_what_a_request_leaves_out_is_one_missing_value(
+    serving: ServingTransform, transform: Transform, raw_batch: pa.RecordBatch
+):
+    raw = _raw(serving, transform.schema, raw_batch)
+    kept = [*raw][:3]
+    ones = {
+        name: tf.constant(missing(spec.dtype, spec.shape.rank), spec.dtype)
+        for name, spec in serving.signature().items()
+    }
+    absent = [transform.schema.feature(name).source for name in raw if name not in kept]
+    left = raw_batch.drop_columns([name for name in dict.fromkeys(absent) if name in raw_batch.schema.names])
+    _assert_same(serving({**ones, **{name: raw[name] for name in kept}}), transform, left)
 
 
 def test_no_rows_give_no_rows(serving: ServingTransform, transform: Transform, raw_batch: pa.RecordBatch):

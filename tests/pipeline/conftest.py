@@ -25,6 +25,7 @@ def make_tiny(small_config: Config) -> Callable[..., Config]:
         "features": [f for f in base["rows"]["features"] if f["name"] in _FEATURES],
         "groups": ["age_band"],
     }
+    base["export"]["candidates"] = ["item_id"]
     del base["confidence"]  # what a preset leaves open is the preset's
 
     def make(**changes: Any) -> Config:

@@ -16,14 +16,15 @@ from features.tf_runtime import tf
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.export import _fly_canary, export
-from pipeline.predict import Predictor, newest_version, read_rows
+from pipeline.model_versions import newest_version
+from pipeline.predict import Predictor, read_rows
 from pipeline.preprocess import preprocess
 from pipeline.train import train
 
 
 @pytest.fixture(scope="module")
-def model(small_dataset: Dataset, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(small_dataset, small_run, tmp_path_factory.mktemp("models"), version=3)
+def model(small_export: Path) -> Path:
+    return small_export
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_a_version_holds_what_a_model_server_needs(model: Path) -> None:
     assert sorted(p.name for p in model.parent.iterdir()) == ["3"]
     assert {"saved_model.pb", "variables", "assets", "assets.extra"} <= {p.name for p in model.iterdir()}
     loaded = tf.saved_model.load(str(model))
-    assert set(loaded.signatures) == {"serving_default", "serialized_examples"}
+    assert set(loaded.signatures) == {"serving_default", "serialized_examples", "rank", "classify", "regress"}
     assert set(loaded.signatures["serving_default"].structured_outputs) == {"score", "ctr", "confidence"}
     assert {p.name for p in (model / "assets").iterdir()} == {
         "user_id.txt",
@@ -100,6 +101,9 @@ def test_missing_and_unknown_values_are_scored(model: Path) -> None:
     with pytest.raises(UserError, match="rows:1: names none of the model's inputs; did you mean 'user_id'"):
         predictor.predict([{"userid": "u1"}])
     assert predictor.predict([]) == []
+    assert predictor.unknown([{"user_id": "u1", "itemid": "i1", "click": 1, "accidental": 0}, {"itemid": "i2"}]) == {
+        "itemid": "did you mean 'item_id'?"
+    }
 
 
 @pytest.mark.parametrize(

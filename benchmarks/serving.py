@@ -1,0 +1,195 @@
+"""Latency of an exported model: one user and many candidates by `rank`, the same as repeated rows, and the model on encoded ids.
+
+The model is DeepFM by the preset `stable`, whose scores ask the teacher too, over 20 categorical and 10 numeric features, of
+which 7 and 3 are the candidate's. It is asked as a model server asks it, by TensorFlow's C API in a process without Python's
+TensorFlow (`tests/e2e/c_session.py`), with one request at a time. Sides, for 1, 100 and 1,000 candidates:
+
+- rank: the user's values once, and the candidates';
+- repeated: `serving_default`, the user's values in every row;
+- encoded: the same scores of rows that are encoded already: what is left of a request without its raw-feature transform;
+- backbone: one forward pass of encoded rows, without teacher and AdGate.
+
+Weights are those of a new model: how long a score takes does not depend on them.
+
+    python benchmarks/serving.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Goal, arguments, finish
+from rich.console import Console
+from rich.table import Table
+
+from features.encode import encode
+from features.records import write_records
+from features.serving import ServingTransform
+from features.tf_runtime import tf
+from pipeline.columns import KEY
+from pipeline.config import Config, parse_config
+from pipeline.dataset import Dataset
+from pipeline.datasets import SyntheticSettings, write_dataset
+from pipeline.export import scoring_of
+from pipeline.preprocess import preprocess
+from pipeline.raw import as_arrays, raw_inputs
+from pipeline.signatures import ServingModel
+from pipeline.train import build_model
+
+SESSION = Path(__file__).resolve().parents[1] / "tests" / "e2e" / "c_session.py"
+LIBRARY = Path(tf.__file__).parent / "libtensorflow_cc.so.2"
+OF_USER = ["user_id", "age_band", "gender", *(f"cat_{i}" for i in range(10))]
+OF_CANDIDATE = ["item_id", "category", *(f"cat_{i}" for i in range(10, 15))]
+NUMERIC = ["hour", *(f"num_{i}" for i in range(9))]
+SIZES = (1, 100, 1000)
+
+
+def make_config(log: Path) -> Config:
+    features = [{"name": name, "kind": "categorical"} for name in [*OF_USER, *OF_CANDIDATE]]
+    features += [{"name": name, "kind": "numeric"} for name in NUMERIC]
+    raw = {
+        "name": "serving",
+        "logs": {"files": [str(log)]},
+        "rows": {
+            "label": "click",
+            "user": "user_id",
+            "timestamp": "timestamp",
+            "groups": ["age_band"],
+            "features": features,
+        },
+        "preprocess": {"golden_rows": max(SIZES), "split": {"by": "hash", "key": "user_id", "test": 0.2}},
+        "export": {"candidates": [*OF_CANDIDATE, *NUMERIC[7:]]},
+    }
+    return parse_config(raw, "benchmark")
+
+
+def make_model(config: Config, dataset: Dataset, directory: Path) -> dict[str, dict[str, Any]]:
+    """The SavedModel, with signatures for encoded rows beside its own; gives the inputs of all."""
+    model = build_model(config, dataset)
+    score = scoring_of(config, dataset, model)
+    serving = ServingModel(ServingTransform(dataset.transform, directory / "assets"), score, config.export.candidates)
+    specs = {
+        "ids": tf.TensorSpec([None, dataset.schema.width], tf.int32, name="ids"),
+        "values": tf.TensorSpec([None, len(dataset.schema.numeric)], tf.float32, name="values"),
+    }
+
+    def encoded(ids: Any, values: Any) -> dict[str, Any]:
+        found = score(ids, values)
+        return {"score": tf.sigmoid(found.logit), "ctr": tf.sigmoid(found.ctr_logit), "confidence": found.confidence}
+
+    def backbone(ids: Any, values: Any) -> dict[str, Any]:
+        return {"score": tf.sigmoid(model({"ids": ids, "values": values}))}
+
+    inputs = dict(serving.inputs)
+    for name, function in (("encoded", encoded), ("backbone", backbone)):
+        serving.answers[name] = tf.function(function).get_concrete_function(**specs)
+        inputs[name] = specs
+    serving.save(directory / "model")
+    return inputs
+
+
+def requests(config: Config, dataset: Dataset, inputs: dict[str, dict[str, Any]]) -> dict[str, bytes]:
+    """A request of each side and size, as TF Serving's messages."""
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+    table, out = dataset.golden().drop_columns([KEY]), {}
+    raw = raw_inputs(dataset.schema, table, list(inputs["serving_default"]))
+    for size in SIZES:
+        of_user = {name: values[:1] for name, values in raw.items() if name not in config.export.candidates}
+        of_candidates = {name: values[:size] for name, values in raw.items() if name in config.export.candidates}
+        mixed = table.slice(0, size)
+        for name in of_user:
+            place = mixed.schema.get_field_index(name)
+            mixed = mixed.set_column(place, name, table.column(name).take([0] * size))
+        ids, values = encode(dataset.transform, mixed.combine_chunks().to_batches()[0])
+        asked = {
+            "rank": of_user | {name: [values] for name, values in of_candidates.items()},
+            "serving_default": {name: values * size for name, values in of_user.items()} | of_candidates,
+        }
+        arrays: dict[str, Any] = {name: as_arrays(lists, inputs[name]) for name, lists in asked.items()}
+        for name in ("encoded", "backbone"):
+            arrays[name] = {"ids": ids, "values": values}
+        for name, found in arrays.items():
+            log = PredictionLog()
+            log.predict_log.request.model_spec.signature_name = name
+            for key, array in found.items():
+                log.predict_log.request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
+            out[f"{name.replace('serving_default', 'repeated')} {size:,}"] = log.SerializeToString()
+    return out
+
+
+def answers(model: Path, asked: list[bytes], directory: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Outputs and seconds of each request, from one process."""
+    with (directory / "requests").open("wb") as file:
+        write_records(file, iter(asked))
+    command = [
+        sys.executable,
+        "-I",
+        SESSION,
+        model,
+        directory / "requests",
+        LIBRARY,
+        directory / "messages",
+        str(rounds),
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    yield from map(json.loads, done.stdout.splitlines())
+
+
+def main() -> None:
+    """See the module."""
+    options = arguments(__doc__ or "")
+    passes, rounds = (3, 50) if options.quick else (11, 200)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        made = SyntheticSettings(rows=60_000, users=5_000, extra_categorical=15, extra_numeric=9)
+        log = write_dataset("synthetic", directory / "log", format="parquet", synthetic=made)
+        config = make_config(log)
+        dataset = preprocess(config, directory / "dataset")
+        inputs = make_model(config, dataset, directory)
+        asked = requests(config, dataset, inputs)
+        subprocess.run([sys.executable, SESSION, "--describe", directory / "messages"], check=True, capture_output=True)
+        found: dict[str, list[float]] = {side: [] for side in asked}
+        every: dict[str, list[float]] = {side: [] for side in asked}
+        for number in range(passes + 1):
+            order = list(asked)[number % len(asked) :] + list(asked)[: number % len(asked)]
+            told = answers(directory / "model", [asked[side] for side in order], directory, rounds)
+            scores = {}
+            for side, answer in zip(order, told, strict=True):
+                scores[side] = np.ravel(answer["outputs"]["score"])
+                if number:  # the first pass warms the machine up
+                    found[side].append(statistics.median(answer["seconds"]))
+                    every[side] += answer["seconds"]
+            for size in SIZES:
+                for side in ("repeated", "encoded", "backbone"):
+                    np.testing.assert_allclose(scores[f"{side} {size:,}"], scores[f"rank {size:,}"], atol=1e-6)
+    table = Table(
+        "candidates", *(f"{side}, {p}" for side in ("rank", "repeated", "encoded", "backbone") for p in ("p50", "p99"))
+    )
+    for size in SIZES:
+        cells = []
+        for side in ("rank", "repeated", "encoded", "backbone"):
+            cells += [f"{1e3 * float(np.quantile(every[f'{side} {size:,}'], p)):.3f} ms" for p in (0.5, 0.99)]
+        table.add_row(f"{size:,}", *cells)
+    Console(width=140).print(table)
+    shares = [1 - a / b for a, b in zip(found["encoded 100"], found["rank 100"], strict=True)]
+    ratios = [a / b for a, b in zip(found["rank 1,000"], found["repeated 1,000"], strict=True)]
+    goals = [
+        Goal("serving_rank_repeated", statistics.median(ratios), 0.6, at_most=True),
+        Goal("serving_transform", statistics.median(shares), 0.25, at_most=True),
+    ]
+    finish("seconds", every, goals, options.json)
+
+
+if __name__ == "__main__":
+    main()
