@@ -5,9 +5,8 @@ The same rows, 1 M of 20 categorical features of 100 to 500,000 values and 10 nu
 usual style and with its own defaults, the peers with Adam of rate 0.001:
 
 - clsd: `clsd train` from the shards on disk, without confidence, `lazy_adam` of rate 0.003 for the tables (chosen among 0.001,
-  0.002 and 0.003 on another log's validation split, whose AUC it raised by 0.004 over the peers' 0.001; adagrad's was lower by 0.02
-  to 0.04); the same with Adagrad, as the loop by hand has it; and the same with `train.precision: mixed_bfloat16`, which no goal is
-  about;
+  0.002 and 0.003 on another log's validation split, where it raised the AUC by 0.004; adagrad's was lower by 0.02 to 0.04); the
+  same with Adagrad, as the loop by hand has it; and the same with `train.precision: mixed_bfloat16`, which no goal is about;
 - by hand: a loop over arrays in memory with Adagrad, written for this one model: the limit;
 - Keras: a model of Keras' layers, `fit` on arrays, Adam;
 - DeepCTR 0.9.4 (TensorFlow) and FuxiCTR 2.3.10 (PyTorch).
