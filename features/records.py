@@ -173,6 +173,11 @@ def is_gzipped(path: str) -> bool:
     return path.endswith(".gz")
 
 
+def begins_as_records(head: bytes) -> bool:
+    """Whether a file that begins with these 12 bytes is one of TFRecords: they hold a length and its checksum."""
+    return len(head) == 12 and head[8:] == _masked(head[:8])
+
+
 def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
     """The records of a TFRecord file, each checked.
 
@@ -181,7 +186,7 @@ def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
     """
     at = 0
     while header := _read(file, 12, name, at):
-        if len(header) < 12 or header[8:] != _masked(header[:8]):
+        if not begins_as_records(header):
             raise _damaged(name, at, "its header is truncated or altered")
         (length,) = struct.unpack("<Q", header[:8])
         data, footer = _read(file, length, name, at), _read(file, 4, name, at)

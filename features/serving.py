@@ -204,7 +204,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         if owner.encoding == "hash":
             return first + tf.strings.to_hash_bucket_fast(tokens, owner.size)
         if owner.encoding == "identity":
-            numbers = tf.strings.to_number(tf.where(tokens == "", "-1", tokens), tf.int64)
+            small = (tokens != "") & (tf.strings.length(tokens) < 19)
+            numbers = tf.strings.to_number(tf.where(small, tokens, "-1"), tf.int64)
             found = tf.where((numbers >= 0) & (numbers < owner.size), numbers, tf.constant(-1, tf.int64))
         elif owner.name in self.tables:
             found = self.tables[owner.name].lookup(tokens)
@@ -221,9 +222,9 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
         if split and feature.dtype == "int64":  # 007 is 7, as in the log, where what is no integer is refused
-            tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,18}"))
-            numbers = tf.strings.to_number(tokens.flat_values, tf.int64)
-            tokens = tokens.with_flat_values(tf.strings.as_string(numbers))
+            tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,19}"))
+            short = tf.strings.regex_replace(tokens.flat_values, r"^(-?)0+(\d)", r"\1\2")
+            tokens = tokens.with_flat_values(tf.where(short == "-0", "0", short))
         kept = (
             tokens[:, -feature.max_length :]
             if isinstance(feature, SequenceFeature)

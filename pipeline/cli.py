@@ -492,19 +492,21 @@ def score(
 ) -> None:
     """Score logs of any size with an exported model, by Apache Beam.
 
-    A log is read as `clsd preprocess` reads it, but for its label, which it need not have; lines that do not parse go to
-    dead_letters.jsonl.gz. Its rows come out in its order, with score, ctr and confidence, as a model server would have
-    answered. What stands after -- goes to Beam.
+    A log is read as `clsd preprocess` reads it, but for its label, which it need not have, and for histories, which it must
+    bring; lines that do not parse go to dead_letters.jsonl.gz. Its rows come out in parts, in its order where these are sorted by
+    name: the columns that the config names (rows.passthrough carries others along) with score, ctr and confidence, as a model
+    server would have answered. What stands after -- goes to Beam.
     """
     from pipeline import progress
     from pipeline.predict import exported_config
+    from pipeline.score import SCORING
     from pipeline.score import score as job
 
     model = newest_version(place(model_dir))
     config = load_config(config_path, list(overrides)) if config_path else exported_config(model, list(overrides))
     if logs:
         config = config.model_copy(update={"logs": config.logs.model_copy(update={"files": list(logs), "dataset": ""})})
-    with progress.watching("score"):
+    with progress.watching("score", stages=SCORING):
         told = job(config, model, place(out), form=form, overwrite=overwrite, beam_options=list(beam_options))
     means = ", ".join(f"{name} {value:.4g}" for name, value in told["mean"].items())
     console.print(f"{told['rows']['scored']:,} rows scored, mean {means}", highlight=False, soft_wrap=True)
@@ -522,9 +524,15 @@ def score(
     "--dataset", "dataset_dir", required=True, metavar="DIR", help="The data set that the model was trained on."
 )
 @click.option("--run", "run_dir", metavar="DIR", help="The training run; train beside the data set if left out.")
+@click.option(
+    "--model",
+    "model_dir",
+    metavar="DIR",
+    help="The exported version in service, where it was exported with other settings.",
+)
 @click.option("--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is none.")
 @click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
-def skew(served: str, dataset_dir: str, run_dir: str, max_difference: float, max_psi: float) -> None:
+def skew(served: str, dataset_dir: str, run_dir: str, model_dir: str, max_difference: float, max_psi: float) -> None:
     """Whether a model in service scores as training would have, and is asked what it was trained on.
 
     \b
@@ -534,8 +542,8 @@ def skew(served: str, dataset_dir: str, run_dir: str, max_difference: float, max
       scores     logged, and what the training run's model makes of the logged inputs by the path that training took
       features   the logged inputs, and the training split of the data set: the population stability index, values that are
                  missing, values that training did not know
-    Exit code 3 if a score differs by more than --max-difference, or a feature moved by more than --max-psi; standard output has
-    the same as JSON.
+    Exit code 3 if a score differs by more than --max-difference, or a feature moved by more than --max-psi beyond what chance
+    makes of so few rows; standard output has the same as JSON.
     """
     from pipeline.dataset import Dataset
     from pipeline.skew import skew as job
@@ -543,7 +551,8 @@ def skew(served: str, dataset_dir: str, run_dir: str, max_difference: float, max
 
     found = Dataset.load(dataset_dir)
     run = place(run_dir) if run_dir else found.directory.parent / "train"
-    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi)
+    model = newest_version(place(model_dir)) if model_dir else None
+    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi, model=model)
     show_skew(told)
     click.echo(json.dumps(told))
     if told["differ"] or told["moved"]:

@@ -336,6 +336,8 @@ class Config(Strict):
 def unknown_candidate(rows: Schema, candidates: list[str]) -> str:
     """What is wrong with the features of ``export.candidates``; "" if nothing."""
     inputs = [feature.name for feature in rows.inputs]
+    if twice := next((name for name in candidates if candidates.count(name) > 1), None):
+        return f"'{twice}' stands there twice; name it once"
     wrong = next((name for name in candidates if name not in inputs), None)
     return "" if wrong is None else f"'{wrong}' is no input of the model; {did_you_mean(wrong, inputs)}"
 

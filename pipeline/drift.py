@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.schema import NumericFeature, Schema
-from features.transform import Transform
+from features.schema import NumericFeature
+from pipeline.dataset import Dataset
 from pipeline.profile import QUANTILES, TOP
 
 #: Least share of a bin: without it, one value that is new would move a feature by infinity.
 _LEAST = 1e-4
-
-
-class Described(Protocol):
-    """What is compared: a data set, or anything that has the same to say."""
-
-    @property
-    def schema(self) -> Schema:
-        """The features."""
-
-    @property
-    def transform(self) -> Transform:
-        """Whose vocabularies know more values than the statistics name."""
-
-    @property
-    def statistics(self) -> dict[str, Any]:
-        """As :func:`pipeline.profile.describe` gives them."""
 
 
 class Moved(NamedTuple):
@@ -59,7 +43,7 @@ def psi(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> float:
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-def moved(old: Described, new: Described) -> list[Moved]:
+def moved(old: Dataset, new: Dataset) -> list[Moved]:
     """Every feature of either data set, the one that moved most first."""
     before, after = old.statistics["features"], new.statistics["features"]
     features = {feature.name: feature for data in (old, new) for feature in data.schema.features}
@@ -106,7 +90,7 @@ def _missing(described: dict[str, Any]) -> float:
 _Bins = tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
-def _numbers(name: str, old: Described, new: Described) -> _Bins | None:
+def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     """Shares between the old data set's quantiles, by the new one's quantile curve."""
     curves = [data.statistics["features"][name].get("quantiles") for data in (old, new)]
     if None in curves:
@@ -127,7 +111,7 @@ def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
     return values, np.asarray(QUANTILES)[::-1][last]
 
 
-def _values(name: str, old: Described, new: Described) -> _Bins | None:
+def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     """Shares of the old data set's most frequent values, and of all others together.
 
     Where only a list of the most frequent values is kept, one that is no longer on it counts as its last: it may have been
@@ -140,7 +124,7 @@ def _values(name: str, old: Described, new: Described) -> _Bins | None:
     shares = []
     for found, data in zip(described, (old, new), strict=True):
         counts = dict(found["top"])
-        least = found["top"][-1][1] if len(counts) == TOP < found.get("distinct", TOP + 1) else 0
+        least = found["top"][-1][1] if len(counts) == TOP else 0
         if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
             vocabulary = data.transform.vocabularies[name]
             at = vocabulary.index(pa.array(top, pa.string()))

@@ -60,7 +60,7 @@ def run(
         raise UserError(
             "-- " + " ".join(beam_options),
             f"Beam does not take these options ({reason})",
-            "see `clsd preprocess --help`",
+            "see the command's --help",
         ) from None
     _warn_of_unknown(beam_options)
     lost = _Hook()

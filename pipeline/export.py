@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from features.encode import encode
 from features.errors import UserError
+from features.places import address
 from features.records import write_records
 from features.serving import ServingTransform
 from features.tf_runtime import tf
@@ -26,7 +27,7 @@ from pipeline.columns import KEY
 from pipeline.config import Config, ExportSettings, dump_config, unknown_candidate
 from pipeline.dataset import Dataset
 from pipeline.evaluate import HEADLINES
-from pipeline.files import read_json, whole_directory, write_json
+from pipeline.files import alone_in, read_json, whole_directory, write_json
 from pipeline.gates import hold, hold_against, parse_requirement
 from pipeline.model_versions import (
     DONE_FILE,
@@ -36,12 +37,13 @@ from pipeline.model_versions import (
     WARMUP_REQUESTS_FILE,
     keep_newest,
     newest_version,
+    remove_unpublished,
     versions_in,
 )
 from pipeline.progress import console
-from pipeline.raw import raw_inputs
+from pipeline.raw import OUTPUTS, raw_inputs
 from pipeline.scoring import cheap_calibrator
-from pipeline.signatures import OUTPUTS, Score, ServingModel
+from pipeline.signatures import Score, ServingModel
 from pipeline.train import load_trained
 from pipeline.versions import versions
 from pipeline.warmup_requests import warmup_requests
@@ -101,10 +103,24 @@ def export(
         raise UserError("export.candidates", unknown, "correct the setting")
     number = int(time.time()) if version is None else version
     target = out / str(number)
-    if target.exists():
-        raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
-    gates = gates or Gates()
-    _pass(config, gates, out)
+    with alone_in(out):  # two exports would both find the number free
+        remove_unpublished(out)
+        if target.exists():
+            raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
+        newest = [version.name for version in versions_in(out)[-1:]]
+        if newest and number < int(newest[0]):
+            what = f"is not above {newest[0]}, so no server would serve it"
+            raise UserError(str(target), what, "choose a larger --version")
+        gates = gates or Gates()
+        _pass(config, gates, out)
+        _publish(config, dataset, model, run, target, gates)
+        if many := config.export.keep if keep is None else keep:
+            for old in keep_newest(out, many):
+                console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
+    return target
+
+
+def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, target: Path, gates: Gates) -> None:
     with (
         whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
@@ -120,7 +136,7 @@ def export(
         fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
         told = {
             "name": config.name,
-            "version": number,
+            "version": int(target.name),
             "fingerprint": fingerprint,
             "dataset_fingerprint": dataset.manifest["fingerprint"],
             "columns": {feature.name: feature.source for feature in config.rows.features},
@@ -133,10 +149,6 @@ def export(
         write_json(aside / PROVENANCE_FILE, told)
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
         (aside / DONE_FILE).touch()
-    if many := config.export.keep if keep is None else keep:
-        for old in keep_newest(out, many):
-            console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
-    return target
 
 
 def _pass(config: Config, gates: Gates, out: Path) -> None:
@@ -148,7 +160,7 @@ def _pass(config: Config, gates: Gates, out: Path) -> None:
     metrics = gates.metrics or {}
     hold(metrics, requirements)
     # The first version that is published to where the others will be has none to be held against.
-    if gates.against is not None and (gates.against != out or versions_in(out)):
+    if gates.against is not None and (address(gates.against) != address(out) or versions_in(out)):
         served = newest_version(gates.against)
         known = read_json(served / PROVENANCE_FILE, "model that clsd exported", "").get("metrics")
         if known is None:

@@ -82,7 +82,7 @@ def hold_against(
     """Refuse a model that is worse than the one in service by more than a margin.
 
     Args:
-        metrics, served: of both; one that either lacks is passed over.
+        metrics, served: of both; one that the version in service lacks is passed over.
         margins: by metric.
         version: the one in service, for the message.
 
@@ -90,8 +90,11 @@ def hold_against(
         OutOfBoundsError: naming the metric and both values.
     """
     for name, margin in margins.items():
-        if name not in metrics or name not in served:
+        if name not in served:
             continue
+        if name not in metrics:
+            what = f"{name} is undefined for this model, and {served[name]:.6g} for the version served"
+            raise OutOfBoundsError(f"--against {version}", what, "nothing was published")
         worse = (served[name] - metrics[name]) * BETTER[name]
         if worse > margin:
             what = f"{name} {metrics[name]:.6g} is worse than {served[name]:.6g} of the version served, by more than {margin:g}"

@@ -31,6 +31,23 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
     Raises:
         UserError: names the first refused row, or the setting, and the mend.
     """
+    refuse_if_refused(config, summary, aside, out)
+    if not any(shard["split"] == "train" for shard in summary["shards"]):
+        raise UserError(
+            "preprocess.split", "no row is left to train on", "change the shares, times or gap of the split"
+        )
+    _refuse_if_gated(config, summary)
+    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
+    clicks = sum(shard["clicks"] for shard in train)
+    if clicks in (0, sum(shard["rows"] for shard in train)):
+        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
+        raise UserError(
+            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
+        )
+
+
+def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+    """Refuse a job that read nothing, or refused too much; arguments and errors as for :func:`refuse_if_bad`."""
     rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
     if rows == 0:
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
@@ -43,18 +60,6 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
             f"{first['path']}:{first['line']}",
             f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
             f"mend the log (every refused row is in {kept}), or raise max_refused",
-        )
-    if not any(shard["split"] == "train" for shard in summary["shards"]):
-        raise UserError(
-            "preprocess.split", "no row is left to train on", "change the shares, times or gap of the split"
-        )
-    _refuse_if_gated(config, summary)
-    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
-    clicks = sum(shard["clicks"] for shard in train)
-    if clicks in (0, sum(shard["rows"] for shard in train)):
-        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
-        raise UserError(
-            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
         )
 
 

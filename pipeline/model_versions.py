@@ -1,8 +1,8 @@
 """Versions of an exported model in the directory that a model server watches: a folder a version, named by its number.
 
-A server serves the largest number that holds a ``saved_model.pb``, and looks again every second or so. So a version is never
-changed where it stands: it comes by one rename and goes by one; in an object store, which has none, its ``saved_model.pb`` comes
-last and goes first.
+A server loads the folder of the largest number, and looks again every second or so. So a version is never changed where it
+stands: it comes by one rename and goes by one. In an object store, which has none, ``saved_model.pb`` comes last: a server that
+looks before that finds a version that it cannot load, goes on serving the one it has, and tries again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from pathlib import Path
 
 from features.errors import UserError, did_you_mean
 from features.places import is_remote
-from pipeline.files import copy_file, files_in, remove_file, remove_tree
+from pipeline.files import (
+    UNFINISHED,
+    clear_errors,
+    copy_file,
+    files_in,
+    remove_file,
+    remove_tree,
+    remove_unfinished,
+)
 
 #: Beside the graph in every exported version: what it is from; raw rows with their scores; requests to warm a server up with.
 PROVENANCE_FILE = "assets.extra/clsd.json"
@@ -22,7 +30,8 @@ WARMUP_REQUESTS_FILE = "assets.extra/tf_serving_warmup_requests"
 MODEL_FILE = "saved_model.pb"
 #: Says that a version is whole, to whoever copies it from an object store.
 DONE_FILE = "_SUCCESS"
-_WITHDRAWN = "withdrawn-"
+#: How the name of a version begins that was taken out of service.
+WITHDRAWN = "withdrawn-"
 
 
 def versions_in(directory: Path) -> list[Path]:
@@ -48,9 +57,18 @@ def newest_version(directory: Path) -> Path:
 def keep_newest(directory: Path, many: int) -> list[Path]:
     """Remove all versions but the newest ``many``; gives those that went."""
     old = versions_in(directory)[:-many]
-    for version in old:
-        _move_away(version, None)
+    with clear_errors(str(directory)):
+        for version in old:
+            _move_away(version, None)
     return old
+
+
+def remove_unpublished(directory: Path) -> None:
+    """Remove what exports that were killed left: hidden folders; in an object store, versions without their last files."""
+    remove_unfinished(directory)
+    for entry in directory.iterdir() if is_remote(directory) and directory.is_dir() else ():
+        if entry.name.isdigit() and (entry / UNFINISHED).exists():
+            remove_tree(entry)
 
 
 def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
@@ -61,7 +79,8 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
         to: the version to serve; the one before the newest if None.
 
     Returns:
-        the version that is served now, and where the others are, the newest first.
+        the version that is served now, and where the others are, the oldest first, in which order they went: a server that looks
+        in between still serves the newest.
 
     Raises:
         UserError: there is no such version, or none before the newest, or nothing to withdraw.
@@ -75,11 +94,12 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
     if str(to) not in names:
         raise UserError(str(directory), f"has no version {to}", did_you_mean(str(to), names))
     gone = []
-    for version in reversed(found[names.index(str(to)) + 1 :]):
-        target = directory / f"{_WITHDRAWN}{version.name}"
-        remove_tree(target)  # of an earlier time
-        _move_away(version, target)
-        gone.append(target)
+    with clear_errors(str(directory)):
+        for version in found[names.index(str(to)) + 1 :]:
+            target = directory / f"{WITHDRAWN}{version.name}"
+            remove_tree(target)  # of an earlier time
+            _move_away(version, target)
+            gone.append(target)
     if not gone:
         raise UserError(str(directory), f"serves {to} already", "give an earlier --to")
     return directory / str(to), gone
@@ -96,6 +116,6 @@ def _move_away(version: Path, target: Path | None) -> None:
     if target is not None:
         for name in files_in(version):
             copy_file(version / name, target / name)
-    for name in (MODEL_FILE, DONE_FILE):
+    for name in (DONE_FILE, MODEL_FILE):
         remove_file(version / name)
     remove_tree(version)

@@ -101,6 +101,10 @@ def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
     if many != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
         expected = f"a list of {kind}" if many else kind
         raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes {expected}", "correct the row")
+    if kind == "int64" and any(not -(2**63) <= v < 2**63 for v in values):
+        raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes int64", "correct the row")
+    if kind == "float32" and any(isinstance(v, int) and abs(v) > 2**1000 for v in values):
+        raise UserError(where, f"'{name}' is too large a number, the model takes float32", "correct the row")
     try:
         "".join(v for v in values if isinstance(v, str)).encode()
     except UnicodeEncodeError:

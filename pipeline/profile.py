@@ -24,15 +24,15 @@ _COUNTED = ("vocabulary", "tokens", "sampled")
 QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
 
 
-def values(counts: pa.Table, top: int = TOP) -> dict[str, Any]:
-    """The distribution of counted values: how many distinct ones, how many in all, the ``top`` most frequent."""
+def values(counts: pa.Table) -> dict[str, Any]:
+    """The distribution of counted values: how many distinct ones, how many in all, the most frequent."""
     if not counts.num_rows:
         return {}
     counts = counts.append_column("bytes", pc.cast(counts["token"], pa.binary()))
-    order = pc.select_k_unstable(counts, top, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
-    named = counts.take(order).select(["token", "rows"]).to_pylist()
+    order = pc.select_k_unstable(counts, TOP, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
+    top = counts.take(order).select(["token", "rows"]).to_pylist()
     total = pc.sum(counts["rows"]).as_py()
-    return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in named]}
+    return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in top]}
 
 
 def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:

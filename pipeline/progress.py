@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
@@ -21,7 +21,7 @@ console = Console(stderr=True)
 #: Counted to know how far a job is, and not shown themselves.
 PLANNED, READ = "pieces planned", "pieces read"
 #: The stages of preprocessing after reading, in order: what is counted in each, and its name.
-_STAGES = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
+PREPROCESSING = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
 #: Name of the directory, within that of a job, where its workers in other processes tell their counts; and how often, in seconds.
 REPORTS, _EVERY = ".progress", 1.0
 
@@ -111,8 +111,8 @@ def told(job: str) -> Counter[str]:
     return found
 
 
-def stage_of(counts: dict[str, int], elapsed: float) -> str:
-    """What preprocessing does at the moment, and about how many seconds are left; "" where nothing is planned.
+def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> str:
+    """What a job does at the moment, and about how many seconds are left; "" where nothing is planned.
 
     Reading, counting, encoding and writing are taken to cost alike; how many rows there are is extrapolated from the pieces read.
     """
@@ -120,8 +120,8 @@ def stage_of(counts: dict[str, int], elapsed: float) -> str:
         return ""
     read = counts.get(READ, 0) / counts[PLANNED]
     rows = counts.get("rows read", 0) / read if read else 0.0
-    shares = [read, *(min(counts.get(what, 0) / rows, 1.0) if rows else 0.0 for what, _ in _STAGES)]
-    names = ["reading", *(name for _, name in _STAGES)]
+    shares = [read, *(min(counts.get(what, 0) / rows, 1.0) if rows else 0.0 for what, _ in stages)]
+    names = ["reading", *(name for _, name in stages)]
     stage = next((name for name, share in zip(names, shares, strict=True) if share < 1.0), "finishing")
     share = sum(shares) / len(shares)
     left = f", about {elapsed * (1 - share) / share:.0f} s left" if 0.05 < share < 1.0 else ""
@@ -129,7 +129,7 @@ def stage_of(counts: dict[str, int], elapsed: float) -> str:
 
 
 @contextmanager
-def watching(title: str) -> Iterator[None]:
+def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> Iterator[None]:
     """A line with the counts and their rate while the block runs."""
     with _lock:
         _counts.clear()
@@ -142,7 +142,7 @@ def watching(title: str) -> Iterator[None]:
             counts = dict(_counts + elsewhere)
         shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))
         rate = f"  {counts['rows read'] / elapsed:,.0f} rows/s" if counts.get("rows read") and elapsed > 1 else ""
-        stage = "" if done.is_set() else stage_of(counts, elapsed)
+        stage = "" if done.is_set() else stage_of(counts, elapsed, stages)
         return f"[bold]{title}[/bold]  {elapsed:.0f} s  {shown}{rate}{stage}"
 
     with console.status(line()) as status:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.errors import UserError
 from features.schema import MISSING_INT, NumericFeature, Schema
 from features.tokens import as_float32, as_type, raw_type
+
+#: What a model says of a row.
+OUTPUTS = ("score", "ctr", "confidence")
 
 
 def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:
@@ -34,6 +39,18 @@ def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, l
         else:
             out[name] = [_present(value, "string" if pa.types.is_string(kind) else "int64") for value in column]
     return out
+
+
+def require_free_names(columns: Iterable[str]) -> None:
+    """Refuse columns that have the name of a score, where rows and their scores stand side by side.
+
+    Raises:
+        UserError: naming the column.
+    """
+    for column in columns:
+        if column in OUTPUTS:
+            what = f"a column is named '{column}', as a score of the model is"
+            raise UserError("rows", what, "rename it in the log, and the feature's `column` with it")
 
 
 def arrow_inputs(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from features.errors import UserError
+from features.places import is_remote
 from pipeline.config import Config, as_user_error
 from pipeline.files import local_path, read_json
 from pipeline.progress import add, console, say_there_already, watching
@@ -153,7 +154,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
     from pipeline.export import Gates, export
-    from pipeline.model_versions import GOLDEN_FILE, PROVENANCE_FILE, versions_in
+    from pipeline.model_versions import GOLDEN_FILE, PROVENANCE_FILE, WITHDRAWN, versions_in
     from pipeline.predict import Predictor
 
     _say(5, "export", str(paths.export))
@@ -167,9 +168,16 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         return told.get("fingerprint") == mark and {name: mine.get(name) for name in asked} == asked
 
     found = [version for version in versions_in(paths.export) if same_as(version)]
+    withdrawn = paths.export.glob(f"{WITHDRAWN}*") if not is_remote(paths.export) else ()
+    gone = None if found else next((version for version in withdrawn if same_as(version)), None)
+    if gone is not None:
+        said = f"[yellow]warning[/yellow] {gone} is of this run and was taken out of service: not exported again"
+        console.print(said, highlight=False, soft_wrap=True)
+        found = versions_in(paths.export)[-1:]
     if found:
         model = found[-1]
-        say_there_already()
+        if not gone:
+            say_there_already()
     else:
         model = export(dataset, paths.train, paths.export, settings=config.export, gates=Gates(headline(metrics)))
 

@@ -1,12 +1,11 @@
 """Logs of any size, scored by an exported model: a Beam job around Beam's RunInference.
 
 The log is read as preprocessing reads it, and the model is asked as a model server asks it, by its raw-feature signature; what
-comes out is the log's rows, a part for each piece of the log, in the log's order.
+comes out is the log's rows, in parts that are in the log's order when they are sorted by name.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,11 +28,13 @@ from pipeline.columns import KEY, POSITION
 from pipeline.config import Config
 from pipeline.dead_letters import Collector, Refused, write_dead_letters
 from pipeline.files import make_directory, read_json, remove_file, remove_tree, whole_directory, whole_file, write_json
+from pipeline.logfiles import json_lines
+from pipeline.manifest import refuse_if_refused
 from pipeline.plan import Piece, plan
-from pipeline.raw import arrow_inputs
-from pipeline.signatures import OUTPUTS
+from pipeline.predict import exported_config
+from pipeline.raw import OUTPUTS, arrow_inputs, require_free_names
 from pipeline.sources import Reader
-from pipeline.spill import SPILL, Spilled, load, load_together, spill
+from pipeline.spill import SPILL, Spilled, load, spill
 from pipeline.threads import ONE, Threads
 
 #: What says that a directory of scores is whole, and what they are of.
@@ -41,6 +42,8 @@ SCORES_FILE = "scores.json"
 #: Rows that the model is asked for at a time.
 ASKED_ROWS = 8192
 _DEAD = "dead"
+#: What is counted after reading, and what the stage is called.
+SCORING = (("rows scored", "scoring"),)
 
 beam_waits.shorten()
 
@@ -105,7 +108,7 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
     def run_inference(
         self, batch: Sequence[Part], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Each part with its rows' scores, laid on disk beside the others."""
+        """Each part's rows as a table with their scores."""
         for part in batch:
             table = pa.Table.from_batches([load(part.laid)])
             answers: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
@@ -115,10 +118,9 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
                     answers[name].append(values)
             for name, values in answers.items():
                 table = table.append_column(name, pa.chunked_array(values, pa.float32()))
-            (laid,) = spill(self._directory, table.combine_chunks().to_batches(max_chunksize=table.num_rows))
             progress.add("rows scored", table.num_rows, self._directory)
             Metrics.counter("clsd", "rows_scored").inc(table.num_rows)
-            yield PredictionResult(part, Part(part.piece, part.number, laid))
+            yield PredictionResult(part, table)
 
 
 def score(
@@ -146,7 +148,7 @@ def score(
     Raises:
         UserError: of the logs, the model or the disk.
     """
-    config, pieces = _to_be_scored(config)
+    config, pieces = _to_be_scored(config, exported_config(model))
     with whole_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as aside:
         make_directory(aside / SPILL)
         job = address(aside)
@@ -160,35 +162,54 @@ def score(
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
         told = read_json(aside / "job.json", "summary of the job", "run it again")
-        if not told["rows"]["scored"]:
-            raise UserError(", ".join(config.logs.files), "has no row that can be read", "correct logs.format")
+        refuse_if_refused(config, told, aside, out)
         for name in (SPILL, progress.REPORTS):
             remove_tree(aside / name)
         remove_file(aside / "job.json")
-        write_json(aside / SCORES_FILE, {"model": str(model), "logs": config.logs.files, **told})
+        told = {"model": str(model), "logs": config.logs.files, **told}
+        write_json(aside / SCORES_FILE, told)
     progress.settle({f"rows {what}": n for what, n in told["rows"].items()})
-    return {"model": str(model), "logs": config.logs.files, **told}
+    return dict(told)
 
 
-def _to_be_scored(config: Config) -> tuple[Config, list[Piece]]:
-    """The config for logs that nothing was learnt from: a history is what the log says it is, and the columns that are no inputs
-    are carried along where the log has them."""
-    features = [
-        feature.model_copy(update={"clicks_of": "", "optional": True}) if feature in config.rows.histories else feature
-        for feature in config.rows.features
-    ]
-    roles = [
-        config.rows.label,
-        config.rows.user,
-        config.rows.timestamp,
-        config.rows.intensity,
-        *config.rows.passthrough,
-    ]
-    bare = {"features": features, "label": "", "user": "", "timestamp": "", "intensity": ""}
-    rows = config.rows.model_copy(update={**bare, "passthrough": []})
-    there = [set(piece.unread) for piece in plan(config.logs, rows)]
-    carried = [name for name in dict.fromkeys(roles) if name and all(name in unread for unread in there)]
-    rows = rows.model_copy(update={"passthrough": carried})
+def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]]:
+    """The config for logs that nothing is learnt from, and their pieces: a history is what the log says it is, and the columns
+    that are no inputs are carried along where the log has them.
+
+    Raises:
+        UserError: the config's features are not the model's, a column has the name of a score, a history is not in the log.
+    """
+    require_free_names([*config.rows.columns, *(f.source for f in config.rows.histories)])
+    theirs = {f.name: f for f in config.rows.inputs}
+    for feature in exported.rows.inputs:
+        mine = theirs.get(feature.name)
+        for what in ("kind", "dtype", "separator"):
+            if getattr(mine, what, None) != getattr(feature, what, None):
+                said = f"the model's '{feature.name}' has {what} {getattr(feature, what)!r}"
+                raise UserError(
+                    "rows.features", said, "describe the log's features as the model's, or leave out --config"
+                )
+    dumped = config.rows.model_dump(mode="json", by_alias=True)
+    made = [feature.source for feature in config.rows.histories]
+    for feature in dumped["features"]:
+        if feature.get("clicks_of"):
+            feature["clicks_of"] = ""
+    roles = ("label", "user", "timestamp", "intensity")
+    inputs = [f for f in dumped["features"] if (f["column"] or f["name"]) not in made]
+    bare = Schema.model_validate({**dumped, "features": inputs, **dict.fromkeys(roles, ""), "passthrough": []})
+    pieces = plan(config.logs, bare)
+    there = [{*piece.unread, *piece.types} for piece in pieces]
+
+    def has(column: str) -> bool:
+        return all(column in columns for columns in there)
+
+    for column in made:
+        if not has(column):
+            what = f"has no column '{column}', which preprocessing made of the log's own clicks and a request brings"
+            raise UserError(pieces[0].path, what, "write into the log the history that the model is to see")
+    kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
+    carried = [name for name in dumped["passthrough"] if has(name)]
+    rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
     return config.model_copy(update={"rows": rows}), plan(config.logs, rows)
 
 
@@ -206,9 +227,7 @@ def build(
         read.rows
         | "Even" >> beam.Reshuffle()
         | "Score" >> RunInference(ExportedModel(config.rows, model, directory))
-        | "ByPiece" >> beam.Map(lambda result: (result.inference.piece, result.inference))
-        | "Gather" >> beam.GroupByKey()
-        | "Write" >> beam.Map(partial(_write_part, config.rows, directory, form, len(pieces)))
+        | "Write" >> beam.Map(partial(_write_part, directory, form))
     )
     dead = (
         read.dead
@@ -222,21 +241,18 @@ def build(
     )
 
 
-def _write_part(
-    schema: Schema, directory: str, form: str, pieces: int, element: tuple[int, Iterable[Part]]
-) -> dict[str, Any]:
-    number, parts = element
-    table = load_together(part.laid for part in sorted(parts))
+def _write_part(directory: str, form: str, result: Any) -> dict[str, Any]:
+    part, table = result.example, result.inference
     # Blocks of text whose faults are looked for take their odd lines out of turn.
     table = table.sort_by(POSITION).drop_columns([KEY, POSITION])
     table = pa.table({name: plain(table[name]) for name in table.column_names})
-    name = f"part-{number:05}-of-{pieces:05}.{form}"
+    name = f"part-{part.piece:05}-{part.number:05}.{form}"
     with whole_file(place(directory) / name) as file:
         if form == "parquet":
             pq.write_table(table, file)
         else:
-            for batch in table.to_batches(max_chunksize=ASKED_ROWS):
-                file.write("".join(json.dumps(row, default=str) + "\n" for row in batch.to_pylist()).encode())
+            for batch in table.combine_chunks().to_batches(max_chunksize=ASKED_ROWS):
+                file.write("".join(json_lines(batch).to_pylist()).encode())
     sums = {name: float(pc.sum(table[name].cast(pa.float64())).as_py()) for name in OUTPUTS}
     return {"file": name, "rows": table.num_rows, "sums": sums}
 
@@ -245,5 +261,10 @@ def _write_summary(directory: str, written: list[dict[str, Any]], dead: list[dic
     rows, refused = sum(part["rows"] for part in written), sum(letters["rows"] for letters in dead)
     means = {name: sum(part["sums"][name] for part in written) / rows for name in OUTPUTS} if rows else {}
     parts = [{name: part[name] for name in ("file", "rows")} for part in sorted(written, key=lambda part: part["file"])]
-    summary = {"rows": {"read": rows + refused, "refused": refused, "scored": rows}, "mean": means, "parts": parts}
+    summary = {
+        "rows": {"read": rows + refused, "refused": refused, "scored": rows},
+        "dead": dead,
+        "mean": means,
+        "parts": parts,
+    }
     write_json(place(directory) / "job.json", summary)

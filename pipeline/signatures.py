@@ -23,8 +23,8 @@ from features.tf_runtime import tf
 from models.clsd import ClsdModel, Scores
 from pipeline.model_versions import MODEL_FILE
 from pipeline.next_day import VALUE, names_in_checkpoint
+from pipeline.raw import OUTPUTS
 
-OUTPUTS = ("score", "ctr", "confidence")
 #: The classes that ``classify`` tells the probabilities of.
 CLASSES = ("no click", "click")
 Score: TypeAlias = Callable[[Any, Any], Scores]
@@ -98,7 +98,7 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         _finish(directory)
 
 
-def _concrete(function: Callable[..., Any], *specs: Any, **named: Any) -> Any:
+def _concrete(function: Callable[..., Any], /, *specs: Any, **named: Any) -> Any:
     return tf.function(function).get_concrete_function(*specs, **named)
 
 

@@ -8,88 +8,90 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from features.encode import encode
 from features.errors import UserError
-from features.records import read_records
-from features.schema import FIRST_OOV_ID, CategoricalFeature, Schema
-from features.tokens import raw_type
-from features.transform import Transform, first_value_id
-from pipeline.analyse import partials
-from pipeline.columns import KEY, LABEL, SPLIT, TIME, USER
+from features.records import begins_as_records, read_records
+from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
+from features.tokens import as_float32, raw_type
+from features.transform import first_value_id
 from pipeline.dataset import Dataset
-from pipeline.drift import moved
+from pipeline.drift import psi
 from pipeline.export import scoring_of, trainer_scores
-from pipeline.predict import read_rows
-from pipeline.profile import QUANTILES, describe, sampled, values
-from pipeline.signatures import OUTPUTS
-from pipeline.threads import ONE
+from pipeline.predict import exported_config, read_rows
+from pipeline.profile import QUANTILES, TOP
+from pipeline.raw import OUTPUTS, require_free_names
 from pipeline.train import load_trained
 
 
-@dataclass(frozen=True)
-class Served:
-    """What the served requests look like, as :func:`pipeline.drift.moved` asks it of a data set."""
-
-    schema: Schema
-    transform: Transform
-    statistics: dict[str, Any]
-
-
-def skew(log: Path, dataset: Dataset, run: Path, *, max_difference: float, max_psi: float) -> dict[str, Any]:
+def skew(
+    log: Path, dataset: Dataset, run: Path, *, max_difference: float, max_psi: float, model: Path | None = None
+) -> dict[str, Any]:
     """Compare a log of served requests with a training run and its data set.
+
+    A feature's stability index is held against ``max_psi`` after what chance alone makes of so few rows is taken off.
 
     Args:
         log: JSON lines, or TFRecords of TF Serving's PredictionLog.
         dataset, run: that the model in service is from.
-        max_difference: of a score; what is more differs.
+        max_difference: of a score; what is more differs, and so does what is no number.
         max_psi: stability index of a feature; one that has more moved.
+        model: the exported version in service, whose settings say how it scores; the run's own config does if None.
 
     Returns:
-        rows; scores (by output: how many were compared, how many differ, the largest difference and its row, from 1);
-        features (the one that moved most first: psi, shares that are missing, shares that training does not know, each of
-        training and served); and the names under differ and moved.
+        rows; scores (by output: how many were compared, how many differ, the largest difference and its row, from 1, None where
+        it is no number); features (the one that moved most first: psi, how much of it may be chance, shares that are
+        missing, shares that training does not know, each of training and served); and the names under differ and moved.
 
     Raises:
-        UserError: of the log or of the run.
+        UserError: of the log, the run or the model.
     """
-    config, model = load_trained(run, dataset)
-    rows = list(_served_rows(log, config.export.candidates))
+    schema = dataset.schema
+    require_free_names([name for f in schema.features for name in (f.name, f.source)])
+    config, trained = load_trained(run, dataset)
+    if model is not None:
+        config = config.model_copy(update={"export": exported_config(model).export})
+    rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(raw_type(f)) for f in schema.inputs}))
     if not rows:
         raise UserError(str(log), "holds no request", "give a log of requests and their answers")
-    table = _as_table(dataset.schema, rows, str(log))
-    expected = trainer_scores(dataset, scoring_of(config, dataset, model), table)
+    table = _as_table(schema, rows, str(log))
+    try:
+        expected = trainer_scores(dataset, scoring_of(config, dataset, trained), table)
+    except pa.ArrowInvalid as error:  # a text of numbers, of which one is none
+        what = f"holds a value that a log is refused for ({error})"
+        raise UserError(str(log), what, "see which of the requests it is of, and mend the client") from None
     scores, differ = {}, []
     for name in OUTPUTS:
-        logged = np.array([_number(row.get(name), log, at, name) for at, row in enumerate(rows, 1)])
-        known = np.isfinite(logged)
+        known = np.array([row.get(name) is not None for row in rows])
         if not known.any():
             continue
-        off = np.where(known, np.abs(logged - np.array(expected[name])), 0.0)
+        logged = np.array([_number(row.get(name), log, at, name) for at, row in enumerate(rows, 1)])
+        off = np.abs(logged - np.array(expected[name]))
+        off = np.where(known, np.where(np.isfinite(off), off, np.inf), 0.0)
         at = int(np.argmax(off))
         scores[name] = {
             "compared": int(known.sum()),
             "differ": int((off > max_difference).sum()),
-            "largest": float(off[at]),
+            "largest": _finite(off[at]),
             "row": at + 1,
-            "served": float(logged[at]),
-            "trained": float(expected[name][at]),
+            "served": _finite(logged[at]),
+            "trained": _finite(expected[name][at]),
         }
         differ += [name] if scores[name]["differ"] else []
     features = _features(dataset, table)
     return {
         "rows": len(rows),
         "scores": scores,
-        "features": features,
+        "features": [feature._asdict() for feature in features],
         "differ": differ,
-        "moved": [f["feature"] for f in features if f["psi"] is not None and f["psi"] > max_psi],
+        "moved": [feature.feature for feature in features if feature.psi - feature.chance > max_psi],
     }
 
 
@@ -101,52 +103,101 @@ def _number(value: Any, log: Path, row: int, name: str) -> float:
     return float(value)
 
 
-def _features(dataset: Dataset, table: pa.Table) -> list[dict[str, Any]]:
-    """How far each feature that was asked with is from the training split."""
-    schema = dataset.schema
-    # An input that no request has is missing, in the served model too.
-    asked = schema.model_copy(update={"features": schema.inputs})
-    zeros = np.zeros(table.num_rows, np.int64)
-    own = {
-        KEY: np.arange(table.num_rows).astype(np.uint64),
-        LABEL: zeros,
-        SPLIT: zeros.astype(np.int8),
-        TIME: zeros,
-        USER: zeros,
-    }
-    batch = table
-    for name, column in own.items():
-        batch = batch.append_column(name, pa.array(column))
-    (batch,) = batch.combine_chunks().to_batches()
-    learnt: dict[str, Any] = {}
-    for key, partial in partials(asked, batch, ONE):
-        kind = key.partition(":")[0]
-        if kind in ("vocabulary", "tokens"):
-            learnt[key] = values(partial[0], top=partial[0].num_rows)
-        elif kind == "sampled":
-            learnt[key] = sampled(partial[0].values)
-        elif kind == "range":
-            learnt[key] = partial[0]
-        elif kind == "spread":
-            learnt[key] = np.quantile(partial[0].values, QUANTILES).tolist()
-        elif kind == "missing":
-            learnt[key] = partial
-    served = Served(asked, Transform(asked), describe(asked, learnt))
-    unknown = _unknown(dataset, table)
-    found = [feature for feature in moved(dataset, served) if feature.feature in {f.name for f in asked.features}]
-    return [{**feature._asdict(), "unknown": unknown.get(feature.feature)} for feature in found]
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
-def _unknown(dataset: Dataset, table: pa.Table) -> dict[str, tuple[float, float]]:
-    """Shares of rows whose value no vocabulary has, of training and served, by feature of one value a row."""
-    ids, _ = encode(dataset.transform, table.combine_chunks().to_batches()[0])
-    quality, trained, out = dataset.manifest["splits"]["train"]["quality"], dataset.rows("train"), {}
-    for feature in dataset.schema.vocabularies:
-        if isinstance(feature, CategoricalFeature) and feature.source in table.column_names and feature.name in quality:
-            mine = ids[:, dataset.schema.id_slices[feature.name].start]
-            share = float(np.mean((mine >= FIRST_OOV_ID) & (mine < first_value_id(feature))))
-            out[feature.name] = quality[feature.name]["out_of_vocabulary"] / max(trained, 1), share
-    return out
+class Compared(NamedTuple):
+    """One feature as it was trained on and as it was asked, both encoded.
+
+    Args:
+        feature: its name.
+        psi: population stability index, missing and unknown values among the bins.
+        chance: what the index of so few rows of the trained distribution stays below, 19 times of 20.
+        missing, unknown: shares of rows without a value, and with one that no vocabulary has, trained and served.
+        what: the bin or value whose share differs most, with both shares.
+    """
+
+    feature: str
+    psi: float
+    chance: float
+    missing: tuple[float, float]
+    unknown: tuple[float, float]
+    what: str
+
+
+def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
+    """Every input of the model, the one that moved most first: the training split by its first shard, which is a random part of
+    it, and the requests as training would have encoded them."""
+    (batch,) = table.combine_chunks().to_batches()
+    served: tuple[Any, Any] = encode(dataset.transform, batch)
+    rows = dataset.read("train", shards=1)
+    trained: tuple[Any, Any] = rows.ids, rows.values
+    found, numeric = [], [f.name for f in dataset.schema.numeric]
+    for feature in dataset.schema.inputs:
+        sides: list[Any] = []
+        for ids, values in (trained, served):
+            if feature.name in dataset.schema.id_slices:
+                sides.append(ids[:, dataset.schema.id_slices[feature.name]])
+            else:
+                sides.append(values[:, numeric.index(feature.name)])
+        compare = _ids if feature.name in dataset.schema.id_slices else _numbers
+        labels, p, q = compare(dataset, feature, *sides)
+        absent = _missing(dataset, feature, batch, *sides)
+        unknown = _unknown(dataset, feature, *sides)
+        at = int(np.argmax(np.abs(q - p)))
+        what = f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"
+        found.append(Compared(feature.name, psi(p, q), _chance(p, table.num_rows), absent, unknown, what))
+    return sorted(found, key=lambda compared: (-compared.psi, compared.feature))
+
+
+def _chance(shares: Any, rows: int) -> float:
+    drawn = np.random.default_rng(0).multinomial(rows, shares / shares.sum(), 200) / rows
+    return float(np.quantile([psi(shares, found) for found in drawn], 0.95))
+
+
+def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+    """Shares of the most frequent ids of training, and of all others together."""
+    counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
+    top = np.argsort(-counts[0], kind="stable")[:TOP]
+    top = top[counts[0][top] > 0]
+    shares = []
+    for count in counts:
+        named = np.append(count, 0)[np.minimum(top, len(count))]
+        shares.append(np.append(named, count.sum() - named.sum()) / max(count.sum(), 1))
+    if isinstance(feature, NumericFeature):
+        names = {int(i): f"bucket {int(i) - FIRST_OOV_ID}" if i != MISSING_ID else "(missing)" for i in top}
+    else:
+        names = dict(enumerate(dataset.transform.id_names(feature.name)))
+    return [*(names.get(int(i), str(i)) for i in top), "all others"], shares[0], shares[1]
+
+
+def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+    """Shares between the quantiles of training, of scaled numbers; a missing one is the mean."""
+    cuts = np.unique(np.quantile(trained, QUANTILES[1:-1]))
+    shares = [
+        np.diff([0, *np.searchsorted(np.sort(x), cuts, side="right"), len(x)]) / len(x) for x in (trained, served)
+    ]
+    ends = [-math.inf, *cuts, math.inf]
+    return [f"{low:.3g} to {high:.3g}, scaled" for low, high in pairwise(ends)], shares[0], shares[1]
+
+
+def _missing(dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Any, served: Any) -> tuple[float, float]:
+    if feature.name in dataset.schema.id_slices:
+        absent = [np.mean(((ids == MISSING_ID) | (ids == PADDING_ID)).all(axis=1)) for ids in (trained, served)]
+        return float(absent[0]), float(absent[1])
+    counted = dataset.statistics["features"][feature.name]["missing"].get("train", {"rows": 0, "of": 0})
+    there = feature.source in batch.schema.names
+    asked = float(np.mean(np.isnan(as_float32(batch.column(feature.source))))) if there else 1.0
+    return counted["rows"] / max(counted["of"], 1), asked
+
+
+def _unknown(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[float, float]:
+    if isinstance(feature, NumericFeature) or dataset.schema.owner(feature).encoding == "hash":
+        return 0.0, 0.0
+    first = first_value_id(dataset.schema.owner(feature))
+    found = [np.mean(((ids >= FIRST_OOV_ID) & (ids < first)).any(axis=1)) for ids in (trained, served)]
+    return float(found[0]), float(found[1])
 
 
 def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Table:
@@ -161,7 +212,7 @@ def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Tabl
             found = [(value[0] if value else None) if isinstance(value, list) else value for value in found]
         try:
             columns[feature.source] = pa.array(found, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError):
+        except _UNFIT:
             at = next(at for at, value in enumerate(found) if not _fits(value, kind))
             what = f"'{feature.name}' is {json.dumps(found[at], default=str)[:80]}, the model takes {kind}"
             raise UserError(f"{where}:{at + 1}", what, "correct the row") from None
@@ -172,35 +223,40 @@ def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Tabl
     return pa.table(columns)
 
 
+#: What Arrow raises for a value that is none of a type.
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
 def _fits(value: Any, kind: pa.DataType) -> bool:
     try:
         pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError):
+    except _UNFIT:
         return False
     return True
 
 
-def _served_rows(log: Path, candidates: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Inputs and outputs of each row, by name."""
+def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Inputs and outputs of each row, by name; ``ranks`` are those of a single request's inputs."""
     try:
         with log.open("rb") as file:
-            head = file.read(1)
+            recorded = begins_as_records(file.read(12))
     except OSError as error:
         raise UserError(
             str(log), f"cannot be read ({error.strerror})", "give a log of requests and their answers"
         ) from None
-    if head.strip() in (b"{", b""):
-        try:
-            yield from read_rows(log.read_text(encoding="utf-8").splitlines(), str(log))
-        except UnicodeDecodeError:
-            raise UserError(str(log), "is no UTF-8 text", "give JSON lines, or TFRecords of PredictionLog") from None
+    if recorded:
+        with log.open("rb") as file:
+            for number, record in enumerate(read_records(file, str(log))):
+                yield from _rows_of(record, ranks, f"{log}: record {number}")
         return
-    with log.open("rb") as file:
-        for number, record in enumerate(read_records(file, str(log))):
-            yield from _rows_of(record, candidates, f"{log}: record {number}")
+    try:
+        with log.open(encoding="utf-8-sig", newline="\n") as lines:
+            yield from read_rows(lines, str(log))
+    except UnicodeDecodeError:
+        raise UserError(str(log), "is no UTF-8 text", "give JSON lines, or TFRecords of PredictionLog") from None
 
 
-def _rows_of(record: bytes, candidates: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
+def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[str, Any]]:
     """The rows of a ``PredictionLog``; a request that brings no answer has inputs alone."""
     from google.protobuf.message import DecodeError
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
@@ -220,10 +276,13 @@ def _rows_of(record: bytes, candidates: Sequence[str], where: str) -> Iterator[d
     if kind == "predict_log":
         arrays = {name: tf.make_ndarray(tensor) for name, tensor in told.request.inputs.items()}
         answers = {name: tf.make_ndarray(tensor) for name, tensor in told.response.outputs.items()}
-        if "examples" in arrays:
-            rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
+        if set(arrays) == {"examples"} and "examples" not in ranks:
+            try:
+                rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
+            except DecodeError:
+                raise UserError(where, "holds what is no tf.train.Example", "see what the client sent") from None
         else:
-            rows = _of_arrays(arrays, candidates if told.request.model_spec.signature_name == "rank" else ())
+            rows = _of_arrays(arrays, ranks)
         answers = {name: answer.ravel() for name, answer in answers.items() if name in OUTPUTS}
     elif kind in ("classify_log", "regress_log"):
         rows = [_of_example(example) for example in told.request.input.example_list.examples]
@@ -238,10 +297,15 @@ def _rows_of(record: bytes, candidates: Sequence[str], where: str) -> Iterator[d
         yield {**row, **{name: float(answer[at]) for name, answer in answers.items() if at < len(answer)}}
 
 
-def _of_arrays(arrays: dict[str, Any], candidates: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a request's tensors, one for each of its ``candidates`` where it has some; one row stands for all."""
-    cells = {name: array if name in candidates else np.expand_dims(array, 1) for name, array in arrays.items()}
-    rows, many = (max((array.shape[axis] for array in cells.values()), default=0) for axis in (0, 1))
+def _of_arrays(arrays: dict[str, Any], ranks: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of a request's tensors, one for each of its candidates where it has some, which a dimension more tells; one row
+    stands for all."""
+    cells = {
+        name: array if array.ndim > ranks.get(name, array.ndim) else np.expand_dims(array, 1)
+        for name, array in arrays.items()
+    }
+    shapes = [array.shape[:2] for array in cells.values()]
+    rows, many = (0 if 0 in sizes else max(sizes) for sizes in zip(*shapes, strict=True)) if shapes else (0, 0)
     wide = {name: np.broadcast_to(array, (rows, many, *array.shape[2:])) for name, array in cells.items()}
     return [{name: _plain(array[i, j]) for name, array in wide.items()} for i in range(rows) for j in range(many)]
 

@@ -66,20 +66,15 @@ def show_skew(found: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "output" else "right")
     for name, score in found["scores"].items():
         differ = f"[red]{score['differ']:,}[/red]" if score["differ"] else "0"
-        where = f"{score['largest']:.2g}, row {score['row']:,}"
-        table.add_row(
-            name, f"{score['compared']:,}", differ, where, f"{score['served']:.6f}", f"{score['trained']:.6f}"
-        )
+        shown = ["no number" if score[key] is None else f"{score[key]:.6f}" for key in ("largest", "served", "trained")]
+        table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
     table = Table(box=None, pad_edge=False)
     for column in ("feature", "PSI", "missing", "unknown", "moved most"):
         table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
     for feature in found["features"]:
-        known = "-" if feature["psi"] is None else f"{feature['psi']:.3f}"
-        red = feature["feature"] in found["moved"]
-        shares = [
-            f"{pair[0]:.1%} to {pair[1]:.1%}" if pair else "-" for pair in (feature["missing"], feature["unknown"])
-        ]
+        known, red = f"{feature['psi']:.3f}", feature["feature"] in found["moved"]
+        shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
         table.add_row(feature["feature"], f"[red]{known}[/red]" if red else known, *shares, feature["what"])
     console.print(table)
 

@@ -192,7 +192,7 @@ def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
     )
     served, gone = model_versions.withdraw(models, 2)
     assert (served.name, [version.name for version in gone]) == ("2", ["withdrawn-3"])
-    assert removed[0] == MODEL_FILE
+    assert removed[:2] == [DONE_FILE, MODEL_FILE]
     assert model_versions.keep_newest(models, 1)[0].name == "1"
     assert [version.name for version in model_versions.versions_in(models)] == ["2"]
     assert f"withdrawn-3/{MODEL_FILE}" in _objects(f"{BUCKET}/versions")

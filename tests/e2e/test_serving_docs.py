@@ -117,6 +117,9 @@ def test_the_servers_configuration_is_what_it_reads() -> None:
         yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["serving"],
     )
     assert kinds == ["Deployment", "Service"]
-    for name in ("models", "batching", "monitoring"):
-        assert any(f"/config/{name}.config" in word for word in compose["command"])
-        assert (directory / f"{name}.config").exists()
+    text = (ROOT / "docker" / "kubernetes" / "serving.yaml").read_text()
+    (deployment, _) = yaml.safe_load_all(text)
+    for words in (compose["command"], deployment["spec"]["template"]["spec"]["containers"][0]["args"]):
+        named = re.findall(r"/config/(\w+)\.config", " ".join(words))
+        assert sorted(named) == ["models", "monitoring"]  # the server refuses batching.config without --enable_batching
+        assert all((directory / f"{name}.config").exists() for name in [*named, "batching"])

@@ -41,6 +41,7 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
         (("train", "early_stopping"), {"metric": "acu"}, "early_stopping", "did you mean 'auc'?"),
         (("rows", "groups"), ["age_bnd"], "'age_bnd' is no categorical feature", "did you mean 'age_band'?"),
         (("rows", "timestamp"), "", "needs rows.timestamp", ""),
+        (("export", "candidates"), ["item_id", "item_id"], "'item_id' stands there twice", "once"),
         (("export", "candidates"), ["item"], "export.candidates: 'item' is no input of the model", "'item_id'"),
         (("rows", "groups"), [], "confidence.gate needs rows.groups", "gate: off"),
         (("preprocess", "split"), {"by": "hash"}, "needs key", ""),

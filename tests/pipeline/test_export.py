@@ -34,7 +34,7 @@ def golden(model: Path) -> dict[str, Any]:
 
 def test_a_version_holds_what_a_model_server_needs(model: Path) -> None:
     assert model.name == "3"
-    assert sorted(p.name for p in model.parent.iterdir()) == ["3"]
+    assert sorted(p.name for p in model.parent.iterdir()) == [".lock", "3"]
     assert {"saved_model.pb", "variables", "assets", "assets.extra"} <= {p.name for p in model.iterdir()}
     loaded = tf.saved_model.load(str(model))
     assert set(loaded.signatures) == {"serving_default", "serialized_examples", "rank", "classify", "regress"}
@@ -114,6 +114,8 @@ def test_missing_and_unknown_values_are_scored(model: Path) -> None:
         ({"tags": "a"}, "'tags' is \"a\", the model takes a list of string"),
         ({"position": 1.5}, "'position' is 1.5, the model takes int64"),
         ({"position": True}, "'position' is true"),
+        ({"position": 2**63}, "'position' is 9223372036854775808, the model takes int64"),
+        ({"price": 10**400}, "'price' is too large a number, the model takes float32"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_row(model: Path, row: dict[str, Any], said: str) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from features.errors import OutOfBoundsError, UserError
 from pipeline.cli import main
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, dump_config, parse_config
 from pipeline.dataset import Dataset
 from pipeline.evaluate import HEADLINES, evaluate, known_headline
 from pipeline.export import Gates, export
@@ -70,7 +70,9 @@ def test_what_is_no_bound_is_a_mistake(text: str) -> None:
 def test_worse_than_the_version_in_service_is_by_a_margin_and_in_the_metrics_own_direction() -> None:
     margins = {"auc": 0.01, "log_loss": 0.01, "gauc": 0.0}
     hold_against(METRICS, {"auc": 0.719, "log_loss": 0.301}, margins, "v")
-    hold_against(METRICS, {"auc": 0.5, "log_loss": 0.9, "gauc": 0.9}, margins, "v")  # better; and one that is unknown
+    hold_against({**METRICS, "gauc": 0.5}, {"auc": 0.5, "log_loss": 0.9}, margins, "v")  # better; and one that is new
+    with pytest.raises(OutOfBoundsError, match=r"gauc is undefined for this model, and 0\.9 for the version served"):
+        hold_against(METRICS, {"gauc": 0.9}, margins, "v")
     with pytest.raises(OutOfBoundsError, match=r"auc 0\.71 is worse than 0\.73"):
         hold_against(METRICS, {"auc": 0.73}, margins, "v")
     with pytest.raises(OutOfBoundsError, match=r"log_loss 0\.31 is worse than 0\.29"):
@@ -111,8 +113,30 @@ def test_an_export_that_does_not_pass_publishes_nothing(
         export(small_dataset, small_run, models, version=3, gates=Gates(require=["auc>=0"]))
     assert [version.name for version in versions_in(models)] == ["1", "2"]
     export(small_dataset, small_run, models, version=4, keep=2)
-    assert sorted(entry.name for entry in models.iterdir()) == ["2", "4"]
+    assert sorted(entry.name for entry in models.iterdir()) == [".lock", "2", "4"]
+    with pytest.raises(UserError, match="3: is not above 4, so no server would serve it"):
+        export(small_dataset, small_run, models, version=3)
     assert (models / "4" / DONE_FILE).exists()
+
+
+def test_the_command_leaves_with_3_where_a_bound_is_not_held_and_with_2_where_it_is_none(
+    small_dataset: Dataset, small_run: Path, small_config: Config, tmp_path: Path
+) -> None:
+    evaluate(small_dataset, small_run, tmp_path / "evaluation", settings=small_config.evaluate)
+    (tmp_path / "c.yaml").write_text(dump_config(small_config))
+    command = ["export", "--config", str(tmp_path / "c.yaml"), "--dataset", str(small_dataset.directory), "--run"]
+    command += [str(small_run), "--out", str(tmp_path / "models"), "--evaluation", str(tmp_path / "evaluation")]
+    for bound, code in (("auc>=0.99", 3), ("auc>=", 2)):
+        done = CliRunner().invoke(main, [*command, "--require", bound])
+        assert done.exit_code == code and done.stderr.startswith("error: --require"), done.stderr
+    assert not (tmp_path / "models").exists()
+    # How to export is what the command's own config says, and what to is the run's.
+    done = CliRunner().invoke(
+        main, [*command, "--set", "export.candidates=[price]", "--require", "auc>0.3", "--version", "7"]
+    )
+    assert done.exit_code == 0, done.stderr
+    told = json.loads((tmp_path / "models" / "7" / "assets.extra" / "clsd.json").read_text())
+    assert told["export"]["candidates"] == ["price"]
 
 
 def test_metrics_of_another_run_are_none(
@@ -144,7 +168,8 @@ def test_rolling_back_takes_the_newer_versions_out_of_sight(tmp_path: Path) -> N
     assert newest_version(tmp_path).name == "10"
     (tmp_path / "withdrawn-100").rename(tmp_path / "100")  # the way back
     served, gone = withdraw(tmp_path, 9)
-    assert (served.name, [version.name for version in gone]) == ("9", ["withdrawn-100", "withdrawn-10"])
+    # The older first: as long as the newest is there, a server loads none in between.
+    assert (served.name, [version.name for version in gone]) == ("9", ["withdrawn-10", "withdrawn-100"])
     assert (tmp_path / "withdrawn-10" / MODEL_FILE).read_text() == "10"
     for to, said in ((None, "has no version before the newest"), (9, "serves 9 already"), (8, "has no version 8")):
         with pytest.raises(UserError, match=said):
@@ -180,7 +205,8 @@ def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
         [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, env=environment
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = [entry.name for entry in models.iterdir() if entry.name != "1"]
+    left = [entry.name for entry in models.iterdir() if entry.name not in ("1", ".lock")]
     assert left and all(not name.isdigit() for name in left)
     assert newest_version(models).name == "1"
     assert export(small_dataset, small_run, models, version=2) == newest_version(models)
+    assert sorted(entry.name for entry in models.iterdir()) == [".lock", "1", "2"]

@@ -18,9 +18,12 @@ from click.testing import CliRunner
 
 from features.errors import UserError
 from pipeline.cli import main
-from pipeline.config import Config
+from pipeline.config import Config, parse_config
+from pipeline.export import export
 from pipeline.predict import Predictor, exported_config
+from pipeline.preprocess import preprocess
 from pipeline.score import score
+from pipeline.train import train
 
 OUTPUTS = ("score", "ctr", "confidence")
 
@@ -106,7 +109,9 @@ def test_lines_that_do_not_parse_are_dead_letters_and_the_others_keep_their_orde
     lines = small_log.read_text().splitlines()[:100]
     lines[3], lines[50] = "{", lines[50].replace('"user_id":"', '"user_id":5,"x":"')
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
-    told = score(_of(small_export, tmp_path / "log.jsonl"), small_export, tmp_path / "out")
+    config = _of(small_export, tmp_path / "log.jsonl")
+    lenient = config.preprocess.model_copy(update={"max_refused": 0.1})
+    told = score(config.model_copy(update={"preprocess": lenient}), small_export, tmp_path / "out")
     good = [at for at in range(100) if at not in (3, 50)]
     kept = {name: [values[at] for at in good] for name, values in expected.items()}
     _assert_scored(_read(tmp_path / "out"), [rows[at] for at in good], kept)
@@ -115,30 +120,88 @@ def test_lines_that_do_not_parse_are_dead_letters_and_the_others_keep_their_orde
         assert [json.loads(line)["line"] for line in file] == [4, 51]
 
 
-def test_what_cannot_be_scored_says_so_and_leaves_nothing(small_export: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_scored_says_so_and_leaves_nothing(small_export: Path, small_log: Path, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"user": "u1"}\n')
     with pytest.raises(UserError, match="has no column 'user_id'; did you mean 'user'"):
         score(_of(small_export, tmp_path / "log.jsonl"), small_export, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    lines = small_log.read_text().splitlines(keepends=True)
+    (tmp_path / "log.jsonl").write_text("".join([*lines[:50], "{\n", "{\n"]))
+    with pytest.raises(UserError, match=r"log.jsonl:51: 2 of 52 rows refused, more than preprocess.max_refused"):
+        score(_of(small_export, tmp_path / "log.jsonl"), small_export, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "out.dead_letters.jsonl.gz"]
 
 
-def test_the_command_takes_patterns_and_says_what_it_did(
-    small_export: Path, small_log: Path, make_config: Callable[..., Config], tmp_path: Path
+def test_columns_with_the_name_of_a_score_and_features_that_are_not_the_models_are_refused(
+    small_export: Path, small_log: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    table = pa.json.read_json(small_log).select(
-        ["user_id", "item_id", "age_band", "gender", "category", "position", "hour", "price"]
+    config = _of(small_export, small_log)
+    named = config.rows.model_copy(update={"passthrough": ["ctr"]})
+    with pytest.raises(UserError, match="a column is named 'ctr', as a score of the model is; rename it"):
+        score(config.model_copy(update={"rows": named}), small_export, tmp_path / "out")
+    settings["rows"]["features"] = [f for f in settings["rows"]["features"] if f["name"] != "price"]
+    settings["export"] = {}
+    with pytest.raises(
+        UserError, match="the model's 'price' has kind 'numeric'; describe the log's features as the model's"
+    ):
+        score(parse_config(settings, "config"), small_export, tmp_path / "out")
+
+
+def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
+    settings: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Of a model whose training made the histories of the log's own clicks."""
+    settings["rows"]["features"].append(
+        {"name": "history", "kind": "sequence", "share": "item_id", "clicks_of": "item_id", "max_length": 5}
     )
-    pa.csv.write_csv(table.slice(0, 50), tmp_path / "log.csv", pa.csv.WriteOptions(delimiter=";"))
+    settings["train"]["epochs"] = 1
+    config = parse_config(settings, "config")
+    dataset = preprocess(config, tmp_path / "dataset")
+    train(config, dataset, tmp_path / "run")
+    model = export(dataset, tmp_path / "run", tmp_path / "models", version=1)
+    told = [
+        {**row, "history": [other["item_id"] for other in rows[at : at + at % 7]]} for at, row in enumerate(rows[:60])
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    score(_of(model, tmp_path / "log.jsonl"), model, tmp_path / "out")
+    answers = Predictor(model).predict(told)
+    _assert_scored(_read(tmp_path / "out"), told, {name: [answer[name] for answer in answers] for name in OUTPUTS})
+    pq.write_table(pa.Table.from_pylist(rows[:60]), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="has no column 'history', which preprocessing made of the log's own clicks"):
+        score(_of(model, tmp_path / "log.parquet"), model, tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", ["csv", "csv.gz"])
+def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
+    make_config: Callable[..., Config], settings: dict[str, Any], rows: list[dict[str, Any]], form: str, tmp_path: Path
+) -> None:
+    features = [f for f in settings["rows"]["features"] if f["kind"] != "bag"]
+    config = make_config(rows={"features": features}, train={"epochs": 1}, export={"candidates": []})
+    dataset = preprocess(config, tmp_path / "dataset")
+    train(config, dataset, tmp_path / "run")
+    model = export(dataset, tmp_path / "run", tmp_path / "models", version=1)
+    table = pa.Table.from_pylist([{**row, "request": f"r{at}"} for at, row in enumerate(rows[:50])]).drop_columns(
+        ["tags"]
+    )
+    opened = gzip.open if form.endswith(".gz") else open
+    with opened(tmp_path / f"log.{form}", "wb") as file:
+        pa.csv.write_csv(table, file, pa.csv.WriteOptions(delimiter=";"))
     command = [
         "score",
         "--model",
-        str(small_export.parent),
+        str(model.parent),
         "--logs",
-        str(tmp_path / "*.csv"),
+        str(tmp_path / "log.csv*"),
         "--out",
         str(tmp_path / "out"),
     ]
+    command += ["--set", "logs.csv.delimiter=;", "--set", "rows.passthrough=[request]"]
     done = CliRunner().invoke(main, command)
-    assert done.exit_code == 2 and "error:" in done.stderr  # the delimiter is another
-    done = CliRunner().invoke(main, [*command, "--set", "logs.csv.delimiter=;"])
-    assert done.exit_code == 2 and "tags" in done.stderr  # a CSV has no lists, and the feature is not optional
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out")
+    assert "50 rows scored, mean score 0." in done.stderr
+    found = _read(tmp_path / "out")
+    assert found["request"].to_pylist() == [f"r{at}" for at in range(50)]
+    answers = Predictor(model).predict(rows[:50])
+    np.testing.assert_allclose(found["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 2 and "exists already" in again.stderr

@@ -14,7 +14,9 @@ from features.errors import UserError
 from features.records import write_records
 from features.tf_runtime import tf
 from pipeline.cli import main
+from pipeline.config import Config
 from pipeline.dataset import Dataset
+from pipeline.export import export
 from pipeline.model_versions import WARMUP_REQUESTS_FILE
 from pipeline.predict import Predictor
 from pipeline.skew import skew
@@ -122,6 +124,52 @@ def test_logs_of_the_model_server_itself_are_read(
     assert np.isfinite(found["scores"]["ctr"]["largest"])
 
 
+def test_an_answer_that_is_no_number_differs(
+    served: list[dict[str, Any]], small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    rows = [*served[:50], {**served[50], "ctr": float("nan")}]
+    found = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
+    assert found["differ"] == ["ctr"]
+    assert found["scores"]["ctr"]["row"] == 51 and found["scores"]["ctr"]["served"] is None
+    json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_few_requests_raise_no_alarm_by_chance(
+    served: list[dict[str, Any]], small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {name: value for name, value in row.items() if name not in ("score", "ctr", "confidence")} for row in served
+    ]
+    rng = np.random.default_rng(1)
+    for few in (30, 100, 300):
+        drawn = [rows[at] for at in rng.choice(len(rows), few, replace=False)]
+        assert skew(_log(tmp_path / "log.jsonl", drawn), small_dataset, small_run, **BOUNDS)["moved"] == []
+
+
+def test_how_the_version_in_service_was_exported_is_what_it_is_held_to(
+    served: list[dict[str, Any]], small_dataset: Dataset, small_run: Path, small_config: Config, tmp_path: Path
+) -> None:
+    settings = small_config.export.model_copy(update={"calibration": "cheap"})
+    cheap = export(small_dataset, small_run, tmp_path / "models", version=1, settings=settings)
+    asked = [
+        {name: value for name, value in row.items() if name not in ("score", "ctr", "confidence")} for row in served
+    ]
+    answers = Predictor(cheap).predict(asked)
+    log = _log(tmp_path / "log.jsonl", [{**row, **answer} for row, answer in zip(asked, answers, strict=True)])
+    assert "ctr" in skew(log, small_dataset, small_run, **BOUNDS)["differ"]
+    assert skew(log, small_dataset, small_run, model=cheap, **BOUNDS)["differ"] == []
+
+
+@pytest.mark.parametrize("length", [9, 10, 13, 32, 123])
+def test_records_are_told_from_json_whatever_the_length_of_the_first(
+    length: int, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        write_records(file, iter([bytes(length)]))
+    with pytest.raises(UserError, match="record 0: is no PredictionLog of TF Serving"):
+        skew(tmp_path / "log", small_dataset, small_run, **BOUNDS)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -130,7 +178,9 @@ def test_logs_of_the_model_server_itself_are_read(
         ('{"name": "x"}\n', "names none of the model's inputs"),
         ('{"user_id": "u1", "price": "dear"}\n', "log:1: 'price' is \"dear\", the model takes double"),
         ('{"user_id": "u1", "ctr": "high"}\n', "log:1: 'ctr' is \"high\", and no number"),
-        ("not json\n", "record 0"),
+        ("not json\n", "log:1: is no JSON"),
+        ('{"position": 9223372036854775808}\n', "log:1: 'position' is 9223372036854775808, the model takes int64"),
+        ('{"user_id": "\\ud800"}\n', "log:1: 'user_id' is"),
     ],
 )
 def test_a_log_that_cannot_be_read_is_named(
