@@ -5,8 +5,8 @@ The same rows, 1 M of 20 categorical features of 100 to 500,000 values and 10 nu
 usual style and with its own defaults; all but those with Adagrad by Adam of rate 0.001:
 
 - clsd: `clsd train` from the shards on disk, without confidence, `lazy_adam` for the tables (chosen on another log's validation
-  split against adagrad, whose AUC after one epoch was lower by 0.02 to 0.04; a rate of 0.003 was better there by 0.004, and is not
-  taken, for the peers' is 0.001); the same with Adagrad, as the loop by hand has it; and the same with `train.precision:
+  split against adagrad, whose AUC after one epoch was lower by 0.02 to 0.04; a rate of 0.003 was better there by 0.004, and is
+  not taken, for the peers' is 0.001); the same with Adagrad, as the loop by hand has it; and the same with `train.precision:
   mixed_bfloat16`, which no goal is about;
 - by hand: a loop over arrays in memory with Adagrad, written for this one model: the limit;
 - Keras: a model of Keras' layers, `fit` on arrays, Adam;

@@ -108,7 +108,7 @@ def test_the_whole_way_in_a_store_gives_what_it_gives_on_this_machine(
     assert mine["history"] == other["history"]
     mine, other = (json.loads((root / "evaluation" / "metrics.json").read_text()) for root in (here, there))
     assert mine["score"] == other["score"]
-    (mine_version,), (other_version,) = (list((root / "export").iterdir()) for root in (here, there))
+    (mine_version,), (other_version,) = (model_versions.versions_in(root / "export") for root in (here, there))
     golden = [json.loads((version / GOLDEN_FILE).read_text()) for version in (mine_version, other_version)]
     assert golden[0] == golden[1]
     assert (other_version / DONE_FILE).exists()
