@@ -530,9 +530,18 @@ def score(
     metavar="DIR",
     help="The exported version in service, where it was exported with other settings.",
 )
+@click.option("--ignore", multiple=True, metavar="FEATURE", help="A feature that may move. May be repeated.")
 @click.option("--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is none.")
 @click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
-def skew(served: str, dataset_dir: str, run_dir: str, model_dir: str, max_difference: float, max_psi: float) -> None:
+def skew(
+    served: str,
+    dataset_dir: str,
+    run_dir: str,
+    model_dir: str,
+    ignore: tuple[str, ...],
+    max_difference: float,
+    max_psi: float,
+) -> None:
     """Whether a model in service scores as training would have, and is asked what it was trained on.
 
     \b
@@ -552,10 +561,12 @@ def skew(served: str, dataset_dir: str, run_dir: str, model_dir: str, max_differ
     found = Dataset.load(dataset_dir)
     run = place(run_dir) if run_dir else found.directory.parent / "train"
     model = newest_version(place(model_dir)) if model_dir else None
-    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi, model=model)
+    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi, model=model, ignore=ignore)
     show_skew(told)
     click.echo(json.dumps(told))
     if told["differ"] or told["moved"]:
+        parts = [f"{what} {', '.join(told[what])}" for what in ("differ", "moved") if told[what]]
+        console.print(f"out of bounds: {'; '.join(parts)}", highlight=False, soft_wrap=True)
         sys.exit(3)
 
 

@@ -35,6 +35,7 @@ from pipeline.model_versions import (
     MODEL_FILE,
     PROVENANCE_FILE,
     WARMUP_REQUESTS_FILE,
+    WITHDRAWN,
     keep_newest,
     newest_version,
     remove_unpublished,
@@ -111,6 +112,7 @@ def export(
         if newest and number < int(newest[0]):
             what = f"is not above {newest[0]}, so no server would serve it"
             raise UserError(str(target), what, "choose a larger --version")
+        _refuse_withdrawn(config, out, run)
         gates = gates or Gates()
         _pass(config, gates, out)
         _publish(config, dataset, model, run, target, gates)
@@ -149,6 +151,17 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, targ
         write_json(aside / PROVENANCE_FILE, told)
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
         (aside / DONE_FILE).touch()
+
+
+def _refuse_withdrawn(config: Config, out: Path, run: Path) -> None:
+    """Refuse what `clsd rollback` took out of service."""
+    mine = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
+    for entry in out.iterdir():
+        if entry.name.startswith(WITHDRAWN) and (entry / PROVENANCE_FILE).exists():
+            told = read_json(entry / PROVENANCE_FILE, "model", "remove it")
+            if told["fingerprint"] == mine and told.get("export") == config.export.model_dump(mode="json"):
+                what = "is of this very run and was taken out of service"
+                raise UserError(str(entry), what, "rename it to its number to serve it again, or remove it")
 
 
 def _pass(config: Config, gates: Gates, out: Path) -> None:

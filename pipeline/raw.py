@@ -70,7 +70,9 @@ def arrow_inputs(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> 
         if isinstance(feature, NumericFeature):
             out[name] = as_float32(column)
             continue
-        if not pa.types.is_list(kind):
+        if pa.types.is_string(kind) and signature[name].shape.rank == 2:  # a log's text of what a request has as a list
+            column = pc.split_pattern(column, getattr(feature, "separator", ""))
+        elif not pa.types.is_list(kind):
             out[name] = _filled(column)
             continue
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)

@@ -183,7 +183,9 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]
     theirs = {f.name: f for f in config.rows.inputs}
     for feature in exported.rows.inputs:
         mine = theirs.get(feature.name)
-        for what in ("kind", "dtype", "separator"):
+        # A log may have as text what a request has as a list, as a CSV must.
+        split = getattr(mine, "separator", "") and not getattr(feature, "separator", "") and feature.dtype == "string"  # type: ignore[union-attr]
+        for what in ("kind", "dtype", *(() if split else ("separator",))):
             if getattr(mine, what, None) != getattr(feature, what, None):
                 said = f"the model's '{feature.name}' has {what} {getattr(feature, what)!r}"
                 raise UserError(
@@ -209,6 +211,11 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]
             raise UserError(pieces[0].path, what, "write into the log the history that the model is to see")
     kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
     carried = [name for name in dumped["passthrough"] if has(name)]
+    if lost := [name for name in dumped["passthrough"] if not has(name)]:
+        said = (
+            f"[yellow]warning[/yellow] the logs have no column {', '.join(lost)} (rows.passthrough): not carried along"
+        )
+        progress.console.print(said, highlight=False, soft_wrap=True)
     rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
     return config.model_copy(update={"rows": rows}), plan(config.logs, rows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 
 from features.encode import encode
-from features.errors import UserError
+from features.errors import UserError, did_you_mean
 from features.records import begins_as_records, read_records
 from features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
 from features.tokens import as_float32, raw_type
 from features.transform import first_value_id
+from pipeline.checkpoints import RUN_FILE
 from pipeline.dataset import Dataset
 from pipeline.drift import psi
 from pipeline.export import scoring_of, trainer_scores
+from pipeline.files import read_json
+from pipeline.model_versions import PROVENANCE_FILE
 from pipeline.predict import exported_config, read_rows
 from pipeline.profile import QUANTILES, TOP
 from pipeline.raw import OUTPUTS, require_free_names
@@ -32,7 +35,14 @@ from pipeline.train import load_trained
 
 
 def skew(
-    log: Path, dataset: Dataset, run: Path, *, max_difference: float, max_psi: float, model: Path | None = None
+    log: Path,
+    dataset: Dataset,
+    run: Path,
+    *,
+    max_difference: float,
+    max_psi: float,
+    model: Path | None = None,
+    ignore: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare a log of served requests with a training run and its data set.
 
@@ -44,6 +54,7 @@ def skew(
         max_difference: of a score; what is more differs, and so does what is no number.
         max_psi: stability index of a feature; one that has more moved.
         model: the exported version in service, whose settings say how it scores; the run's own config does if None.
+        ignore: features that may move.
 
     Returns:
         rows; scores (by output: how many were compared, how many differ, the largest difference and its row, from 1, None where
@@ -57,7 +68,15 @@ def skew(
     require_free_names([name for f in schema.features for name in (f.name, f.source)])
     config, trained = load_trained(run, dataset)
     if model is not None:
+        told = read_json(model / PROVENANCE_FILE, "model that clsd exported", "leave out --model")
+        if told["fingerprint"] != read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]:
+            raise UserError(str(model), f"is not from the run in {run}", "give the run that it was exported from")
         config = config.model_copy(update={"export": exported_config(model).export})
+    for name in ignore:
+        if name not in {f.name for f in schema.inputs}:
+            raise UserError(
+                f"--ignore {name}", "is no input of the model", did_you_mean(name, [f.name for f in schema.inputs])
+            )
     rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(raw_type(f)) for f in schema.inputs}))
     if not rows:
         raise UserError(str(log), "holds no request", "give a log of requests and their answers")
@@ -91,7 +110,7 @@ def skew(
         "scores": scores,
         "features": [feature._asdict() for feature in features],
         "differ": differ,
-        "moved": [feature.feature for feature in features if feature.psi - feature.chance > max_psi],
+        "moved": [f.feature for f in features if f.psi - f.chance > max_psi and f.feature not in ignore],
     }
 
 

@@ -69,13 +69,22 @@ def show_skew(found: dict[str, Any]) -> None:
         shown = ["no number" if score[key] is None else f"{score[key]:.6f}" for key in ("largest", "served", "trained")]
         table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
+    if not found["scores"]:
+        said = "[yellow]warning[/yellow] no row has score, ctr or confidence: only what was asked is compared"
+        console.print(said, highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for column in ("feature", "PSI", "missing", "unknown", "moved most"):
+    for column in ("feature", "PSI", "by chance", "missing", "unknown", "moved most"):
         table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
     for feature in found["features"]:
         known, red = f"{feature['psi']:.3f}", feature["feature"] in found["moved"]
         shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
-        table.add_row(feature["feature"], f"[red]{known}[/red]" if red else known, *shares, feature["what"])
+        table.add_row(
+            feature["feature"],
+            f"[red]{known}[/red]" if red else known,
+            f"{feature['chance']:.3f}",
+            *shares,
+            feature["what"],
+        )
     console.print(table)
 
 

@@ -185,6 +185,19 @@ def test_rolling_back_by_the_command(tmp_path: Path) -> None:
     assert "has no version before the newest" in done.stderr
 
 
+def test_what_was_taken_out_of_service_is_not_exported_again(
+    small_dataset: Dataset, small_run: Path, small_config: Config, tmp_path: Path
+) -> None:
+    _versions(tmp_path, 1)
+    export(small_dataset, small_run, tmp_path, version=2)
+    withdraw(tmp_path)
+    with pytest.raises(UserError, match="withdrawn-2: is of this very run and was taken out of service; rename it"):
+        export(small_dataset, small_run, tmp_path, version=3)
+    assert newest_version(tmp_path).name == "1"
+    other = small_config.export.model_copy(update={"candidates": ["price"]})
+    assert export(small_dataset, small_run, tmp_path, version=3, settings=other).name == "3"
+
+
 @pytest.mark.parametrize("moment", ["_fly_canary", "warmup_requests", "golden_rows"])
 def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
     small_dataset: Dataset, small_run: Path, tmp_path: Path, moment: str

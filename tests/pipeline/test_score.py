@@ -146,6 +146,23 @@ def test_columns_with_the_name_of_a_score_and_features_that_are_not_the_models_a
         score(parse_config(settings, "config"), small_export, tmp_path / "out")
 
 
+def test_a_csv_has_as_text_what_the_model_has_as_a_list(
+    small_export: Path,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = [{**row, "tags": "|".join(row["tags"])} for row in rows[:60]]
+    pa.csv.write_csv(pa.Table.from_pylist(told).drop_columns(["accidental"]), tmp_path / "log.csv")
+    next(f for f in settings["rows"]["features"] if f["name"] == "tags")["separator"] = "|"
+    settings["logs"]["files"] = [str(tmp_path / "log.csv")]
+    score(parse_config(settings, "config"), small_export, tmp_path / "out")
+    answers = Predictor(small_export).predict(rows[:60])
+    np.testing.assert_allclose(_read(tmp_path / "out")["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
+    assert "the logs have no column accidental (rows.passthrough): not carried along" in capsys.readouterr().err
+
+
 def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
     settings: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -158,6 +158,10 @@ def test_how_the_version_in_service_was_exported_is_what_it_is_held_to(
     log = _log(tmp_path / "log.jsonl", [{**row, **answer} for row, answer in zip(asked, answers, strict=True)])
     assert "ctr" in skew(log, small_dataset, small_run, **BOUNDS)["differ"]
     assert skew(log, small_dataset, small_run, model=cheap, **BOUNDS)["differ"] == []
+    told = json.loads((cheap / "assets.extra" / "clsd.json").read_text())
+    (cheap / "assets.extra" / "clsd.json").write_text(json.dumps({**told, "fingerprint": "another"}))
+    with pytest.raises(UserError, match="is not from the run in .*; give the run that it was exported from"):
+        skew(log, small_dataset, small_run, model=cheap, **BOUNDS)
 
 
 @pytest.mark.parametrize("length", [9, 10, 13, 32, 123])
@@ -203,3 +207,10 @@ def test_the_command_leaves_with_3_where_something_moved(
     bad = CliRunner().invoke(main, [*command, str(_log(tmp_path / "bad.jsonl", moved))])
     assert bad.exit_code == 3
     assert {"price"} == set(json.loads(bad.stdout)["moved"]) and "ctr" in json.loads(bad.stdout)["differ"]
+    assert "out of bounds: differ score, ctr" in bad.stderr and "; moved price" in bad.stderr
+    asked = [{k: v for k, v in row.items() if k not in ("score", "ctr", "confidence")} for row in moved]
+    log = str(_log(tmp_path / "asked.jsonl", asked))
+    ignored = CliRunner().invoke(main, [*command, log, "--ignore", "price"])
+    assert ignored.exit_code == 0 and "only what was asked is compared" in ignored.stderr
+    wrong = CliRunner().invoke(main, [*command, log, "--ignore", "prise"])
+    assert wrong.exit_code == 2 and "did you mean 'price'?" in wrong.stderr
