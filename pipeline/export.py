@@ -156,7 +156,7 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, targ
 def _refuse_withdrawn(config: Config, out: Path, run: Path) -> None:
     """Refuse what `clsd rollback` took out of service."""
     mine = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
-    for entry in out.iterdir():
+    for entry in out.iterdir() if out.is_dir() else ():
         if entry.name.startswith(WITHDRAWN) and (entry / PROVENANCE_FILE).exists():
             told = read_json(entry / PROVENANCE_FILE, "model", "remove it")
             if told["fingerprint"] == mine and told.get("export") == config.export.model_dump(mode="json"):

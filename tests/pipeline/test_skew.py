@@ -160,7 +160,7 @@ def test_how_the_version_in_service_was_exported_is_what_it_is_held_to(
     assert skew(log, small_dataset, small_run, model=cheap, **BOUNDS)["differ"] == []
     told = json.loads((cheap / "assets.extra" / "clsd.json").read_text())
     (cheap / "assets.extra" / "clsd.json").write_text(json.dumps({**told, "fingerprint": "another"}))
-    with pytest.raises(UserError, match="is not from the run in .*; give the run that it was exported from"):
+    with pytest.raises(UserError, match=r"is not from the run in .*; give the run that it was exported from"):
         skew(log, small_dataset, small_run, model=cheap, **BOUNDS)
 
 
