@@ -208,6 +208,23 @@ def test_every_token_of_a_vocabulary_finds_its_own_id(tmp_path: Path):
     assert ids[:, 0].numpy().tolist() == list(range(3, 3 + len(tokens)))
 
 
+def test_integers_in_a_text_are_those_of_the_log_however_long(tmp_path: Path):
+    bag = {
+        "name": "b",
+        "kind": "bag",
+        "max_length": 9,
+        "separator": "|",
+        "dtype": "int64",
+        "encoding": "hash",
+        "size": 997,
+    }
+    transform = Transform(Schema(features=[bag]))
+    text = ["7|007|1234567890123456789|-0|0|-12|-0012|9223372036854775807", ""]
+    ids, values = ServingTransform(transform, tmp_path)({"b": tf.constant(text)})
+    _assert_same((ids, values), transform, pa.record_batch({"b": text}))
+    assert ids[0, 0] == ids[0, 1] and ids[0, 3] == ids[0, 4] and ids[0, 5] == ids[0, 6] and ids[0, 7] > 0
+
+
 def test_numbers_alone_have_no_ids(tmp_path: Path):
     transform = Transform(
         Schema(features=[{"name": "x", "kind": "numeric"}]), numerics={"x": NumericState(mean=1.0, sd=2.0)}
