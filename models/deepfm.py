@@ -13,7 +13,7 @@ class DeepFM(keras.Model):  # type: ignore[misc]
     """s = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
     w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. A number x has x w and x v in the sums, w and v learnt; the MLP reads x itself. The pairwise sum is
+    each id up once. A number x has x w and x v in the sums, w and v learnt; the MLP reads x itself, scaled. The pairwise sum is
     computed as ``(|sum v|**2 - sum |v|**2) / 2``.
 
     Args:

@@ -13,7 +13,7 @@ class WideDeep(keras.Model):  # type: ignore[misc]
     """s = b + sum_i w_i + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
     w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. A number x has x w, w learnt, and the MLP reads x itself. A cross of two features is wide
+    each id up once. A number x has x w, w learnt, and the MLP reads x itself, scaled. A cross of two features is wide
     where the log has it as a feature of its own.
 
     Args:

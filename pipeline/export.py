@@ -112,17 +112,20 @@ def export(
         if newest and number < int(newest[0]):
             what = f"is not above {newest[0]}, so no server would serve it"
             raise UserError(str(target), what, "choose a larger --version")
-        _refuse_withdrawn(config, out, run)
+        fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
+        if gone := withdrawn(out, fingerprint, config.export):
+            what = "is of this very run and was taken out of service"
+            raise UserError(str(gone), what, "rename it to its number to serve it again, or remove it")
         gates = gates or Gates()
         _pass(config, gates, out)
-        _publish(config, dataset, model, run, target, gates)
+        _publish(config, dataset, model, fingerprint, target, gates)
         if many := config.export.keep if keep is None else keep:
             for old in keep_newest(out, many):
                 console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
     return target
 
 
-def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, target: Path, gates: Gates) -> None:
+def _publish(config: Config, dataset: Dataset, model: ClsdModel, fingerprint: str, target: Path, gates: Gates) -> None:
     with (
         whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
@@ -135,7 +138,6 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, targ
         write_json(aside / GOLDEN_FILE, golden)
         with (aside / WARMUP_REQUESTS_FILE).open("wb") as file:
             write_records(file, warmup_requests(serving.inputs, golden))
-        fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
         told = {
             "name": config.name,
             "version": int(target.name),
@@ -153,15 +155,20 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, run: Path, targ
         (aside / DONE_FILE).touch()
 
 
-def _refuse_withdrawn(config: Config, out: Path, run: Path) -> None:
-    """Refuse what `clsd rollback` took out of service."""
-    mine = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
-    for entry in out.iterdir() if out.is_dir() else ():
-        if entry.name.startswith(WITHDRAWN) and (entry / PROVENANCE_FILE).exists():
-            told = read_json(entry / PROVENANCE_FILE, "model", "remove it")
-            if told["fingerprint"] == mine and told.get("export") == config.export.model_dump(mode="json"):
-                what = "is of this very run and was taken out of service"
-                raise UserError(str(entry), what, "rename it to its number to serve it again, or remove it")
+def is_of(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
+    """Whether a version is of the run with this fingerprint, exported as these settings say; what a version must be to be
+    published, and how many stay, say nothing of what it is."""
+    if not (version / PROVENANCE_FILE).exists():
+        return False
+    told = read_json(version / PROVENANCE_FILE, "model", "remove it")
+    asked, mine = settings.model_dump(mode="json", exclude={"keep", "margins"}), told.get("export", {})
+    return bool(told["fingerprint"] == fingerprint and {name: mine.get(name) for name in asked} == asked)
+
+
+def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | None:
+    """The version of this run and these settings that ``clsd rollback`` took out of service, if there is one."""
+    there = out.iterdir() if out.is_dir() else iter(())
+    return next((v for v in there if v.name.startswith(WITHDRAWN) and is_of(v, fingerprint, settings)), None)
 
 
 def _pass(config: Config, gates: Gates, out: Path) -> None:

@@ -35,13 +35,12 @@ class Predictor:
             ) from error
         self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
         self._columns = _columns_of(self.directory)
-        #: Columns of the log that are no inputs.
-        self._roles: list[str] = exported_config(self.directory).rows.columns if self._columns else []
 
     def unknown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Names in the rows that neither the model nor its log had, each with the name that may be meant."""
         known = {*self.inputs, *self._columns.values()}
-        names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in self._roles)
+        roles = exported_config(self.directory).rows.columns if self._columns else []
+        names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in roles)
         return {name: did_you_mean(name, sorted(known)) for name in names}
 
     def ask(self, inputs: dict[str, Any]) -> dict[str, Any]:

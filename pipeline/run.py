@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from features.errors import UserError
-from features.places import is_remote
 from pipeline.config import Config, as_user_error
 from pipeline.files import local_path, read_json
 from pipeline.progress import add, console, say_there_already, watching
@@ -153,23 +152,13 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from pipeline.export import Gates, export
-    from pipeline.model_versions import GOLDEN_FILE, PROVENANCE_FILE, WITHDRAWN, versions_in
+    from pipeline.export import Gates, export, is_of, withdrawn
+    from pipeline.model_versions import GOLDEN_FILE, versions_in
     from pipeline.predict import Predictor
 
     _say(5, "export", str(paths.export))
-    asked = config.export.model_dump(
-        mode="json", exclude={"keep", "margins"}
-    )  # what a version is, and not what it must be
-
-    def same_as(version: Path) -> bool:
-        told = _json_or_none(version / PROVENANCE_FILE) or {}
-        mine = told.get("export", {})
-        return told.get("fingerprint") == mark and {name: mine.get(name) for name in asked} == asked
-
-    found = [version for version in versions_in(paths.export) if same_as(version)]
-    withdrawn = paths.export.glob(f"{WITHDRAWN}*") if not is_remote(paths.export) else ()
-    gone = None if found else next((version for version in withdrawn if same_as(version)), None)
+    found = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]
+    gone = None if found else withdrawn(paths.export, mark, config.export)
     if gone is not None:
         said = f"[yellow]warning[/yellow] {gone} is of this run and was taken out of service: not exported again"
         console.print(said, highlight=False, soft_wrap=True)

@@ -7,10 +7,9 @@ comes out is the log's rows, in parts that are in the log's order when they are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
@@ -48,9 +47,8 @@ SCORING = (("rows scored", "scoring"),)
 beam_waits.shorten()
 
 
-@dataclass(frozen=True, order=True)
-class Part:
-    """Some rows of a piece; they sort as they stand in the log.
+class Part(NamedTuple):
+    """Some rows of a piece.
 
     Args:
         piece: its place among all pieces.
@@ -60,7 +58,7 @@ class Part:
 
     piece: int
     number: int
-    laid: Spilled = field(compare=False)
+    laid: Spilled
 
 
 class Read(beam.DoFn):  # type: ignore[misc]
