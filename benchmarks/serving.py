@@ -6,7 +6,7 @@ TensorFlow (`tests/e2e/c_session.py`), with one request at a time. Sides, for 1,
 
 - rank: the user's values once, and the candidates';
 - repeated: `serving_default`, the user's values in every row;
-- encoded: the same scores of rows that are encoded already: what is left of a request without its raw-feature transform;
+- encoded: as rank, of a user and candidates that are encoded already: what is left without the raw-feature transform;
 - backbone: one forward pass of encoded rows, without teacher and AdGate.
 
 Weights are those of a new model: how long a score takes does not depend on them.
@@ -34,6 +34,7 @@ from features.encode import encode
 from features.records import write_records
 from features.serving import ServingTransform
 from features.tf_runtime import tf
+from models.rows import Rows
 from pipeline.columns import KEY
 from pipeline.config import Config, parse_config
 from pipeline.dataset import Dataset
@@ -75,25 +76,56 @@ def make_model(config: Config, dataset: Dataset, directory: Path) -> dict[str, d
     """The SavedModel, with signatures for encoded rows beside its own; gives the inputs of all."""
     model = build_model(config, dataset)
     score = scoring_of(config, dataset, model)
-    serving = ServingModel(ServingTransform(dataset.transform, directory / "assets"), score, config.export.candidates)
-    specs = {
-        "ids": tf.TensorSpec([None, dataset.schema.width], tf.int32, name="ids"),
-        "values": tf.TensorSpec([None, len(dataset.schema.numeric)], tf.float32, name="values"),
-    }
+    serving = ServingModel(
+        ServingTransform(dataset.transform, directory / "assets"), model.spec, score, config.export.candidates
+    )
+    names = {"encoded": config.export.candidates, "backbone": [f.name for f in dataset.schema.features]}
+    names["request"] = [name for name in names["backbone"] if name not in names["encoded"]]
 
-    def encoded(ids: Any, values: Any) -> dict[str, Any]:
-        found = score(ids, values)
+    def encoded(ids: Any, values: Any, request_ids: Any, request_values: Any) -> dict[str, Any]:
+        own, shared = columns(names["encoded"], ids, values), columns(names["request"], request_ids, request_values)
+        found = score(Rows(model.spec, own, shared))
         return {"score": tf.sigmoid(found.logit), "ctr": tf.sigmoid(found.ctr_logit), "confidence": found.confidence}
 
     def backbone(ids: Any, values: Any) -> dict[str, Any]:
         return {"score": tf.sigmoid(model({"ids": ids, "values": values}))}
 
     inputs = dict(serving.inputs)
-    for name, function in (("encoded", encoded), ("backbone", backbone)):
-        serving.answers[name] = tf.function(function).get_concrete_function(**specs)
-        inputs[name] = specs
+    inputs |= {"encoded": matrices(names["encoded"]) | matrices(names["request"], "request_")}
+    inputs |= {"backbone": matrices(names["backbone"])}
+    for function in (encoded, backbone):
+        name = function.__name__
+        serving.answers[name] = tf.function(function).get_concrete_function(**inputs[name])
     serving.save(directory / "model")
     return inputs
+
+
+def halves(names: list[str]) -> tuple[list[str], list[str]]:
+    """Names of categorical and of numeric features, in the order of a record."""
+    return [name for name in [*OF_USER, *OF_CANDIDATE] if name in names], [name for name in NUMERIC if name in names]
+
+
+def matrices(names: list[str], prefix: str = "") -> dict[str, Any]:
+    """Inputs of a signature for features that are encoded already."""
+    widths = [len(half) for half in halves(names)]
+    ids = tf.TensorSpec([None, widths[0]], tf.int32, name=f"{prefix}ids")
+    return {ids.name: ids, f"{prefix}values": tf.TensorSpec([None, widths[1]], name=f"{prefix}values")}
+
+
+def columns(names: list[str], ids: Any, values: Any) -> dict[str, Any]:
+    """Of the matrices, one tensor a feature."""
+    of_ids, of_values = halves(names)
+    out = dict(zip(of_ids, tf.unstack(ids, axis=1), strict=True))
+    return out | dict(zip(of_values, tf.unstack(values, axis=1), strict=True))
+
+
+def cut(names: list[str], ids: Any, values: Any, prefix: str = "") -> dict[str, Any]:
+    """Of rows of all features, the matrices of some."""
+    of_ids, of_values = halves(names)
+    return {
+        f"{prefix}ids": ids[:, [[*OF_USER, *OF_CANDIDATE].index(name) for name in of_ids]],
+        f"{prefix}values": values[:, [NUMERIC.index(name) for name in of_values]],
+    }
 
 
 def requests(config: Config, dataset: Dataset, inputs: dict[str, dict[str, Any]]) -> dict[str, bytes]:
@@ -115,8 +147,9 @@ def requests(config: Config, dataset: Dataset, inputs: dict[str, dict[str, Any]]
             "serving_default": {name: values * size for name, values in of_user.items()} | of_candidates,
         }
         arrays: dict[str, Any] = {name: as_arrays(lists, inputs[name]) for name, lists in asked.items()}
-        for name in ("encoded", "backbone"):
-            arrays[name] = {"ids": ids, "values": values}
+        shared = [name for name in [*OF_USER, *NUMERIC] if name not in config.export.candidates]
+        arrays["encoded"] = cut(config.export.candidates, ids, values) | cut(shared, ids[:1], values[:1], "request_")
+        arrays["backbone"] = {"ids": ids, "values": values}
         for name, found in arrays.items():
             log = PredictionLog()
             log.predict_log.request.model_spec.signature_name = name
@@ -156,8 +189,7 @@ def main() -> None:
         log = write_dataset("synthetic", directory / "log", format="parquet", synthetic=made)
         config = make_config(log)
         dataset = preprocess(config, directory / "dataset")
-        inputs = make_model(config, dataset, directory)
-        asked = requests(config, dataset, inputs)
+        asked = requests(config, dataset, make_model(config, dataset, directory))
         subprocess.run([sys.executable, SESSION, "--describe", directory / "messages"], check=True, capture_output=True)
         found: dict[str, list[float]] = {side: [] for side in asked}
         every: dict[str, list[float]] = {side: [] for side in asked}

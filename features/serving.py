@@ -102,107 +102,77 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             for name, value in parsed.items()
         }
 
-    def __call__(self, raw: dict[str, Any]) -> tuple[Any, Any]:
-        """Raw inputs to ids int32 ``[rows, width]`` and values float32 ``[rows, n_numeric]``."""
-        names, ids, values = self._columns(
-            raw, _common([_rows(x) for x in raw.values()]), self._transform.schema.features
-        )
-        return self._in_order(names, ids, values)
+    def __call__(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Raw inputs to one tensor a feature, by name: ids int32 ``[rows]``, or ``[rows, max_length]`` of a bag or sequence;
+        values float32 ``[rows]``."""
+        return self._columns(raw, _common(_shapes(list(raw.values()), 1)), self._transform.schema.features)
 
-    def rank(self, raw: dict[str, Any], candidates: Sequence[str]) -> tuple[Any, Any, Any]:
+    def rank(self, raw: dict[str, Any], candidates: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
         """Raw inputs of :meth:`rank_signature`; what is no candidate's is transformed once a request.
 
         Returns:
-            ids int32 ``[rows * N, width]``, values float32 ``[rows * N, n_numeric]``, and ``[rows, N]`` itself, int32 ``[2]``.
+            what :meth:`__call__` gives, of the features that are no candidate's, ``[R, ...]``, and of those that are,
+            ``[R * N, ...]``; and ``[R, N]`` itself, int32 ``[2]``.
         """
         features = self._transform.schema.features
         once = {name: x for name, x in raw.items() if name not in candidates}
-        shapes = [tf.shape(raw[name])[:2] for name in candidates]
-        whole = _common([*shapes, *(tf.stack([_rows(x), 1]) for x in once.values())])
-        rows, n = tf.unstack(whole)
-        each = {}
-        for name in candidates:
-            x = raw[name]
-            if x.shape.rank == 2:
-                each[name] = tf.reshape(tf.broadcast_to(x, whole), [-1])
-            else:
-                width = tf.shape(x)[2]
-                wide = tf.broadcast_to(x, tf.stack([rows, n, width]))
-                each[name] = tf.reshape(wide, tf.stack([rows * n, width]))
-        names, ids, values = self._columns(each, rows * n, [f for f in features if f.name in candidates])
-        mine = self._columns(once, rows, [f for f in features if f.name not in candidates])
-        request = tf.range(rows * n) // tf.maximum(n, 1)
-        ids, values = (
-            tf.concat([tf.gather(of_request, request), of_candidate], axis=1)
-            for of_request, of_candidate in ((mine[1], ids), (mine[2], values))
-        )
-        return *self._in_order([*mine[0], *names], ids, values), whole
+        each = {name: x for name, x in raw.items() if name in candidates}
+        of_requests = tf.pad(_shapes(list(once.values()), 1), [[0, 0], [0, 1]], constant_values=1)
+        whole = _common(tf.concat([_shapes(list(each.values()), 2), of_requests], axis=0))
+        mine = self._columns(once, whole[:1], [f for f in features if f.name not in candidates])
+        theirs = self._columns(each, whole, [f for f in features if f.name in candidates])
+        return mine, theirs, whole
 
-    def _in_order(self, names: list[str], ids: Any, values: Any) -> tuple[Any, Any]:
-        """Columns of the features of these names, brought into the schema's order."""
-        schema, starts, at = self._transform.schema, {}, 0
-        slices = schema.id_slices
-        for name in names:
-            if name in slices:
-                starts[name] = at
-                at += slices[name].stop - slices[name].start
-        ids_order = [starts[name] + i for name, of in slices.items() for i in range(of.stop - of.start)]
-        numeric = [f.name for f in schema.numeric]
-        found = [name for name in names if name in numeric]
-        return _gathered(ids, ids_order), _gathered(values, [found.index(name) for name in numeric])
-
-    def _columns(self, raw: dict[str, Any], rows: Any, features: Sequence[Any]) -> tuple[list[str], Any, Any]:
-        """Some features' ids int32 ``[rows, ...]`` and values float32 ``[rows, ...]``, and the names of the features whose
-        columns these are, in order. Inputs have so many rows, or one.
+    def _columns(self, raw: dict[str, Any], whole: Any, features: Sequence[Any]) -> dict[str, Any]:
+        """Of some features. Their inputs have the shape ``whole``, ``[rows]`` or ``[R, N]`` of so many rows, or 1 where that has
+        more.
 
         What can be done for many features at a time is: a request waits for each operation longer than for its rows.
         """
-        raw = {name: _with_rows(x, rows) for name, x in raw.items()}
-        names: list[str] = []
-        ids: list[Any] = []
-        single = [f for f in features if isinstance(f, CategoricalFeature)]
-        for dtype in ("string", "int64"):
-            mine = [f for f in single if f.dtype == dtype and f.name in raw]
+        rows = tf.reduce_prod(whole)
+        out: dict[str, Any] = {}
+        single = [f for f in features if isinstance(f, CategoricalFeature | NumericFeature)]
+        given = {f.name: tf.broadcast_to(raw[f.name], whole) for f in single if f.name in raw}
+        for kind in ("string", "int64", "quantile", "number"):
+            mine = [f for f in single if f.name in given and _kind(f) == kind]
             if mine:
-                ids.append(self._single(mine, [raw[f.name] for f in mine]))
-                names += [f.name for f in mine]
-        numbers = [f for f in features if isinstance(f, NumericFeature)]
-        for number in (f for f in numbers if f.transform == "quantile" and f.name in raw):
-            cuts = tf.constant(np.asarray(self._transform.numerics[number.name].boundaries, np.float32))
-            x = raw[number.name]
-            bucket = FIRST_OOV_ID + 1 + tf.searchsorted(cuts, x, side="right", out_type=tf.int64)
-            ids.append(tf.where(tf.math.is_finite(x), bucket, tf.constant(MISSING_ID, tf.int64))[:, None])
-            names.append(number.name)
-        ragged = [f for f in features if not isinstance(f, CategoricalFeature | NumericFeature)]
-        for several in (f for f in ragged if f.name in raw):
-            ids.append(self._ragged(several, raw[several.name]))
-            names.append(several.name)
-        absent = [f for f in [*single, *numbers, *ragged] if f.name not in raw]
-        for feature in (f for f in absent if f.name in self._transform.schema.id_slices):
-            value = PADDING_ID if feature in ragged else MISSING_ID
-            ids.append(tf.fill([rows, getattr(feature, "max_length", 1)], tf.constant(value, tf.int64)))
-            names.append(feature.name)
-        numeric = [f for f in numbers if f.transform != "quantile"]
-        there = [f for f in numeric if f.name in raw]
-        values = self._scaled(there, [raw[f.name] for f in there]) if there else tf.zeros([rows, 0], tf.float32)
-        lacking = [f.name for f in numeric if f.name not in raw]
-        if lacking:
-            values = tf.concat([values, tf.zeros([rows, len(lacking)], tf.float32)], axis=1)
-        joined = tf.cast(tf.concat(ids, axis=1), tf.int32) if ids else tf.zeros([rows, 0], tf.int32)
-        return [*names, *(f.name for f in there), *lacking], joined, values
+                make: Any = {"quantile": self._buckets, "number": self._scaled}.get(kind, self._single)
+                made = tf.reshape(make(mine, [given[f.name] for f in mine]), tf.stack([len(mine), rows]))
+                out |= zip([f.name for f in mine], tf.unstack(made, num=len(mine)), strict=True)
+        for feature in features:
+            if feature not in single and feature.name in raw:
+                out[feature.name] = tf.cast(self._ragged(feature, _with_rows(raw[feature.name], whole)), tf.int32)
+            elif feature not in single:
+                out[feature.name] = tf.fill([rows, feature.max_length], PADDING_ID)
+            elif feature.name not in raw:
+                out[feature.name] = tf.fill([rows], 0.0 if _kind(feature) == "number" else MISSING_ID)
+        return out
 
     def _single(self, features: list[CategoricalFeature], raw: list[Any]) -> Any:
-        """int64 ``[rows, features]`` of features of one dtype."""
-        together = tf.stack(raw, axis=1)
-        absent = together == _MISSING[together.dtype]
-        ids = tf.stack([self._value_ids(f, _as_text(x)) for f, x in zip(features, raw, strict=True)], axis=1)
-        return tf.where(absent, tf.constant(MISSING_ID, tf.int64), ids)
+        """Ids int32 of features of one dtype, ``[features, ...]``."""
+        together = tf.stack(raw)
+        tokens = raw if together.dtype == tf.string else tf.unstack(_as_text(together))
+        places = tf.cast(tf.stack([self._places(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32)
+        first = _each([first_value_id(self._transform.schema.owner(f)) for f in features], np.int32, together)
+        return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + places)
 
-    def _value_ids(self, feature: Categorical, tokens: Any) -> Any:
+    def _buckets(self, features: list[NumericFeature], raw: list[Any]) -> Any:
+        """Ids int32 of numbers, by the quantile that they fall into, ``[features, ...]``."""
+        together = tf.stack(raw)
+        buckets = [
+            tf.searchsorted(
+                tf.constant(self._transform.numerics[f.name].boundaries, tf.float32), tf.reshape(x, [-1]), side="right"
+            )
+            for f, x in zip(features, raw, strict=True)
+        ]
+        ids = FIRST_OOV_ID + 1 + tf.reshape(tf.stack(buckets), tf.shape(together))
+        return tf.where(tf.math.is_finite(together), ids, MISSING_ID)
+
+    def _places(self, feature: Categorical, tokens: Any) -> Any:
+        """Ids less that of the first value; int64, the shape of the tokens."""
         owner = self._transform.schema.owner(feature)
-        first = first_value_id(owner)
         if owner.encoding == "hash":
-            return first + tf.strings.to_hash_bucket_fast(tokens, owner.size)
+            return tf.strings.to_hash_bucket_fast(tokens, owner.size)
         if owner.encoding == "identity":
             small = (tokens != "") & (tf.strings.length(tokens) < 19)
             numbers = tf.strings.to_number(tf.where(small, tokens, "-1"), tf.int64)
@@ -212,9 +182,9 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         else:
             found = tf.fill(tf.shape(tokens), tf.constant(-1, tf.int64))
         if owner.oov_buckets == 1:  # -1 is the bin before the first value
-            return first + found
-        unknown = FIRST_OOV_ID + tf.strings.to_hash_bucket_fast(tokens, owner.oov_buckets)
-        return tf.where(found >= 0, first + found, unknown)
+            return found
+        unknown = tf.strings.to_hash_bucket_fast(tokens, owner.oov_buckets) + (FIRST_OOV_ID - first_value_id(owner))
+        return tf.where(found >= 0, found, unknown)
 
     def _ragged(self, feature: Any, raw: Any) -> Any:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
@@ -230,19 +200,18 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             if isinstance(feature, SequenceFeature)
             else tokens[:, : feature.max_length]
         )
-        ids = kept.with_flat_values(self._value_ids(feature, kept.flat_values))
+        first = first_value_id(self._transform.schema.owner(feature))
+        ids = kept.with_flat_values(first + self._places(feature, kept.flat_values))
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
     def _scaled(self, features: list[NumericFeature], raw: list[Any]) -> Any:
-        """float32 ``[rows, features]``: (t(x) - mean) / sd; 0, the mean, where there is no number."""
+        """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, where there is no number."""
+        x = tf.stack(raw)
         states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
-        mean = np.array([state.mean if state else 0.0 for state in states], np.float32)
-        inverse = np.array([1.0 / state.sd if state else 1.0 for state in states], np.float32)
-        logs = np.array(
-            [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
-        )
-        x = tf.stack(raw, axis=1)
-        moved = tf.where(logs, tf.math.log1p(tf.maximum(x, 0.0)), x) if logs.any() else x
+        mean = _each([state.mean if state else 0.0 for state in states], np.float32, x)
+        inverse = _each([1.0 / state.sd if state else 1.0 for state in states], np.float32, x)
+        logs = [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
+        moved = tf.where(_each(logs, bool, x), tf.math.log1p(tf.maximum(x, 0.0)), x) if any(logs) else x
         return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # asked of x: tf.maximum may swallow a NaN
 
 
@@ -251,24 +220,38 @@ def missing(dtype: Any, rank: int) -> Any:
     return np.full([1] * rank, _MISSING[dtype], dtype.as_numpy_dtype)
 
 
-def _rows(x: Any) -> Any:
-    return tf.size(x) if x.shape.rank == 1 else tf.shape(x)[0]
+def _shapes(inputs: list[Any], rank: int) -> Any:
+    """The first ``rank`` dimensions of each, int32 ``[inputs, rank]``, in any order."""
+    alike: dict[Any, list[Any]] = {}
+    for x in inputs:  # one operation for all that are alike
+        alike.setdefault((x.dtype, x.shape.rank), []).append(x)
+    shapes = [tf.stack(tf.shape_n(several)) for several in alike.values()]
+    kept = [shape if shape.shape[1] == rank else shape[:, :rank] for shape in shapes]
+    return tf.concat(kept, axis=0) if kept else tf.zeros([0, rank], tf.int32)
 
 
-def _common(shapes: list[Any]) -> Any:
-    """The shape that all of some shapes, or numbers of rows, are brought to: 1 gives way, to 0 as well."""
-    together = tf.stack(shapes)
-    return tf.where(tf.reduce_any(together == 0, axis=0), 0, tf.reduce_max(together, axis=0))
+def _common(shapes: Any) -> Any:
+    """The shape, int32 ``[rank]``, that inputs of these shapes, ``[inputs, rank]``, are brought to: 1 gives way, to 0 as well."""
+    return tf.where(tf.reduce_any(shapes == 0, axis=0), 0, tf.reduce_max(shapes, axis=0))
 
 
-def _with_rows(x: Any, rows: Any) -> Any:
-    """An input of so many rows: itself, or its one row over and over."""
-    shape = rows[None] if x.shape.rank == 1 else tf.stack([rows, tf.shape(x)[1]])
-    return tf.broadcast_to(x, shape)
+def _with_rows(x: Any, whole: Any) -> Any:
+    """An input of a bag or sequence with all rows: ``[rows]`` of text, or ``[rows, any]``."""
+    rest = tf.shape(x)[tf.size(whole) :]
+    wide = tf.broadcast_to(x, tf.concat([whole, rest], axis=0))
+    return tf.reshape(wide, tf.concat([tf.reduce_prod(whole)[None], rest], axis=0))
 
 
-def _gathered(columns: Any, order: list[int]) -> Any:
-    return columns if order == list(range(len(order))) else tf.gather(columns, order, axis=1)
+def _kind(feature: Any) -> str:
+    """Of a feature of one value, how it is read: by its dtype, or as the number or the bucket that it is."""
+    if isinstance(feature, CategoricalFeature):
+        return feature.dtype
+    return "quantile" if feature.transform == "quantile" else "number"
+
+
+def _each(values: list[Any], dtype: Any, x: Any) -> Any:
+    """A constant for each feature of ``[features, ...]``."""
+    return np.array(values, dtype).reshape([-1] + [1] * (x.shape.rank - 1))
 
 
 def _as_text(raw: Any) -> Any:

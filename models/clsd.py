@@ -16,6 +16,7 @@ from models.inputs import InputSpec
 from models.optimizers import build_optimizer, split_variables
 from models.registry import build_backbone
 from models.replicas import gather, own, replicas, sum_over
+from models.rows import Rows
 from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 from models.teacher import TeacherUpdates
 
@@ -134,26 +135,28 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def _build_weights(self) -> None:
         """Create every variable on two rows of padding, so that teacher and student can be told apart and copied."""
-        width = max((at.stop for at in self.spec.id_slices.values()), default=0)
-        ids, values = tf.zeros([2, width], tf.int32), tf.zeros([2, len(self.spec.value_columns)])
-        inputs = self.spec.unpack(ids, values)
-        self._check_output(self.backbone(inputs, training=False))
+        ids, values = tf.zeros([2, self.spec.width], tf.int32), tf.zeros([2, len(self.spec.value_columns)])
+        rows = Rows.of(self.spec, ids, values)
+        self._check_output(rows.logit(self.backbone))
         self._updates: Any = None
         if self.teacher is not None:
-            self.teacher(inputs, training=False)
+            rows.logit(self.teacher)
             self._updates = TeacherUpdates(self.confidence_settings, self.teacher, self.backbone, self.warmup_steps)
             self._updates.copy()
         if self.gate is not None:
-            self.gate(self.spec.group_ids(ids))
+            self.gate(self.group_ids(rows))
         self.built = True
 
     # ---------------------------------------------------------------- scores
 
     def score(self, ids: Any, values: Any) -> Scores:
         """Scores of encoded rows as evaluation and serving see them (dropout off)."""
+        return self.score_rows(Rows.of(self.spec, ids, values))
+
+    def score_rows(self, rows: Rows) -> Scores:
+        """As :meth:`score`, of rows that may come in parts."""
         settings = self.confidence_settings
-        inputs = self.spec.unpack(ids, values)
-        logit = self._logit(self.backbone, inputs, training=False)
+        logit = self._logit(self.backbone, rows)
         one = tf.ones_like(logit)
         confidence, weight, g = one, one, tf.zeros_like(logit)
         # Before the first weighted step the teacher knows nothing and every click weighed 1.
@@ -165,22 +168,23 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             weight = one * weights.mean_weight(self.weight_moments)
         elif settings.weighted and settings.control == "none":
             if self._item_scores is not None:
-                q = self._of_item(ids)
+                q = self._of_item(rows)
             else:
-                s = logit if self.teacher is None else self._logit(self.teacher, inputs, training=False)
-                q = weights.on_scale(tf.sigmoid(s), settings.scale)
+                q = weights.on_scale(
+                    tf.sigmoid(self._logit(self.teacher, rows) if self.teacher is not None else logit), settings.scale
+                )
             c = weights.normaliser(self.moments, settings.normalise)
-            g = self._correction(ids, q)
+            g = self._correction(rows, q)
             a = self._confidence(q, g, c)
             confidence, weight = a / c, weights.positive_weight(a, c, settings.blend)
         weight = tf.where(begun, weight, 1.0)
         ctr = weights.calibrated_logit(logit, weight, self._log_kept)
         return Scores(logit, tf.where(begun, confidence, 1.0), weight, g, ctr)
 
-    def score_cheaply(self, ids: Any, values: Any, calibrator: Calibrator) -> Scores:
-        """As :meth:`score`, without asking the teacher: weight and confidence are what the calibrator makes of s and g."""
-        logit = self._logit(self.backbone, self.spec.unpack(ids, values), training=False)
-        g = self._correction(ids, logit)
+    def score_cheaply(self, rows: Rows, calibrator: Calibrator) -> Scores:
+        """As :meth:`score_rows`, without asking the teacher: weight and confidence are what the calibrator makes of s and g."""
+        logit = self._logit(self.backbone, rows)
+        g = self._correction(rows, logit)
         weight = tf.exp(calibrator.log_weight(logit, g))
         found = weights.confidence_of_weight(weight, self.confidence_settings.blend)
         return Scores(logit, found, weight, g, weights.calibrated_logit(logit, weight, self._log_kept))
@@ -190,6 +194,10 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         """Whether scores take a second forward pass, of the teacher."""
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
+
+    def group_ids(self, rows: Rows) -> Any:
+        """AdGate's input, int32 ``[B, K]``: the ids of the groups' features."""
+        return tf.stack([rows.column(name) for name, _ in self.spec.groups], axis=1)
 
     def create_slots(self) -> None:
         """Make the optimizers' variables now, which the first step would make otherwise."""
@@ -209,14 +217,17 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def teacher_logit(self, ids: Any, values: Any) -> Any:
         """Log odds of the separate teacher, float32 ``[B]``."""
-        return self._logit(self.teacher, self.spec.unpack(ids, values), training=False)
+        return self._logit(self.teacher, Rows.of(self.spec, ids, values))
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """Logits float32 ``[B]`` of a batch, by the backbone alone."""
-        return self._logit(self.backbone, self.spec.unpack(inputs["ids"], inputs["values"]), training=training)
+        return self._logit(self.backbone, self._rows(inputs), training=training)
 
-    def _logit(self, backbone: Any, inputs: dict[str, Any], training: bool) -> Any:
-        logit = backbone(inputs, training=training)
+    def _rows(self, data: dict[str, Any]) -> Rows:
+        return Rows.of(self.spec, data["ids"], data["values"])
+
+    def _logit(self, backbone: Any, rows: Rows, training: bool = False) -> Any:
+        logit = rows.logit(backbone, training)
         return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
 
     @staticmethod
@@ -226,11 +237,15 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
-    def _of_item(self, ids: Any) -> Any:
-        return tf.gather(self._item_scores, ids[:, self.spec.id_slices[self._item].start])
+    def _of_item(self, rows: Rows) -> Any:
+        return tf.gather(self._item_scores, rows.column(self._item))
 
-    def _correction(self, ids: Any, q: Any) -> Any:
-        return self.gate(self.spec.group_ids(ids)) if self.gate is not None else tf.zeros_like(q)
+    def _correction(self, rows: Rows, q: Any) -> Any:
+        if self.gate is None:
+            return tf.zeros_like(q)
+        if all(name in rows.request for name, _ in self.spec.groups):
+            return rows.spread(self.gate(self.group_ids(Rows(self.spec, rows.request))))
+        return self.gate(self.group_ids(rows))
 
     def _confidence(self, q: Any, g: Any, c: Any) -> Any:
         settings = self.confidence_settings
@@ -256,12 +271,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         settings = self.confidence_settings
         y, valid = data["label"], data["valid"]
         positive = y * valid
-        inputs = self.spec.unpack(data["ids"], data["values"])
         if self._updates is not None:
             self._updates.before_step(self.step)
 
         with tf.GradientTape() as tape:
-            s = self._logit(self.backbone, inputs, training=True)
+            s = self._logit(self.backbone, self._rows(data), training=True)
             p = tf.stop_gradient(tf.sigmoid(s))
             if settings.weighted:
                 found = self._weigh(data, p, positive)
@@ -325,7 +339,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         q = tf.where(tf.math.is_finite(q), q, 0.0)
         moments = self._move(self.moments, sum_over(weights.moment_sums(q, p, known, settings.alpha)), weighted)
         c = weights.normaliser(moments, settings.normalise)
-        g = self._correction(data["ids"], q)
+        g = self._correction(self._rows(data), q)
         w = weights.positive_weight(self._confidence(q, g, c), c, settings.blend)
         if settings.source == "intensity":
             w = tf.where(known < positive, 1.0, w)
@@ -339,8 +353,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             gate_losses, counted = weights.gate_losses(
                 q, g, data["label"], centre, kind=settings.gate, alpha=settings.alpha
             )
-            rows = known if settings.gate == "centre" else counted * valid
-            gate_rows = tf.where(weighted, rows, 0.0)
+            counted = known if settings.gate == "centre" else counted * valid
+            gate_rows = tf.where(weighted, counted, 0.0)
         return Weighted(tf.where(weighted, w, 1.0), non_click, target, gate_losses, gate_rows)
 
     def _scores_of_clicks(self, data: dict[str, Any], t: Any) -> Any:
@@ -349,7 +363,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         if settings.source == "intensity":
             return tf.where(data["label"] > 0, tf.maximum(data["intensity"], 0.0), 0.0)
         if self._item_scores is not None:
-            return self._of_item(data["ids"])
+            return self._of_item(self._rows(data))
         return weights.on_scale(t, settings.scale)
 
     def _probabilities(self, data: dict[str, Any], p: Any, positive: Any, weighted: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,28 +83,49 @@ class InputSpec:
             value_columns={f.name: position for position, f in enumerate(schema.numeric)},
         )
 
+    def columns(self, ids: Any, values: Any) -> dict[str, Any]:
+        """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a feature, by name.
+
+        That is ``[B]``, or ``[B, length]`` of a bag or sequence.
+        """
+        several = {field.name for field in self.fields if field.kind in ("bag", "sequence")}
+        out = {name: ids[:, at] for name, at in self.id_slices.items() if name in several or at.stop - at.start > 1}
+        single = {name: at.start for name, at in self.id_slices.items() if name not in out}
+        leading = max(single.values(), default=-1) + 1
+        columns = tf.unstack(ids if leading == self.width else ids[:, :leading], num=leading, axis=1)
+        numbers = tf.unstack(values, num=len(self.value_columns), axis=1)
+        out |= {name: columns[place] for name, place in single.items()}
+        return out | {name: numbers[place] for name, place in self.value_columns.items()}
+
     def unpack(self, ids: Any, values: Any) -> dict[str, Any]:
-        """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a field, by name."""
-        out = {}
-        for field in self.fields:
-            if field.kind == "number":
-                out[field.name] = values[:, self.value_columns[field.name]]
-            elif field.kind == "id":
-                out[field.name] = ids[:, self.id_slices[field.name].start]
-            else:
-                out[field.name] = ids[:, self.id_slices[field.name]]
-        return out
+        """Of :meth:`columns`, the fields."""
+        columns = self.columns(ids, values)
+        return {field.name: columns[field.name] for field in self.fields}
+
+    @property
+    def width(self) -> int:
+        """Number of columns of the ids."""
+        return max((at.stop for at in self.id_slices.values()), default=0)
+
+    def places(self, inputs: Collection[str]) -> tuple[list[int], list[int]]:
+        """Which of the embedded and which of the numeric fields are among these names: their places in either, in order."""
+        numbers = [field for field in self.fields if field.kind == "number"]
+        sides = ([i for i, field in enumerate(side) if field.name in inputs] for side in (self.embedded, numbers))
+        return next(sides), next(sides)
+
+    def flat_columns(self, inputs: Collection[str], dim: int, width: int) -> list[int | None]:
+        """The columns that the fields of these names have in what :class:`Flat` gives for all, vectors being ``dim`` long.
+
+        None stands for what comes after the first ``dim`` elements of a vector that is ``width`` long here.
+        """
+        vectors, numbers = self.places(inputs)
+        columns = [place * dim + i if i < dim else None for place in vectors for i in range(width)]
+        return columns + [len(self.embedded) * dim + place for place in numbers]
 
     def numbers(self, inputs: dict[str, Any]) -> Any:
         """The numeric fields of what :meth:`unpack` gave, in order: float32 ``[B, n]``, n may be 0."""
-        columns = [inputs[field.name] for field in self.fields if field.kind == "number"]
+        columns = [inputs[field.name] for field in self.fields if field.kind == "number" and field.name in inputs]
         return tf.stack(columns, axis=1) if columns else tf.zeros([_rows(inputs), 0])
-
-    def group_ids(self, ids: Any) -> Any:
-        """AdGate's input: int32 ``[B, K]``."""
-        if not self.groups:
-            return ids[:, :0]
-        return tf.stack([ids[:, self.id_slices[name].start] for name, _ in self.groups], axis=1)
 
 
 class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
@@ -118,10 +139,10 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         dim: length of a vector, D.
 
     Call arguments:
-        inputs: one tensor a field, by name, as :meth:`InputSpec.unpack` gives them.
+        inputs: one tensor a field, by name, as :meth:`InputSpec.unpack` gives them; of all fields or of some.
 
     Returns:
-        float32 ``[B, F, D]``.
+        float32 ``[B, F, D]``, F being the number of fields in ``inputs``.
     """
 
     def __init__(self, fields: tuple[Field, ...], dim: int, **kwargs: Any) -> None:
@@ -145,6 +166,8 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         """See the class."""
         vectors = []
         for field in self._fields:
+            if field.name not in inputs:
+                continue
             x = inputs[field.name]
             if field.kind == "number":
                 vectors.append(x[:, None] * self.number_vectors[self._numbers.index(field.name)])
@@ -167,6 +190,7 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
 
     Call arguments:
         numbers: float32 ``[B, n]``.
+        places: which of the numeric fields these are; all, where it is not said.
 
     Returns:
         (sum_i x_i v_i, sum_i (x_i v_i)**2), float32 ``[B, D]`` each; 0 where n is 0.
@@ -184,12 +208,13 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
             self.vectors = self.add_weight(name="vectors", shape=(input_shape[-1], self._dim), initializer=_small())
         super().build(input_shape)
 
-    def call(self, numbers: Any) -> Any:
+    def call(self, numbers: Any, places: Sequence[int] | None = None) -> Any:
         """See the class."""
         if not self._there:
             nothing = tf.zeros([tf.shape(numbers)[0], self._dim])
             return nothing, nothing
-        return numbers @ self.vectors, tf.square(numbers) @ tf.square(self.vectors)
+        vectors = _at(self.vectors, places)
+        return numbers @ vectors, tf.square(numbers) @ tf.square(vectors)
 
 
 class Flat(keras.layers.Layer):  # type: ignore[misc]
@@ -203,6 +228,7 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
     Call arguments:
         vectors: float32 ``[B, F, D]``.
         numbers: float32 ``[B, n]``.
+        places: which of the numeric fields these are; all, where it is not said.
 
     Returns:
         float32 ``[B, F * D + n]``.
@@ -217,12 +243,20 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
         self.scales = self.add_weight(name="scales", shape=(input_shape[1][-1],), initializer=start)
         super().build(input_shape)
 
-    def call(self, inputs: tuple[Any, Any]) -> Any:
+    def call(self, inputs: tuple[Any, Any], places: Sequence[int] | None = None) -> Any:
         """See the class."""
         vectors, numbers = inputs
         rows = tf.shape(vectors)[0]  # -1 could not be inferred from no vectors
         wide = tf.reshape(vectors, [rows, vectors.shape[1] * vectors.shape[2]])
-        return tf.concat([wide, numbers * self.scales], axis=1)
+        return tf.concat([wide, numbers * _at(self.scales, places)], axis=1)
+
+
+def _at(weights: Any, places: Sequence[int] | None) -> Any:
+    return (
+        weights
+        if places is None or len(places) == weights.shape[0]
+        else tf.gather(weights, tf.constant(places, tf.int32))
+    )
 
 
 def _rows(inputs: dict[str, Any]) -> Any:

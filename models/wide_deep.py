@@ -7,6 +7,7 @@ from typing import Any
 
 from features.tf_runtime import keras, tf
 from models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
+from models.rows import added_up, through
 
 
 class WideDeep(keras.Model):  # type: ignore[misc]
@@ -25,6 +26,7 @@ class WideDeep(keras.Model):  # type: ignore[misc]
     Call arguments:
         inputs: one tensor a field, by name.
         training: whether dropout is on.
+        request: the fields that ``inputs`` leaves out, a row for each of R groups of consecutive rows that have them in common.
 
     Returns:
         logits float32 ``[B]``.
@@ -36,16 +38,24 @@ class WideDeep(keras.Model):  # type: ignore[misc]
         self, spec: InputSpec, embedding_dim: int, hidden_units: Sequence[int] = (256, 128, 64), dropout: float = 0.0
     ) -> None:
         super().__init__(name="wide_deep", dtype="float32")
-        self._spec = spec
+        self._spec, self._dim = spec, embedding_dim
         self.flat = Flat(name="flat")
         self.embedding = FieldEmbedding(spec.embedded, embedding_dim + 1, name="embedding")
         self.number_weights = NumberVectors(1, name="number_weights")
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Any], training: bool = False, request: dict[str, Any] | None = None) -> Any:
         """See the class."""
+        parts = [inputs] if request is None else [request, inputs]
+        first_order, flat, columns = zip(*(self._read(part) for part in parts), strict=True)
+        return (added_up(first_order) + self.head(through(self.deep, flat, columns, training)))[:, 0]
+
+    def _read(self, inputs: dict[str, Any]) -> tuple[Any, Any, list[int | None]]:
+        """Of some fields or all: the sum of their first-order weights, and inputs of the MLP of these columns."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
-        vectors, weights = tf.split(rows, [rows.shape[2] - 1, 1], axis=2)
-        first_order = tf.reduce_sum(weights, axis=[1, 2]) + self.number_weights(numbers)[0][:, 0]
-        return first_order + self.head(self.deep(self.flat((vectors, numbers)), training=training))[:, 0]
+        vectors, weights = tf.split(rows, [self._dim, 1], axis=2)
+        places = self._spec.places(inputs)[1]
+        first_order = tf.reduce_sum(weights, axis=1) + self.number_weights(numbers, places)[0]
+        columns = self._spec.flat_columns(inputs, self._dim, self._dim)
+        return first_order, self.flat((vectors, numbers), places), columns

@@ -21,6 +21,8 @@ from features.records import write_records
 from features.serving import ServingTransform
 from features.tf_runtime import tf
 from models.clsd import ClsdModel
+from models.inputs import InputSpec
+from models.rows import Rows
 from pipeline import canary
 from pipeline.checkpoints import RUN_FILE
 from pipeline.columns import KEY
@@ -131,7 +133,9 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, fingerprint: st
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
     ):
         score = scoring_of(config, dataset, model)
-        serving = ServingModel(ServingTransform(dataset.transform, Path(assets)), score, config.export.candidates)
+        serving = ServingModel(
+            ServingTransform(dataset.transform, Path(assets)), model.spec, score, config.export.candidates
+        )
         serving.save(aside)
         (aside / GOLDEN_FILE).parent.mkdir()
         golden = golden_rows(dataset, score, serving)
@@ -201,12 +205,12 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
         named = f"control: {settings.control}" if settings.control != "none" else f"source: {settings.source}"
         raise UserError(f"confidence.{named}", "is a control of a comparison", "export a model of the method instead")
     if config.export.calibration == "exact" or not model.asks_teacher:
-        return model.score
+        return model.score_rows
     calibrator = cheap_calibrator(model, dataset)
     if calibrator is None:
         what = "has no validation split to fit the cheap calibration on"
         raise UserError(str(dataset.directory), what, "set export.calibration: exact")
-    return lambda ids, values: model.score_cheaply(ids, values, calibrator)
+    return lambda rows: model.score_cheaply(rows, calibrator)
 
 
 def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
     inputs = list(serving.inputs["serving_default"])
     golden: dict[str, Any] = {
         "inputs": raw_inputs(dataset.schema, table, inputs),
-        "expected": trainer_scores(dataset, score, table),
+        "expected": trainer_scores(dataset, serving.spec, score, table),
     }
     if serving.candidates and table.num_rows:
         many = min(_RANKED, table.num_rows)
@@ -230,7 +234,7 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
                     mixed = mixed.set_column(place, feature.source, table.column(feature.source).take([at[0]] * many))
             found = raw_inputs(dataset.schema, mixed, inputs)
             asked.append({name: x if name in serving.candidates else x[0] for name, x in found.items()})
-            answers.append(trainer_scores(dataset, score, mixed))
+            answers.append(trainer_scores(dataset, serving.spec, score, mixed))
         golden["rank"] = {
             "candidates": serving.candidates,
             "inputs": {name: [request[name] for request in asked] for name in inputs},
@@ -239,12 +243,12 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
     return golden
 
 
-def trainer_scores(dataset: Dataset, score: Score, table: pa.Table) -> dict[str, list[float]]:
+def trainer_scores(dataset: Dataset, spec: InputSpec, score: Score, table: pa.Table) -> dict[str, list[float]]:
     """The outputs for raw rows by the path that training took: encoded by Arrow and NumPy, scored by the model."""
     out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
     for batch in table.combine_chunks().to_batches(max_chunksize=8192):
         ids, values = encode(dataset.transform, batch)
-        scores = score(tf.constant(ids), tf.constant(values))
+        scores = score(Rows.of(spec, tf.constant(ids), tf.constant(values)))
         ctr = tf.sigmoid(scores.ctr_logit)
         for name, value in zip(OUTPUTS, (tf.sigmoid(scores.logit), ctr, scores.confidence), strict=True):
             out[name] += np.asarray(value).astype(float).tolist()

@@ -21,13 +21,15 @@ from typing import Any, TypeAlias
 from features.serving import ServingTransform, missing
 from features.tf_runtime import tf
 from models.clsd import ClsdModel, Scores
+from models.inputs import InputSpec
+from models.rows import Rows
 from pipeline.model_versions import MODEL_FILE
 from pipeline.next_day import VALUE, names_in_checkpoint
 from pipeline.raw import OUTPUTS
 
 #: The classes that ``classify`` tells the probabilities of.
 CLASSES = ("no click", "click")
-Score: TypeAlias = Callable[[Any, Any], Scores]
+Score: TypeAlias = Callable[[Rows], Scores]
 
 _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
@@ -40,24 +42,35 @@ class ServingModel(tf.Module):  # type: ignore[misc]
 
     Args:
         transform: the raw-feature transform, whose tables become assets.
-        score: ids and values to :class:`models.clsd.Scores`, by a model on one device.
+        spec: of the model's inputs.
+        score: rows to :class:`models.clsd.Scores`, by a model on one device.
         candidates: the features of ``rank`` that differ between a request's candidates; without any there is no ``rank``.
     """
 
-    def __init__(self, transform: ServingTransform, score: Score, candidates: Sequence[str] = ()) -> None:
+    def __init__(
+        self, transform: ServingTransform, spec: InputSpec, score: Score, candidates: Sequence[str] = ()
+    ) -> None:
         super().__init__(name="clsd_serving")
         self.transform = transform
+        self.spec = spec
         self.candidates = list(candidates)
 
-        def answer(ids: Any, values: Any, shape: Any = None) -> dict[str, Any]:
-            scores = score(ids, values)
+        def answer(rows: Rows, shape: Any = None) -> dict[str, Any]:
+            scores = score(rows)
             found = zip(
                 OUTPUTS, (tf.sigmoid(scores.logit), tf.sigmoid(scores.ctr_logit), scores.confidence), strict=True
             )
             return {name: tf.identity(x if shape is None else tf.reshape(x, shape), name=name) for name, x in found}
 
+        def of_rows(raw: dict[str, Any]) -> dict[str, Any]:
+            return answer(Rows(spec, transform(raw)))
+
         def of_examples(examples: Any) -> dict[str, Any]:
-            return answer(*transform(transform.parse_examples(examples)))
+            return of_rows(transform.parse_examples(examples))
+
+        def of_requests(raw: dict[str, Any]) -> dict[str, Any]:
+            request, columns, shape = transform.rank(raw, candidates)
+            return answer(Rows(spec, columns, request), shape)
 
         def classify(inputs: Any) -> dict[str, Any]:
             ctr = of_examples(inputs)["ctr"]
@@ -66,15 +79,13 @@ class ServingModel(tf.Module):  # type: ignore[misc]
 
         examples, inputs = (tf.TensorSpec([None], tf.string, name=name) for name in ("examples", "inputs"))
         self.answers = {
-            "serving_default": _concrete(lambda **raw: answer(*transform(raw)), **transform.signature()),
+            "serving_default": _concrete(lambda **raw: of_rows(raw), **transform.signature()),
             "serialized_examples": _concrete(lambda examples: of_examples(examples), examples),
             "classify": _concrete(classify, inputs),
             "regress": _concrete(lambda inputs: {"outputs": of_examples(inputs)["ctr"]}, inputs),
         }
         if candidates:
-            self.answers["rank"] = _concrete(
-                lambda **raw: answer(*transform.rank(raw, candidates)), **transform.rank_signature(candidates)
-            )
+            self.answers["rank"] = _concrete(lambda **raw: of_requests(raw), **transform.rank_signature(candidates))
         # What the graph reads: the Keras objects would bring their optimizers, training graphs and unasked teachers along.
         self.weights = list(self.answers["serving_default"].variables)
 

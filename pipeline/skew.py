@@ -82,7 +82,7 @@ def skew(
         raise UserError(str(log), "holds no request", "give a log of requests and their answers")
     table = _as_table(schema, rows, str(log))
     try:
-        expected = trainer_scores(dataset, scoring_of(config, dataset, trained), table)
+        expected = trainer_scores(dataset, trained.spec, scoring_of(config, dataset, trained), table)
     except pa.ArrowInvalid as error:  # a text of numbers, of which one is none
         what = f"holds a value that a log is refused for ({error})"
         raise UserError(str(log), what, "see which of the requests it is of, and mend the client") from None

@@ -28,8 +28,8 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     model = ModelSettings(backbone=backbone, options=options)
     assert config.train.steps_per_call >= UNTIMED
     settings: dict[str, Any] = {"precision": data["precision"]}
-    if data["tables"] == "adagrad":
-        settings["embedding_optimizer"] = TableOptimizerSettings(name="adagrad", learning_rate=0.05)
+    rate = 0.05 if data["tables"] == "adagrad" else data["rate"]
+    settings["embedding_optimizer"] = TableOptimizerSettings(name=data["tables"], learning_rate=rate)
     config = config.model_copy(update={"model": model, "seed": seed, "train": config.train.model_copy(update=settings)})
     looks = Loop._look
 

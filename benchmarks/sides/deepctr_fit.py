@@ -24,7 +24,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     else:
         model = DCN(both, both, cross_num=CROSSES, cross_parameterization="matrix", dnn_hidden_units=HIDDEN)
     ticks = tf.keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: clock.tick())
-    model.compile("adam", "binary_crossentropy")
+    model.compile(tf.keras.optimizers.Adam(data["rate"]), "binary_crossentropy")
     model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[ticks])
     return model.predict(columns(data, "test"), BATCH)
 

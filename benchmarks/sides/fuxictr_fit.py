@@ -24,7 +24,7 @@ from shared import BATCH, CROSSES, DIM, HIDDEN, Clock, columns, run
 class Peer(BaseModel):  # type: ignore[misc]
     """DeepFM or DCN-v2, by ``backbone``."""
 
-    def __init__(self, feature_map: Any, backbone: str, clock: Clock, **params: Any) -> None:
+    def __init__(self, feature_map: Any, backbone: str, rate: float, clock: Clock, **params: Any) -> None:
         super().__init__(feature_map, **params)
         self._clock = clock
         self.embedding_layer = FeatureEmbedding(feature_map, DIM)
@@ -34,7 +34,7 @@ class Peer(BaseModel):  # type: ignore[misc]
         out = 1 if self.fm else None
         self.mlp = MLP_Block(input_dim=width, output_dim=out, hidden_units=list(HIDDEN), hidden_activations="ReLU")
         self.fc = torch.nn.Linear(width + HIDDEN[-1], 1) if self.crossnet else None
-        self.compile("adam", "binary_crossentropy", 1e-3)
+        self.compile("adam", "binary_crossentropy", rate)
         self.reset_parameters()
         self.model_to_device()
 
@@ -80,7 +80,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
         params = {"batch_size": BATCH, "num_workers": 1, "data_format": "npz"}
         files = {f"{split}_data": str(directory / f"{split}.npz") for split in ("train", "valid", "test")}
         train, valid = RankDataLoader(feature_map, stage="train", shuffle=True, **files, **params)
-        model = Peer(feature_map, backbone, clock, model_root=name, metrics=["AUC"], verbose=0)
+        model = Peer(feature_map, backbone, data["rate"], clock, model_root=name, metrics=["AUC"], verbose=0)
         Path(model.model_dir).mkdir(parents=True, exist_ok=True)
         model.fit(train, epochs=1, validation_data=valid)
         return model.predict(RankDataLoader(feature_map, stage="test", **files, **params))

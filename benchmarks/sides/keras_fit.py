@@ -32,7 +32,7 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
         logit = layers.Dense(1)(layers.Concatenate()([crossed, deep]))
     model = keras.Model([*ids, *numbers], layers.Activation("sigmoid")(logit))
     ticks = keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: clock.tick())
-    model.compile("adam", "binary_crossentropy")
+    model.compile(keras.optimizers.Adam(data["rate"]), "binary_crossentropy")
     model.fit(columns(data, "train"), data["train_label"], BATCH, epochs=1, verbose=0, callbacks=[ticks])
     return model.predict(columns(data, "test"), BATCH, verbose=0)
 

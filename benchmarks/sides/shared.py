@@ -50,11 +50,14 @@ def run(side: Callable[[str, Any, int, Clock], Any]) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("backbone", choices=["deepfm", "dcn_v2"])
     parser.add_argument("seed", type=int)
+    parser.add_argument(
+        "--rate", type=float, default=1e-3, help="learning rate of Adam; this project's side: of the tables"
+    )
     parser.add_argument("--precision", default="float32", help="of this project's side")
     parser.add_argument("--tables", default="lazy_adam", help="optimizer of this project's side")
     told = parser.parse_args()
     with np.load(told.data) as file:
-        data = dict(file) | {"precision": told.precision, "tables": told.tables}
+        data = dict(file) | {"rate": told.rate, "precision": told.precision, "tables": told.tables}
     clock = Clock()
     scores = np.asarray(side(told.backbone, data, told.seed, clock), np.float32).reshape(-1)
     np.save(told.out.with_suffix(".npy"), scores)

@@ -76,12 +76,16 @@ def _examples(
     return out
 
 
-def _assert_same(got: tuple[Any, Any], transform: Transform, batch: pa.RecordBatch) -> None:
+def _assert_same(got: dict[str, Any], transform: Transform, batch: pa.RecordBatch) -> None:
     ids, values = encode(transform, batch)
-    assert got[0].dtype == tf.int32
-    assert got[1].dtype == tf.float32
-    np.testing.assert_array_equal(got[0].numpy(), ids)
-    np.testing.assert_allclose(got[1].numpy(), values, rtol=1e-6, atol=1e-6)
+    schema = transform.schema
+    assert got.keys() == {f.name for f in schema.features}
+    for name, at in schema.id_slices.items():
+        assert got[name].dtype == tf.int32
+        np.testing.assert_array_equal(got[name], ids[:, at] if len(got[name].shape) == 2 else ids[:, at.start])
+    for place, feature in enumerate(schema.numeric):
+        assert got[feature.name].dtype == tf.float32
+        np.testing.assert_allclose(got[feature.name], values[:, place], rtol=1e-6, atol=1e-6)
 
 
 def test_raw_tensors_get_the_encoders_ids_and_values(
@@ -148,14 +152,17 @@ def test_candidates_of_requests_get_what_rows_of_their_own_get(
     for requests, many in ((1, n), (n, 1), (2, n // 2), (1, 1), (0, 3), (3, 0)):
         users, shown = np.arange(requests), np.arange(requests * many).reshape(requests, many) % n
         asked = {name: tf.gather(x, shown if name in candidates else users) for name, x in raw.items()}
-        ids, values, shape = serving.rank(asked, candidates)
+        shared, own, shape = serving.rank(asked, candidates)
         assert shape.numpy().tolist() == [requests, many]
         rows = {
             name: tf.gather(x, shown.ravel() if name in candidates else np.repeat(users, many))
             for name, x in raw.items()
         }
-        for got, wanted in zip((ids, values), serving(rows), strict=True):
-            np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)  # ids are whole
+        got = own | {name: tf.repeat(x, many, axis=0) for name, x in shared.items()}
+        wanted = serving(rows)
+        assert got.keys() == wanted.keys() and not own.keys() & shared.keys()
+        for name, x in wanted.items():
+            np.testing.assert_allclose(got[name], x, rtol=1e-6, atol=1e-6)  # ids are whole
     specs = serving.rank_signature(candidates)
     assert all(specs[name].shape.rank == signature[name].shape.rank + (name in candidates) for name in signature)
 
@@ -204,8 +211,8 @@ def test_every_token_of_a_vocabulary_finds_its_own_id(tmp_path: Path):
     vocabulary = Vocabulary.from_counts(counts, min_count=1, max_size=99)
     transform = Transform(Schema(features=[{"name": "f", "kind": "categorical"}]), {"f": vocabulary})
     serving = ServingTransform(transform, tmp_path / "made" / "here")
-    ids, _ = serving({"f": tf.constant([t.encode() for t in vocabulary.tokens.to_pylist()])})
-    assert ids[:, 0].numpy().tolist() == list(range(3, 3 + len(tokens)))
+    ids = serving({"f": tf.constant([t.encode() for t in vocabulary.tokens.to_pylist()])})["f"]
+    assert ids.numpy().tolist() == list(range(3, 3 + len(tokens)))
 
 
 def test_integers_in_a_text_are_those_of_the_log_however_long(tmp_path: Path):
@@ -220,8 +227,9 @@ def test_integers_in_a_text_are_those_of_the_log_however_long(tmp_path: Path):
     }
     transform = Transform(Schema(features=[bag]))
     text = ["7|007|1234567890123456789|-0|0|-12|-0012|9223372036854775807", ""]
-    ids, values = ServingTransform(transform, tmp_path)({"b": tf.constant(text)})
-    _assert_same((ids, values), transform, pa.record_batch({"b": text}))
+    got = ServingTransform(transform, tmp_path)({"b": tf.constant(text)})
+    _assert_same(got, transform, pa.record_batch({"b": text}))
+    ids = got["b"]
     assert ids[0, 0] == ids[0, 1] and ids[0, 3] == ids[0, 4] and ids[0, 5] == ids[0, 6] and ids[0, 7] > 0
 
 
@@ -229,16 +237,14 @@ def test_numbers_alone_have_no_ids(tmp_path: Path):
     transform = Transform(
         Schema(features=[{"name": "x", "kind": "numeric"}]), numerics={"x": NumericState(mean=1.0, sd=2.0)}
     )
-    ids, values = ServingTransform(transform, tmp_path)({"x": tf.constant([5.0, float("nan")])})
-    assert ids.shape == (2, 0)
-    assert values.numpy().tolist() == [[2.0], [0.0]]
+    columns = ServingTransform(transform, tmp_path)({"x": tf.constant([5.0, float("nan")])})
+    assert {name: x.numpy().tolist() for name, x in columns.items()} == {"x": [2.0, 0.0]}
 
 
 def test_ids_alone_have_no_numbers(tmp_path: Path):
     features = [{"name": "f", "kind": "categorical", "dtype": "int64", "encoding": "identity", "size": 3}]
-    ids, values = ServingTransform(Transform(Schema(features=features)), tmp_path)({"f": tf.constant([2], tf.int64)})
-    assert ids.numpy().tolist() == [[5]]
-    assert values.shape == (1, 0)
+    columns = ServingTransform(Transform(Schema(features=features)), tmp_path)({"f": tf.constant([2], tf.int64)})
+    assert {name: x.numpy().tolist() for name, x in columns.items()} == {"f": [5]}
 
 
 def test_the_signature_leaves_out_what_neither_backbone_nor_adgate_reads(tmp_path: Path):
@@ -267,10 +273,10 @@ class _Server(tf.Module):
         super().__init__()
         self.transform = transform
         specs = transform.signature()
-        self.raw = tf.function(lambda **raw: dict(zip("iv", transform(raw), strict=True)))
+        self.raw = tf.function(lambda **raw: transform(raw))
         self.raw = self.raw.get_concrete_function(**specs)
         self.examples = tf.function(
-            lambda examples: dict(zip("iv", transform(transform.parse_examples(examples)), strict=True)),
+            lambda examples: transform(transform.parse_examples(examples)),
             input_signature=[tf.TensorSpec([None], tf.string)],
         )
 
@@ -289,7 +295,7 @@ def test_a_saved_graph_gives_the_same_after_its_assets_are_gone(
     schema = transform.schema
     for batch in (raw_batch, raw_batch.slice(0, 0)):
         out = loaded.signatures["raw"](**_raw(serving, schema, batch))
-        _assert_same((out["i"], out["v"]), transform, batch)
+        _assert_same(out, transform, batch)
         serialized = _examples(serving, schema, batch, np.random.default_rng(4))
         out = loaded.signatures["examples"](examples=tf.constant(serialized, tf.string))
-        _assert_same((out["i"], out["v"]), transform, batch)
+        _assert_same(out, transform, batch)

@@ -36,11 +36,6 @@ def test_fields_are_those_of_the_schema_with_input(spec: InputSpec) -> None:
     assert spec.groups == (("band", 6), ("city", 5))
 
 
-def test_group_ids_are_the_groups_columns(spec: InputSpec, make_batch: MakeBatch) -> None:
-    ids = make_batch()["ids"]
-    np.testing.assert_array_equal(spec.group_ids(tf.constant(ids)), ids[:, [2, 3]])
-
-
 def test_field_embedding_equals_a_loop_over_values(
     spec: InputSpec, make_batch: MakeBatch, built: Built, field_vectors: FieldVectors
 ) -> None:

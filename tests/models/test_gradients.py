@@ -15,6 +15,7 @@ from models.adgate import AdGate
 from models.clsd import ClsdModel
 from models.figures import figures
 from models.metrics import auc, sigmoid
+from models.rows import Rows
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -122,7 +123,7 @@ def test_fact_6_each_side_of_the_wall_has_the_gradient_of_its_own_loss_alone(
         return tf.reduce_mean(weights.row_losses(model(batch), y, scores.weight.numpy()))
 
     def gate_loss() -> Any:
-        g = model.gate(model.spec.group_ids(ids))
+        g = model.gate(model.group_ids(Rows.of(model.spec, ids, numbers)))
         if gate == "calibration":
             return tf.reduce_mean((q + g - y) ** 2)
         return tf.reduce_sum(y * (q**0.8 + g - centre) ** 2) / y.sum()
@@ -258,6 +259,6 @@ def test_fact_6_the_models_own_gate_does_not_run_away(make_model: MakeModel, mak
     run = tf.function(model.train_totals)
     batches = [{name: tf.constant(x) for name, x in make_batch(rows=256, seed=k).items()} for k in range(4)]
     losses = [figures(run(batches[k % 4]))["gate_loss"].numpy() for k in range(120)]
-    g = model.gate(model.spec.group_ids(batches[0]["ids"])).numpy()
+    g = model.gate(model.group_ids(Rows.of(model.spec, batches[0]["ids"], batches[0]["values"]))).numpy()
     assert np.abs(g).max() < 0.5
     assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])

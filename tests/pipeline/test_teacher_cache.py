@@ -192,5 +192,5 @@ def test_what_is_cached_is_the_model_of_the_end_of_warm_up(
     rows = tiny_dataset.read("train")
     at = {int(key): i for i, key in enumerate(rows.key.astype(np.int64))}
     order = [at[int(key)] for key in keys]
-    expected = tf.sigmoid(model._logit(model.backbone, model.spec.unpack(rows.ids[order], rows.values[order]), False))
+    expected = tf.sigmoid(model({"ids": rows.ids[order], "values": rows.values[order]}))
     np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-5)
