@@ -150,11 +150,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
     # ---------------------------------------------------------------- scores
 
     def score(self, ids: Any, values: Any) -> Scores:
-        """Scores of encoded rows as evaluation and serving see them (dropout off)."""
+        """Scores of encoded rows as evaluation sees them (dropout off)."""
         return self.score_rows(Rows.of(self.spec, ids, values))
 
     def score_rows(self, rows: Rows) -> Scores:
-        """As :meth:`score`, of rows that may come in parts."""
+        """As :meth:`score`, of rows that may come in parts, of which a graph keeps some weights (:func:`models.rows.through`)."""
         settings = self.confidence_settings
         logit = self._logit(self.backbone, rows)
         one = tf.ones_like(logit)

@@ -58,7 +58,7 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
         places = self._spec.places(inputs)[1]
         sums, squares = self.number_vectors(numbers, places)
-        # Not tf.add_n of the fields, if faster: it begins with whichever of its inputs nobody else holds any more, so that weights
+        # Not tf.add_n of the fields, if faster: it begins with whichever of its inputs nobody else holds any more, so the weights
         # would not be the same from run to run.
         sums += tf.reduce_sum(rows, axis=1)
         squares += tf.reduce_sum(tf.square(rows), axis=1)

@@ -86,7 +86,7 @@ class InputSpec:
     def columns(self, ids: Any, values: Any) -> dict[str, Any]:
         """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a feature, by name.
 
-        That is ``[B]``, or ``[B, length]`` of a bag or sequence.
+        That is ``[B]``, or ``[B, length]`` of a field that is a bag or sequence.
         """
         several = {field.name for field in self.fields if field.kind in ("bag", "sequence")}
         out = {name: ids[:, at] for name, at in self.id_slices.items() if name in several or at.stop - at.start > 1}
@@ -96,11 +96,6 @@ class InputSpec:
         numbers = tf.unstack(values, num=len(self.value_columns), axis=1)
         out |= {name: columns[place] for name, place in single.items()}
         return out | {name: numbers[place] for name, place in self.value_columns.items()}
-
-    def unpack(self, ids: Any, values: Any) -> dict[str, Any]:
-        """Of :meth:`columns`, the fields."""
-        columns = self.columns(ids, values)
-        return {field.name: columns[field.name] for field in self.fields}
 
     @property
     def width(self) -> int:
@@ -123,7 +118,7 @@ class InputSpec:
         return columns + [len(self.embedded) * dim + place for place in numbers]
 
     def numbers(self, inputs: dict[str, Any]) -> Any:
-        """The numeric fields of what :meth:`unpack` gave, in order: float32 ``[B, n]``, n may be 0."""
+        """The numeric fields of what :meth:`columns` gave, in order: float32 ``[B, n]``, n may be 0."""
         columns = [inputs[field.name] for field in self.fields if field.kind == "number" and field.name in inputs]
         return tf.stack(columns, axis=1) if columns else tf.zeros([_rows(inputs), 0])
 
@@ -139,7 +134,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         dim: length of a vector, D.
 
     Call arguments:
-        inputs: one tensor a field, by name, as :meth:`InputSpec.unpack` gives them; of all fields or of some.
+        inputs: one tensor a field, by name, as :meth:`InputSpec.columns` gives them; of all fields or of some.
 
     Returns:
         float32 ``[B, F, D]``, F being the number of fields in ``inputs``.

@@ -35,8 +35,9 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
     """Make the backbone that the settings name, by Keras' policy of that name: what its layers compute in.
 
     A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes
-    ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``. It is found as ``package.module:Class``
-    on the Python path or in the working directory.
+    ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``; of one that takes ``request=None`` as well,
+    rows come in parts in ``rank`` (:mod:`models.rows`). It is found as ``package.module:Class`` on the Python path or in the
+    working directory.
 
     Raises:
         UserError: an unknown name, a path that cannot be imported, an option that the backbone does not take.

@@ -74,19 +74,21 @@ def through(network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int |
         network: the layers.
         parts: the inputs' columns, ``[R, w]`` or ``[B, w]`` each.
         columns: which of the inputs each part's are; None where it is none of them.
-        training: whether dropout is on, as it may be where there is one part.
+        training: whether dropout is on, which parts do not have.
     """
     if len(parts) == 1:
         return network(parts[0], training=training)
-    first, *others = network.layers
     with tf.init_scope():  # to pick a matrix's rows in every request costs more than a request of few candidates
-        kernel = tf.pad(first.kernel, [[0, 1], [0, 0]])
-        nothing = kernel.shape[0] - 1
-        kernels = [
-            tf.gather(kernel, tf.constant([nothing if at is None else at for at in some], tf.int32)) for some in columns
-        ]
-    *shared, own = (x @ kernel for x, kernel in zip(parts, kernels, strict=True))
-    hidden = first.activation(added_up([*shared[:-1], shared[-1] + first.bias, own]))
+        whole = (
+            network.layers[0].kernel if network.layers else tf.eye(1 + max(at or 0 for some in columns for at in some))
+        )
+        padded, nothing = tf.pad(whole, [[0, 1], [0, 0]]), whole.shape[0]
+        kernels = [tf.gather(padded, tf.constant([nothing if at is None else at for at in some])) for some in columns]
+    products = [x @ kernel for x, kernel in zip(parts, kernels, strict=True)]
+    if not network.layers:  # it gives its inputs
+        return added_up(products)
+    first, *others = network.layers
+    hidden = first.activation(added_up([products[0] + first.bias, *products[1:]]))
     for layer in others:
         hidden = layer(hidden)
     return hidden

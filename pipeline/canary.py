@@ -88,7 +88,9 @@ def main() -> int:
     for signature, (inputs, wanted) in questions.items():
         answer = loaded.signatures[signature](**inputs)
         for name, values in wanted.items():
-            difference = np.abs(answer[name].numpy() - np.array(values, np.float32).reshape(answer[name].shape))
+            right = np.array(values, np.float32).reshape(answer[name].shape)
+            # A confidence may be several times 1, and rounds as much more.
+            difference = np.abs(answer[name].numpy() - right) / np.maximum(1.0, np.abs(right))
             if not np.isfinite(difference).all():
                 worst = math.inf
             worst = max(worst, float(np.max(difference, initial=0.0)))

@@ -160,7 +160,7 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
             return "was there"
         if there != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
-            raise UserError(str(place), what, "pass --overwrite, or choose another --out")
+            raise UserError(str(place), what, "pass --overwrite, or choose another --out or --runs")
         (place / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
     with _logged(out, f"seed {seed} {name}"):
         if overwrite and there != fingerprint:

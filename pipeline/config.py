@@ -257,7 +257,7 @@ class ExportSettings(Strict):
         description="ctr: exact asks the teacher as well, a second forward pass; cheap estimates the weight from the first",
     )
     canary_tolerance: float = Field(
-        default=1e-5, gt=0, description="largest difference of a score that the canary accepts"
+        default=1e-5, gt=0, description="largest difference that the canary accepts of a score; relative, where a confidence is above 1"
     )
     candidates: list[str] = Field(
         default=[],

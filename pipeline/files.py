@@ -227,7 +227,7 @@ def alone_in(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                str(directory), "another process writes there", "wait for it, or choose another --out"
+                str(directory), "another process writes there", "wait for it, or choose another --out or --runs"
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -128,7 +128,9 @@ def train(
         if run["fingerprint"] == fingerprint:
             say_there_already()
             return dict(run)
-        raise UserError(str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite")
+        raise UserError(
+            str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
+        )
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
     with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
         state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
@@ -211,7 +213,7 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
         weights, state = there[0], State(**there[1])
         if state.fingerprint != fingerprint:
             raise UserError(
-                str(out), "holds a run of other settings or data", "choose another --out, or pass --overwrite"
+                str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
             )
         return state, weights
     # A warm-up of no steps left no checkpoint.

@@ -82,7 +82,8 @@ def _assert_same(got: dict[str, Any], transform: Transform, batch: pa.RecordBatc
     assert got.keys() == {f.name for f in schema.features}
     for name, at in schema.id_slices.items():
         assert got[name].dtype == tf.int32
-        np.testing.assert_array_equal(got[name], ids[:, at] if len(got[name].shape) == 2 else ids[:, at.start])
+        several = name in {feature.name for feature in schema.ragged}
+        np.testing.assert_array_equal(got[name].numpy(), ids[:, at] if several else ids[:, at.start], strict=True)
     for place, feature in enumerate(schema.numeric):
         assert got[feature.name].dtype == tf.float32
         np.testing.assert_allclose(got[feature.name], values[:, place], rtol=1e-6, atol=1e-6)

@@ -65,7 +65,7 @@ def built() -> Callable[..., tuple[Any, dict[str, Any]]]:
 
     def build(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         model = build_backbone(ModelSettings(backbone=backbone, embedding_dim=4, options=options), spec)
-        inputs = spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
+        inputs = spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
         model(inputs)
         rng = np.random.default_rng(5)
         for variable in model.trainable_variables:

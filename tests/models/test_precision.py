@@ -21,7 +21,7 @@ MakeBatch = Callable[..., dict[str, Any]]
 
 def both(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) -> tuple[Any, Any, dict[str, Any]]:
     """The same backbone in float32 and in mixed precision, with the same weights, and its inputs."""
-    inputs = spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
+    inputs = spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     made = []
     for precision in ("float32", "mixed_bfloat16"):
         settings = ModelSettings(backbone=backbone, embedding_dim=4, options=options)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from features.tf_runtime import keras, tf
+from models.calibration import Calibrator
 from models.clsd import ClsdModel
 from models.inputs import InputSpec
 from models.registry import BACKBONES
@@ -45,7 +46,8 @@ def moved(make_model: MakeModel, make_batch: MakeBatch) -> Callable[..., ClsdMod
         model = make_model(**settings)
         model.train_totals({name: tf.constant(x) for name, x in make_batch().items()})
         generator = tf.random.Generator.from_seed(3)
-        for variable in model.backbone.trainable_variables + model.teacher.trainable_variables:
+        teacher = model.teacher.trainable_variables if model.teacher is not None else []
+        for variable in model.backbone.trainable_variables + teacher:
             variable.assign(generator.normal(variable.shape, stddev=0.4))
         for variable in model.gate.trainable_variables:
             variable.assign(generator.normal(variable.shape, stddev=0.2))
@@ -66,6 +68,38 @@ def test_scores_are_those_of_whole_rows(
         assert np.std(wanted.correction if own == {"city"} else wanted.logit) > 0.01  # the groups alone are no input
         for name, ours, theirs in zip(found._fields, found, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("backbone", ["deepfm", "wide_deep"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"options": {"hidden_units": []}},
+        {"options": {"hidden_units": [7, 5], "dropout": 0.3}},
+        {"source": "item", "items": ("item", np.linspace(0.05, 0.6, 20, dtype=np.float32))},
+    ],
+    ids=["no MLP", "dropout", "scores of items"],
+)
+def test_a_graph_of_parts_gives_what_whole_rows_get(
+    moved: Callable[..., ClsdModel], make_batch: MakeBatch, backbone: str, settings: dict[str, Any]
+) -> None:
+    model = moved(backbone=backbone, **settings)
+    for own in ({"item", "price"}, {"user", "age"}):
+        parts, whole = in_parts(model.spec, make_batch(rows=12), own, 3)
+        score = tf.function(lambda own, shared: model.score_rows(Rows(model.spec, own, shared)))
+        found = score(dict(parts.columns), dict(parts.request))
+        for name, ours, theirs in zip(found._fields, found, model.score_rows(whole), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_cheap_scores_of_parts_are_those_of_whole_rows(moved: Callable[..., ClsdModel], make_batch: MakeBatch) -> None:
+    model = moved()
+    parts, whole = in_parts(model.spec, make_batch(rows=12), {"item", "band"}, 3)
+    rng = np.random.default_rng(1)
+    calibrator = Calibrator.fit(*rng.normal(size=(2, 400)), rng.uniform(0.5, 2.0, 400))
+    found, wanted = (model.score_cheaply(rows, calibrator) for rows in (parts, whole))
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("backbone", ["deepfm", "wide_deep", "autoint"])

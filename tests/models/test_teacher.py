@@ -95,7 +95,7 @@ def test_copied_teacher_scores_as_the_model_did_whatever_its_layers(
     batch = make_batch(seed=3)
     before = model(batch).numpy()
     step(model, batch)
-    inputs = model.spec.unpack(tf.constant(batch["ids"]), tf.constant(batch["values"]))
+    inputs = model.spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     np.testing.assert_allclose(model.teacher(inputs), before, atol=1e-5)
     np.testing.assert_array_equal(model.teacher_logit(batch["ids"], batch["values"]), model.teacher(inputs))
     assert np.abs(model(batch).numpy() - before).max() > 1e-3
