@@ -79,9 +79,8 @@ def through(network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int |
     if len(parts) == 1:
         return network(parts[0], training=training)
     with tf.init_scope():  # to pick a matrix's rows in every request costs more than a request of few candidates
-        whole = (
-            network.layers[0].kernel if network.layers else tf.eye(1 + max(at or 0 for some in columns for at in some))
-        )
+        inputs = sum(at is not None for some in columns for at in some)
+        whole = network.layers[0].kernel if network.layers else tf.eye(inputs)
         padded, nothing = tf.pad(whole, [[0, 1], [0, 0]]), whole.shape[0]
         kernels = [tf.gather(padded, tf.constant([nothing if at is None else at for at in some])) for some in columns]
     products = [x @ kernel for x, kernel in zip(parts, kernels, strict=True)]

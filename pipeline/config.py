@@ -257,7 +257,9 @@ class ExportSettings(Strict):
         description="ctr: exact asks the teacher as well, a second forward pass; cheap estimates the weight from the first",
     )
     canary_tolerance: float = Field(
-        default=1e-5, gt=0, description="largest difference that the canary accepts of a score; relative, where a confidence is above 1"
+        default=1e-5,
+        gt=0,
+        description="largest difference that the canary accepts of a score; relative, where a confidence is above 1",
     )
     candidates: list[str] = Field(
         default=[],
