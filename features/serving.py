@@ -151,7 +151,9 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
     def _single(self, features: list[CategoricalFeature], raw: list[Any]) -> Any:
         """Ids int32 of features of one dtype, ``[features, ...]``."""
         together = tf.stack(raw)
-        tokens = raw if together.dtype == tf.string else tf.unstack(_as_text(together))
+        # Of the stack, not of `raw`: lookups that are all ready at once are handed to as many threads, which costs a request of
+        # 100 candidates a tenth of its time.
+        tokens = tf.unstack(_as_text(together), num=len(features))
         places = tf.cast(tf.stack([self._places(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32)
         first = _each([first_value_id(self._transform.schema.owner(f)) for f in features], np.int32, together)
         return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + places)
