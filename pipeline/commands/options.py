@@ -1,0 +1,48 @@
+"""Options that several commands have, and what they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from features.places import place
+from pipeline.config import Config, load_config
+from pipeline.run import Paths
+
+config_option = click.option(
+    "--config", "config_path", required=True, metavar="FILE", help="YAML file of the run; see configs/."
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one setting, such as train.epochs=3. May be repeated.",
+)
+runs_option = click.option(
+    "--runs", default="runs", show_default=True, metavar="DIR", help="Results go to DIR/<name of the config>."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a result that was made from other settings.")
+dataset_option = click.option(
+    "--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs."
+)
+beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
+run_option = click.option("--run", "run_dir", metavar="DIR", help="The training run, instead of the one under --runs.")
+
+
+def load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
+    """The config with its overrides, and where its results go."""
+    config = load_config(config_path, list(overrides))
+    return config, Paths(place(runs) / config.name)
+
+
+def results(
+    config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str
+) -> tuple[Config, Paths, Any, Path]:
+    """The config, where its results go, the data set and the training run."""
+    from pipeline.dataset import Dataset
+
+    config, paths = load(config_path, overrides, runs)
+    return config, paths, Dataset.load(dataset_dir or paths.dataset), place(run_dir) if run_dir else paths.train
