@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+ROOMS = ("features", "models", "pipeline")
 VERSION = re.search(r"^## (\d+\.\d+\.\d+)", (HERE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1)
 
 setup(
@@ -16,8 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["features*", "models*", "pipeline*"]),
-    package_data={"pipeline": ["templates/*.html"]},
+    # The folders stand at the top level; they are installed and imported as clsd.features, clsd.models and clsd.pipeline.
+    packages=["clsd", *(f"clsd.{found}" for found in find_packages(include=[f"{room}*" for room in ROOMS]))],
+    package_dir={"clsd": "clsd", **{f"clsd.{room}": room for room in ROOMS}},
+    package_data={"clsd": ["py.typed"], "clsd.pipeline.evaluation": ["templates/*.html"]},
     install_requires=[
         # tensorflow-io's native library loads on TF 2.16 and 2.17 alone, and its readers crash on 2.17.
         "tensorflow>=2.16.2,<2.17",
@@ -61,5 +64,5 @@ setup(
             "scikit-learn>=1.7,<2",
         ],
     },
-    entry_points={"console_scripts": ["clsd = pipeline.cli:main"]},
+    entry_points={"console_scripts": ["clsd = clsd.pipeline.cli:main"]},
 )

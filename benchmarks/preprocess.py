@@ -34,14 +34,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from common import Goal, arguments, finish, median_ratio, rates, show
 
-from features.records import serialize_block, write_records
-from features.rows import Rows
-from features.schema import Schema
-from features.tf_runtime import tf
-from pipeline.config import Config, parse_config
-from pipeline.dataset import Dataset
-from pipeline.datasets import SyntheticSettings, write_dataset
-from pipeline.preprocess import preprocess
+from clsd.features.encoded_rows import Rows
+from clsd.features.records import serialize_block, write_records
+from clsd.features.schema import Schema
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.public_data import SyntheticSettings, write_dataset
+from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.dataset import Dataset
 
 CATEGORICAL = ["user_id", "item_id", "age_band", "gender", "category", *(f"cat_{i}" for i in range(15))]
 NUMERIC = ["hour", *(f"num_{i}" for i in range(9))]

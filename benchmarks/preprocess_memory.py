@@ -17,8 +17,8 @@ from pathlib import Path
 from common import Goal, arguments, finish, show
 from preprocess import make_config
 
-from pipeline.datasets import SyntheticSettings, write_dataset
-from pipeline.preprocess import preprocess
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 
 
 def peak(log: Path, out: Path) -> float:

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from common import Goal, arguments, conclude, median_ratio, rates
 
-from features.parse import batches
-from features.records import serialize_block, write_records
-from features.rows import Rows
-from features.schema import Schema
-from features.tf_runtime import tf
+from clsd.features.encoded_rows import Rows
+from clsd.features.input_pipeline import batches
+from clsd.features.records import serialize_block, write_records
+from clsd.features.schema import Schema
+from clsd.features.tf_runtime import tf
 
 CATEGORICAL, NUMERIC, BATCH, BLOCK = 20, 10, 4096, 512
 SCHEMA = Schema(

@@ -30,20 +30,20 @@ from common import Goal, arguments, finish
 from rich.console import Console
 from rich.table import Table
 
-from features.encode import encode
-from features.records import write_records
-from features.serving import ServingTransform
-from features.tf_runtime import tf
-from models.rows import Rows
-from pipeline.columns import KEY
-from pipeline.config import Config, parse_config
-from pipeline.dataset import Dataset
-from pipeline.datasets import SyntheticSettings, write_dataset
-from pipeline.export import scoring_of
-from pipeline.preprocess import preprocess
-from pipeline.raw import as_arrays, raw_inputs
-from pipeline.signatures import ServingModel
-from pipeline.train import build_model
+from clsd.features.encode import encode
+from clsd.features.records import write_records
+from clsd.features.serving_transform import ServingTransform
+from clsd.features.tf_runtime import tf
+from clsd.models.model_inputs import Rows
+from clsd.pipeline.preprocess.columns import KEY
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.public_data import SyntheticSettings, write_dataset
+from clsd.pipeline.serving.export import scoring_of
+from clsd.pipeline.serving.serving_inputs import as_arrays, raw_inputs
+from clsd.pipeline.serving.signatures import ServingModel
+from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training.train import build_model
 
 SESSION = Path(__file__).resolve().parents[1] / "tests" / "e2e" / "c_session.py"
 LIBRARY = Path(tf.__file__).parent / "libtensorflow_cc.so.2"

@@ -5,7 +5,7 @@ iterator it takes batches from), after the warm-up:
 
 - plain: `preset: plain`;
 - asked: `preset: stable`; the frozen teacher is asked for the scores of a batch's clicks in each step;
-- cached: the same; the scores are looked up by `pipeline.teacher_cache.lookup`, which tf.data maps over the batches within
+- cached: the same; the scores are looked up by `teacher_cache.lookup`, which tf.data maps over the batches within
   the measured time, in a table that also holds the scores of a million other clicks. This is what an epoch after the first
   weighted one runs, so it is the side that the goals without a suffix are about.
 
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from common import Goal, arguments, finish, median_ratio, rates, show
 
-from features.tf_runtime import tf
-from models import figures
-from models.clsd import ClsdModel
-from models.inputs import Field, InputSpec
-from models.settings import ConfidenceSettings, ModelSettings
-from pipeline import teacher_cache
-from pipeline.config import TrainSettings
-from pipeline.strategy import make_reproducible, make_strategy
+from clsd.features.tf_runtime import tf
+from clsd.models import step_metrics as figures
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import Field, InputSpec
+from clsd.models.settings import ConfidenceSettings, ModelSettings
+from clsd.pipeline.shared.config import TrainSettings
+from clsd.pipeline.training import teacher_cache
+from clsd.pipeline.training.strategy import make_reproducible, make_strategy
 
 CATEGORICAL, NUMERIC, BATCH, WARMUP, BLOCK = 20, 10, 4096, 8, 5
 SIZES = np.geomspace(100, 500_000, CATEGORICAL).astype(int)
@@ -88,7 +88,7 @@ def make_model(strategy: Any, backbone: str, preset: str, ctr: float) -> ClsdMod
 
 
 def make_run(strategy: Any, model: ClsdModel) -> Callable[[Any, Any], Any]:
-    """So many steps over an iterator, as `pipeline.loop` runs them; gives the totals of each, ``[steps, 10]``."""
+    """So many steps over an iterator, as `clsd.pipeline.training.loop` runs them; gives the totals of each, ``[steps, 10]``."""
 
     @tf.function
     def run_steps(iterator: Any, steps: Any) -> Any:

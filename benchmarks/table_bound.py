@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table as Shown
 from sklearn.metrics import roc_auc_score
 
-from features.tf_runtime import tf
-from models.optimizers import split_variables
-from pipeline.config import Config, parse_config
-from pipeline.preprocess import preprocess
-from pipeline.scoring import Scorer
-from pipeline.train import load_trained, train
+from clsd.features.tf_runtime import tf
+from clsd.models.optimizers import split_variables
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.training.scoring import Scorer
+from clsd.pipeline.training.train import load_trained, train
 
 ROWS = 25_000
 

@@ -17,10 +17,10 @@ import numpy as np
 from common import Goal, arguments, finish, median_ratio, rates, show
 from step_cost import BATCH, SPEC, make_batches, make_iterator, make_run, make_side
 
-from features.tf_runtime import tf
-from models.clsd import ClsdModel
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from pipeline.strategy import make_reproducible, make_strategy
+from clsd.features.tf_runtime import tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.pipeline.training.strategy import make_reproducible, make_strategy
 
 SMALL, LARGE = 10_000, 10_000_000
 OPTIMIZERS = ("adagrad", "rowwise_adagrad", "lazy_adam")

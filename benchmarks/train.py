@@ -18,14 +18,14 @@ from common import Goal, arguments, finish, median_ratio, rates, show
 from preprocess import make_config
 from step_cost import BACKBONES, BATCH, make_run, make_side
 
-from features.parse import batches
-from features.tf_runtime import tf
-from pipeline.config import Config
-from pipeline.dataset import Dataset
-from pipeline.datasets import SyntheticSettings, write_dataset
-from pipeline.preprocess import preprocess
-from pipeline.strategy import make_reproducible, make_strategy
-from pipeline.train import build_model
+from clsd.features.input_pipeline import batches
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.public_data import SyntheticSettings, write_dataset
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training.strategy import make_reproducible, make_strategy
+from clsd.pipeline.training.train import build_model
 
 STEPS = 40
 

@@ -6,6 +6,7 @@ ARG EXTRAS="s3"
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/clsd
 COPY setup.py pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./
+COPY clsd clsd
 COPY features features
 COPY models models
 COPY pipeline pipeline

@@ -6,6 +6,7 @@ FROM apache/beam_python3.11_sdk:2.77.0
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /opt/clsd
 COPY setup.py pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./
+COPY clsd clsd
 COPY features features
 COPY models models
 COPY pipeline pipeline

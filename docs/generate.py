@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipeline.config import Config
+from clsd.pipeline.shared.config import Config
 
 TARGET = Path(__file__).with_name("configuration.md")
 _HEAD = """# Configuration

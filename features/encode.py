@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.hashing import bin_of
-from features.schema import (
+from clsd.features.hashing import bin_of
+from clsd.features.schema import (
     FIRST_OOV_ID,
     MISSING_ID,
     PADDING_ID,
@@ -20,8 +20,8 @@ from features.schema import (
     NumericFeature,
     SequenceFeature,
 )
-from features.tokens import Column, as_float32, coded, coded_lists, raw_type
-from features.transform import NumericState, Transform, first_value_id
+from clsd.features.tokens import Column, as_float32, coded, coded_lists, raw_type
+from clsd.features.transform import NumericState, Transform, first_value_id
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -34,8 +34,8 @@ def encode(
 
     Args:
         transform: the schema and what was learnt.
-        rows: columns as :func:`features.tokens.raw_type` gives them, dictionary-encoded or not; a column that is not there is
-            all missing. The chunks of a table are looked up together: what a look-up in a large vocabulary costs does not
+        rows: columns as :func:`clsd.features.tokens.raw_type` gives them, dictionary-encoded or not; a column that is not there
+            is all missing. The chunks of a table are looked up together: what a look-up in a large vocabulary costs does not
             depend on how many rows there are.
         each: does the same with every feature, as ``map`` does; features are independent.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.tokens import as_dictionary
+from clsd.features.tokens import as_dictionary
 
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
@@ -72,7 +72,7 @@ def bin_of(values: pa.Array, bins: int) -> npt.NDArray[np.int64]:
     TensorFlow itself computes it, on the distinct values, so that the bin is the serving graph's bin by construction;
     it is imported only where a schema asks for hashing.
     """
-    from features.tf_runtime import tf
+    from clsd.features.tf_runtime import tf
 
     encoded = pc.dictionary_encode(values)
     texts = [text.encode() for text in encoded.dictionary.to_pylist()]

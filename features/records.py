@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from features.errors import UserError
-from features.places import place
-from features.rows import Rows
-from features.schema import Schema
+from clsd.features.encoded_rows import Rows
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.features.schema import Schema
 
 # Level 6 halves the speed of writing for files hardly smaller.
 _GZIP_LEVEL = 4
@@ -105,7 +105,7 @@ def serialize_block(schema: Schema, rows: Rows) -> bytes:
 
 
 def parse_block(schema: Schema, serialized: bytes) -> Rows:
-    """What :func:`serialize_block` wrote; the NumPy twin of :func:`features.parse.parse_blocks`."""
+    """What :func:`serialize_block` wrote; the NumPy twin of :func:`clsd.features.input_pipeline.parse_blocks`."""
     feature = Example.FromString(serialized).features.feature
     n = feature["rows"].int64_list.value[0]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from features.errors import did_you_mean
+from clsd.features.errors import did_you_mean
 
 PADDING_ID = 0
 MISSING_ID = 1

@@ -1,6 +1,6 @@
 """TensorFlow, imported the one way that works for every part of this project.
 
-``from features.tf_runtime import keras, tf`` instead of ``import tensorflow``:
+``from clsd.features.tf_runtime import keras, tf`` instead of ``import tensorflow``:
 
 - ``TF_USE_LEGACY_KERAS=1`` must be set before the import: tensorflow-recommenders needs Keras 2, and Keras 3 turns
   sparse embedding gradients dense.
@@ -25,7 +25,9 @@ os.environ.setdefault(
 )  # below that, importing it without a GPU prints three errors that are none
 
 if "keras" in sys.modules and "tf_keras" not in sys.modules:
-    raise ImportError("import features.tf_runtime before keras: Keras 2 must be chosen before TensorFlow is imported")
+    raise ImportError(
+        "import clsd.features.tf_runtime before keras: Keras 2 must be chosen before TensorFlow is imported"
+    )
 
 import tensorflow as _tensorflow
 import tf_keras as _tf_keras

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature
+from clsd.features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 

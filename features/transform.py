@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from features.schema import FIRST_OOV_ID, Categorical, NumericFeature, Schema
-from features.vocabulary import Vocabulary
+from clsd.features.schema import FIRST_OOV_ID, Categorical, NumericFeature, Schema
+from clsd.features.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.tokens import Coded
+from clsd.features.tokens import Coded
 
 #: Partial counts of one feature's values, as the Beam job merges them.
 COUNTS = pa.schema([("token", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64())])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from features.tf_runtime import keras, tf
-from models.table import Table
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.embedding_table import Table
 
 
 class AdGate(keras.Model):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from features.tf_runtime import tf
+from clsd.features.tf_runtime import tf
 
 
 class Calibrator(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.tf_runtime import tf
+from clsd.features.tf_runtime import tf
 
 
 def constant(w: Any, positive: Any) -> Any:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
-from features.tf_runtime import keras, tf
-from models.table import ComposedTable, Table
+from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.embedding_table import ComposedTable, Table
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from models.ranking import gauc_by_user
+from clsd.models.ranking import gauc_by_user
 
 Array: TypeAlias = npt.NDArray[Any]
 

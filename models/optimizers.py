@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.tf_runtime import keras, tf
-from models.settings import OptimizerSettings
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.settings import OptimizerSettings
 
 _Legacy: Any = keras.optimizers.legacy.Optimizer
 

@@ -1,6 +1,6 @@
 """How well scores order rows: within users, by the clicks' intensity, and between groups; exact, in NumPy and SciPy.
 
-:mod:`models.metrics` builds on this file, so it imports nothing of it.
+:mod:`clsd.models.metrics` builds on this file, so it imports nothing of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def gauc_by_user(label: Array, score: Array, user: Array) -> tuple[Array, Array, Array]:
-    """AUC of each user that has both classes, ties counting half; what :func:`models.metrics.gauc` averages.
+    """AUC of each user that has both classes, ties counting half; what :func:`clsd.models.metrics.gauc` averages.
 
     Which users these are depends on the labels alone, so the answers of two models on the same rows go side by side.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.tf_runtime import tf
+from clsd.features.tf_runtime import tf
 
 
 def replicas() -> int:
@@ -39,6 +39,6 @@ def local(variable: Any) -> Any:
     """This replica's own copy of a mirrored variable; any other variable itself.
 
     TensorFlow has no public name for it; reading the mirrored variable gives the same numbers, dearer (see
-    :class:`models.table.Table`).
+    :class:`clsd.models.embedding_table.Table`).
     """
     return variable._get() if isinstance(variable, tf.distribute.DistributedValues) else variable

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from features.schema import Strict
+from clsd.features.schema import Strict
 
 #: What a preset changes of the defaults; a key that the user gives wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.tf_runtime import tf
-from models.settings import ConfidenceSettings
+from clsd.features.tf_runtime import tf
+from clsd.models.settings import ConfidenceSettings
 
 
 class TeacherUpdates:

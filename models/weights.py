@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from features.tf_runtime import tf
+from clsd.features.tf_runtime import tf
 
 
 def confidence(q: Any, g: Any, c: Any, *, alpha: float = 1.0, eps: float = 0.02, a_max: float = 5.0) -> Any:

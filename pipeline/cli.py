@@ -16,12 +16,12 @@ from typing import Any
 
 import click
 
-from features.errors import Terminated, UserError
-from pipeline.commands import data, serving, training
-from pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
-from pipeline.files import no_room, no_store
-from pipeline.progress import console
-from pipeline.tables import show_outcome
+from clsd.features.errors import Terminated, UserError
+from clsd.pipeline.commands import data, serving, training
+from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
+from clsd.pipeline.commands.tables import show_outcome
+from clsd.pipeline.shared.files import no_room, no_store
+from clsd.pipeline.shared.progress import console
 
 
 class _Commands(click.Group):
@@ -103,7 +103,7 @@ def run(
     config_path: str, overrides: tuple[str, ...], runs: str, overwrite: bool, beam_options: tuple[str, ...]
 ) -> None:
     """Everything: fetch, preprocess, train, evaluate, export, one prediction. What is there already is used again."""
-    from pipeline.run import run as job
+    from clsd.pipeline.run import run as job
 
     config, paths = load(config_path, overrides, runs)
     show_outcome(job(config, paths, overwrite=overwrite, beam_options=list(beam_options)))

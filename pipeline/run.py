@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from features.errors import UserError
-from pipeline.config import Config, as_user_error
-from pipeline.files import local_path, read_json
-from pipeline.progress import add, console, say_there_already, watching
+from clsd.features.errors import UserError
+from clsd.pipeline.shared.config import Config, as_user_error
+from clsd.pipeline.shared.files import local_path, read_json
+from clsd.pipeline.shared.progress import add, console, say_there_already, watching
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def fetch_logs(config: Config, *, overwrite: bool = False) -> None:
     Raises:
         UserError: the config's files are no single file, or the data set cannot be fetched.
     """
-    from pipeline.datasets import SyntheticSettings, write_dataset
+    from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 
     if not config.logs.dataset:
         return
@@ -115,9 +115,9 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         overwrite: make anew what was made from other settings, instead of refusing.
         beam_options: passed through to the preprocessing job.
     """
-    from pipeline.dataset import Dataset
-    from pipeline.plan import plan
-    from pipeline.preprocess import is_made, preprocess
+    from clsd.pipeline.preprocess.input_splits import plan
+    from clsd.pipeline.preprocess.job import is_made, preprocess
+    from clsd.pipeline.shared.dataset import Dataset
 
     _say(1, "click logs", ", ".join(config.logs.files))
     fetch_logs(config, overwrite=overwrite)
@@ -130,8 +130,8 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         with watching("preprocess"):
             dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
 
-    from pipeline.checkpoints import RUN_FILE
-    from pipeline.train import run_fingerprint, train
+    from clsd.pipeline.training.checkpoints import RUN_FILE
+    from clsd.pipeline.training.train import run_fingerprint, train
 
     _say(3, "train", str(paths.train))
     mark = run_fingerprint(config, dataset)
@@ -139,7 +139,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     same = there is not None and there["fingerprint"] == mark
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
-    from pipeline.evaluate import METRICS_FILE, evaluate, headline
+    from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate, headline
 
     _say(4, "evaluate", str(paths.evaluation))
     metrics = _json_or_none(paths.evaluation / METRICS_FILE)
@@ -152,9 +152,9 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from pipeline.export import Gates, export, is_of, withdrawn
-    from pipeline.model_versions import GOLDEN_FILE, versions_in
-    from pipeline.predict import Predictor
+    from clsd.pipeline.serving.export import Gates, export, is_of, withdrawn
+    from clsd.pipeline.serving.predict import Predictor
+    from clsd.pipeline.shared.model_versions import GOLDEN_FILE, versions_in
 
     _say(5, "export", str(paths.export))
     found = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, parse_config
+from clsd.pipeline.shared.config import Config, parse_config
 
 #: Every kind of feature over the columns of the synthetic log.
 SETTINGS: dict[str, Any] = {
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """6,000 synthetic impressions as JSON lines."""
-    from pipeline.datasets import SyntheticSettings, write_dataset
+    from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 
     settings = SyntheticSettings(rows=6000, users=200, items=300, ctr=0.2, seed=3)
     return write_dataset("synthetic", tmp_path_factory.mktemp("logs"), synthetic=settings)
@@ -84,7 +84,7 @@ def small_config(small_log: Path) -> Config:
 @pytest.fixture(scope="session")
 def small_dataset(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small log, preprocessed."""
-    from pipeline.preprocess import preprocess
+    from clsd.pipeline.preprocess.job import preprocess
 
     return preprocess(small_config, tmp_path_factory.mktemp("data") / "dataset")
 
@@ -92,7 +92,7 @@ def small_dataset(small_config: Config, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def small_run(small_config: Config, small_dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on the small data set, an epoch of it in warm-up."""
-    from pipeline.train import train
+    from clsd.pipeline.training.train import train
 
     out = tmp_path_factory.mktemp("run") / "train"
     train(small_config, small_dataset, out)
@@ -102,6 +102,6 @@ def small_run(small_config: Config, small_dataset: Any, tmp_path_factory: pytest
 @pytest.fixture(scope="session")
 def small_export(small_dataset: Any, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 3 of the small model, as a model server would load it."""
-    from pipeline.export import export
+    from clsd.pipeline.serving.export import export
 
     return export(small_dataset, small_run, tmp_path_factory.mktemp("models"), version=3)

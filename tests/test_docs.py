@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from features.tf_runtime import tf
-from models.settings import ModelSettings
-from pipeline.cli import main
-from pipeline.config import Config, parse_config
-from pipeline.dataset import Dataset
+from clsd.features.tf_runtime import tf
+from clsd.models.settings import ModelSettings
+from clsd.pipeline.cli import main
+from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +43,7 @@ def test_every_command_named_exists(page: Path) -> None:
 def test_the_documented_backbone_is_one(
     small_config: Config, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.train import build_model
+    from clsd.pipeline.training.train import build_model
 
     source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(), re.DOTALL)
     assert source is not None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from shared import BATCH, CROSSES, DIM, HIDDEN, Clock, run
 
-from features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import keras, tf
 
 STEPS = 32
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from shared import CROSSES, HIDDEN, UNTIMED, Clock, run
 
-from features.tf_runtime import tf
-from models.settings import ModelSettings, TableOptimizerSettings
-from pipeline.config import load_config
-from pipeline.dataset import Dataset
-from pipeline.loop import Loop
-from pipeline.scoring import Scorer
-from pipeline.train import load_trained, train
+from clsd.features.tf_runtime import tf
+from clsd.models.settings import ModelSettings, TableOptimizerSettings
+from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training.loop import Loop
+from clsd.pipeline.training.scoring import Scorer
+from clsd.pipeline.training.train import load_trained, train
 
 
 def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from shared import BATCH, CROSSES, DIM, HIDDEN, Clock, columns, run
 
-from features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import keras, tf
 
 
 def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:

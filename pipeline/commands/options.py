@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from features.places import place
-from pipeline.config import Config, load_config
-from pipeline.run import Paths
+from clsd.features.paths import place
+from clsd.pipeline.run import Paths
+from clsd.pipeline.shared.config import Config, load_config
 
 config_option = click.option(
     "--config", "config_path", required=True, metavar="FILE", help="YAML file of the run; see configs/."
@@ -42,7 +42,7 @@ def results(
     config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str
 ) -> tuple[Config, Paths, Any, Path]:
     """The config, where its results go, the data set and the training run."""
-    from pipeline.dataset import Dataset
+    from clsd.pipeline.shared.dataset import Dataset
 
     config, paths = load(config_path, overrides, runs)
     return config, paths, Dataset.load(dataset_dir or paths.dataset), place(run_dir) if run_dir else paths.train

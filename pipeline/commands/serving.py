@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from features.errors import UserError
-from features.places import place
-from pipeline.commands.options import (
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.pipeline.commands.options import (
     beam_argument,
     config_option,
     dataset_option,
@@ -19,9 +19,9 @@ from pipeline.commands.options import (
     runs_option,
     set_option,
 )
-from pipeline.config import load_config
-from pipeline.model_versions import newest_version, withdraw
-from pipeline.progress import console
+from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.model_versions import newest_version, withdraw
+from clsd.pipeline.shared.progress import console
 
 
 @click.command()
@@ -66,9 +66,9 @@ def export(
 
     Exit code 3 if it does not pass --require or --against; nothing is published then.
     """
-    from pipeline.evaluate import known_headline
-    from pipeline.export import Gates
-    from pipeline.export import export as job
+    from clsd.pipeline.evaluation.evaluate import known_headline
+    from clsd.pipeline.serving.export import Gates
+    from clsd.pipeline.serving.export import export as job
 
     config, paths, found, run = results(config_path, overrides, runs, dataset_dir, run_dir)
     target = place(out) if out else paths.export
@@ -104,7 +104,7 @@ def predict(model_dir: str, rows: str) -> None:
     One JSON object a row comes back:
     score to rank by, ctr to bid with, confidence that a click would have.
     """
-    from pipeline.predict import Predictor, read_rows
+    from clsd.pipeline.serving.predict import Predictor, read_rows
 
     predictor = Predictor(place(model_dir))
     where = "standard input" if rows == "-" else rows
@@ -156,10 +156,10 @@ def score(
     name: the columns that the config names (rows.passthrough carries others along) with score, ctr and confidence, as a model
     server would have answered. What stands after -- goes to Beam.
     """
-    from pipeline import progress
-    from pipeline.predict import exported_config
-    from pipeline.score import SCORING
-    from pipeline.score import score as job
+    from clsd.pipeline.serving.predict import exported_config
+    from clsd.pipeline.serving.score import SCORING
+    from clsd.pipeline.serving.score import score as job
+    from clsd.pipeline.shared import progress
 
     model = newest_version(place(model_dir))
     config = load_config(config_path, list(overrides)) if config_path else exported_config(model, list(overrides))
@@ -213,9 +213,9 @@ def skew(
     Exit code 3 if a score differs by more than --max-difference, or a feature moved by more than --max-psi beyond what chance
     makes of so few rows; standard output has the same as JSON.
     """
-    from pipeline.dataset import Dataset
-    from pipeline.skew import skew as job
-    from pipeline.tables import show_skew
+    from clsd.pipeline.commands.tables import show_skew
+    from clsd.pipeline.serving.skew import skew as job
+    from clsd.pipeline.shared.dataset import Dataset
 
     found = Dataset.load(dataset_dir)
     run = place(run_dir) if run_dir else found.directory.parent / "train"

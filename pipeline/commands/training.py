@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from features.places import place
-from pipeline.commands.options import (
+from clsd.features.paths import place
+from clsd.pipeline.commands.options import (
     config_option,
     dataset_option,
     load,
@@ -15,9 +15,9 @@ from pipeline.commands.options import (
     runs_option,
     set_option,
 )
-from pipeline.files import local_path
-from pipeline.progress import console
-from pipeline.tables import show_metrics
+from clsd.pipeline.commands.tables import show_metrics
+from clsd.pipeline.shared.files import local_path
+from clsd.pipeline.shared.progress import console
 
 
 @click.command()
@@ -40,8 +40,8 @@ def train(
     overwrite: bool,
 ) -> None:
     """A data set to a trained model; a run that was stopped goes on after its newest checkpoint."""
-    from pipeline.dataset import Dataset
-    from pipeline.train import train as job
+    from clsd.pipeline.shared.dataset import Dataset
+    from clsd.pipeline.training.train import train as job
 
     config, paths = load(config_path, overrides, runs)
     target = place(out) if out else paths.train
@@ -65,7 +65,7 @@ def evaluate(
     config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, overwrite: bool
 ) -> None:
     """Measure the kept model on held-out rows: metrics.json, and report.html to look at."""
-    from pipeline.evaluate import evaluate as job
+    from clsd.pipeline.evaluation.evaluate import evaluate as job
 
     config, paths, found, run = results(config_path, overrides, runs, dataset_dir, run_dir)
     target = place(out) if out else paths.evaluation
@@ -110,10 +110,10 @@ def compare(
     A comparison that was stopped goes on where it stood. compare.json and report.html are written last; * marks a
     difference that is beyond chance after correction for the number of variants.
     """
-    from pipeline.compare import REPORT_FILE
-    from pipeline.compare import compare as job
-    from pipeline.compare_report import table
-    from pipeline.dataset import Dataset
+    from clsd.pipeline.evaluation.compare_report import table
+    from clsd.pipeline.evaluation.compare_runs import REPORT_FILE
+    from clsd.pipeline.evaluation.compare_runs import compare as job
+    from clsd.pipeline.shared.dataset import Dataset
 
     config, paths = load(config_path, overrides, runs)
     target = local_path(out or paths.compare)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel
-from models.inputs import Field, InputSpec
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import Field, InputSpec
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 ROWS, GLOBAL_BATCH = 10, 16  # the last batch of an epoch
 SPEC = InputSpec(fields=(Field("x", "number"),), groups=(), id_slices={}, value_columns={"x": 0})

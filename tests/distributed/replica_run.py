@@ -14,11 +14,11 @@ from typing import Any
 import keras_run
 import numpy as np
 
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel
-from models.figures import figures
-from models.inputs import Field, InputSpec
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import Field, InputSpec
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.models.step_metrics import figures
 
 ROWS, STEPS, WARMUP = 32, 50, 3
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from pipeline.checkpoints import Checkpoints
-from pipeline.config import Config, dump_config
-from pipeline.dataset import Dataset
-from pipeline.train import load_trained
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training.checkpoints import Checkpoints
+from clsd.pipeline.training.train import load_trained
 
 SETTINGS = {
     "train.epochs": 3,
@@ -40,7 +40,7 @@ def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.
     words = ["--config", str(root / "c.yaml"), "--dataset", str(small_dataset.directory)]
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
-    command = [sys.executable, "-m", "pipeline.cli", "train", *words]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", "train", *words]
 
     def start(n: int, xla: bool = False) -> subprocess.Popen[bytes]:
         often = ["--set", "train.checkpoint_minutes=0", "--set", "train.steps_per_call=4"]

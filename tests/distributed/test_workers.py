@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.errors import UserError
-from features.tf_runtime import tf
-from pipeline.checkpoints import Checkpoints
-from pipeline.config import Config, dump_config
-from pipeline.dataset import Dataset
-from pipeline.strategy import workers
+from clsd.features.errors import UserError
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training.checkpoints import Checkpoints
+from clsd.pipeline.training.strategy import workers
 
 Clusters = Callable[[int], list[str]]
 
@@ -45,7 +45,7 @@ def _start(config: Config, dataset: Dataset, out: Path, cluster: list[str]) -> l
         words += ["--set", f"{key}={value}"]
     started = []
     for told in cluster:
-        command = [sys.executable, "-m", "pipeline.cli", "train", *words]
+        command = [sys.executable, "-m", "clsd.pipeline.cli", "train", *words]
         environment = {**os.environ, "TF_CONFIG": told}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, text=True, env=environment, preexec_fn=_hear, **pipes))  # type: ignore[call-overload]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.records import read_records, write_records
-from features.tf_runtime import tf
-from pipeline.model_versions import GOLDEN_FILE, WARMUP_REQUESTS_FILE
-from pipeline.predict import Predictor
+from clsd.features.records import read_records, write_records
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.serving.predict import Predictor
+from clsd.pipeline.shared.model_versions import GOLDEN_FILE, WARMUP_REQUESTS_FILE
 
 SCRIPT = Path(__file__).with_name("c_session.py")
 LIBRARY = Path(tf.__file__).parent / "libtensorflow_cc.so.2"

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pipeline.cli import main
-from pipeline.dataset import Dataset
+from clsd.pipeline.cli import main
+from clsd.pipeline.shared.dataset import Dataset
 
 Cli = Callable[..., Result]
 
@@ -188,7 +188,7 @@ def test_a_backbone_of_the_users_own(
     cli: Cli, settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_models.py").write_text(
-        "from features.tf_runtime import keras\n"
+        "from clsd.features.tf_runtime import keras\n"
         "class Linear(keras.Model):\n"
         "    def __init__(self, spec, embedding_dim, scale=1.0):\n"
         "        super().__init__()\n"
@@ -255,7 +255,7 @@ def test_an_interrupted_job_says_so_and_leaves_no_data_set(
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli",
+        "clsd.pipeline.cli",
         "preprocess",
         "--config",
         str(config),
@@ -296,7 +296,7 @@ def test_logits_may_be_a_column_and_nothing_wider(
 ) -> None:
     name = f"shape_{len(returned)}"
     (tmp_path / f"{name}.py").write_text(
-        "from features.tf_runtime import keras\n"
+        "from clsd.features.tf_runtime import keras\n"
         "class Two(keras.Model):\n"
         "    def __init__(self, spec, embedding_dim):\n"
         "        super().__init__()\n"
@@ -318,7 +318,7 @@ def test_logits_may_be_a_column_and_nothing_wider(
 def test_a_killed_worker_process_ends_the_job_in_one_line(config_file: Path, tmp_path: Path) -> None:
     """The local engine would wait for it for ever."""
     workers = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
-    command = [sys.executable, "-m", "pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
     job = subprocess.Popen([*command, "--", *workers], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     killed = False
     while job.poll() is None and not killed:
@@ -354,7 +354,7 @@ def test_preprocessing_that_is_asked_to_end_leaves_nothing(
 ) -> None:
     log = tmp_path / "log.jsonl"
     log.write_bytes(small_log.read_bytes() * 30)  # long enough not to end before it is stopped
-    command = [sys.executable, "-m", "pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", "preprocess", "--config", str(config_file), "--out", "out"]
     command += ["--set", f"logs.files=[{log}]"]
     job = subprocess.Popen(
         [*command, *workers],

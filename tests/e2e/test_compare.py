@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.variants import CONTROLS
+from clsd.pipeline.evaluation.compare_variants import CONTROLS
 
 RECIPE = Path(__file__).parents[2] / "configs" / "movielens-100k.yaml"
 #: A small network over one non-click a click, so that thirty trainings take a minute or two.
@@ -31,7 +31,7 @@ SMALLER = (
 
 
 def _clsd(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -47,7 +47,7 @@ def _command(config_file: Path, out: Path, *beam: str, words: Sequence[str] = ()
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli",
+        "clsd.pipeline.cli",
         "preprocess",
         "--config",
         str(config_file),
@@ -85,7 +85,16 @@ def test_flink_scores_a_log_as_one_process_does(config_file: Path, small_export:
     found = []
     for name, beam in (("alone", []), ("flink", ["--", *FLINK])):
         out = tmp_path / name
-        command = [sys.executable, "-m", "pipeline.cli", "score", "--model", str(small_export), "--format", "jsonl"]
+        command = [
+            sys.executable,
+            "-m",
+            "clsd.pipeline.cli",
+            "score",
+            "--model",
+            str(small_export),
+            "--format",
+            "jsonl",
+        ]
         command += ["--logs", str(tmp_path / "log-*.jsonl"), "--out", str(out), *beam]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 0, done.stderr

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from pipeline.columns import KEY
-from pipeline.config import load_config
-from pipeline.raw import as_arrays, raw_inputs
-from pipeline.run import Paths, run
-from pipeline.scoring import Scorer
-from pipeline.train import load_trained
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.preprocess.columns import KEY
+from clsd.pipeline.run import Paths, run
+from clsd.pipeline.serving.serving_inputs import as_arrays, raw_inputs
+from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.training.scoring import Scorer
+from clsd.pipeline.training.train import load_trained
 
 RECIPE = Path(__file__).parents[2] / "configs" / "movielens-100k.yaml"
 
@@ -22,7 +22,7 @@ def test_raw_rows_score_as_encoded_rows_on_the_whole_test_split(tmp_path: Path) 
     overrides = [f"logs.files=[{tmp_path / 'log.jsonl'}]", "train.epochs=3", "preprocess.golden_rows=1000000"]
     outcome = run(load_config(RECIPE, overrides), Paths(tmp_path / "run"))
 
-    from pipeline.dataset import Dataset
+    from clsd.pipeline.shared.dataset import Dataset
 
     dataset = Dataset.load(outcome.paths.dataset)
     assert dataset.manifest["rows"] == {"read": 100_000, "kept": 100_000, "refused": 0, "in_gap": 0}

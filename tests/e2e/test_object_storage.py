@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from features.errors import UserError
-from features.places import place
-from pipeline import files, model_versions
-from pipeline.checkpoints import Checkpoints
-from pipeline.dataset import Dataset
-from pipeline.files import copy_file, whole_file
-from pipeline.model_versions import DONE_FILE, GOLDEN_FILE, MODEL_FILE
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.pipeline.shared import files, model_versions
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import copy_file, whole_file
+from clsd.pipeline.shared.model_versions import DONE_FILE, GOLDEN_FILE, MODEL_FILE
+from clsd.pipeline.training.checkpoints import Checkpoints
 
 BUCKET = "s3://clsd"
 
@@ -67,7 +67,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _clsd(store: dict[str, str], *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=store, timeout=600, check=False)
     assert done.returncode == code, f"{done.returncode}: {done.stderr}"
     assert "Traceback" not in done.stderr
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
     _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/resume/dataset")
     _clsd(store, "train", *words, "--out", tmp_path / "whole")
     out = place(f"{BUCKET}/resume/train")
-    command = [sys.executable, "-m", "pipeline.cli", "train", *map(str, words), "--out", str(out)]
+    command = [sys.executable, "-m", "clsd.pipeline.cli", "train", *map(str, words), "--out", str(out)]
     process = subprocess.Popen(command, env=store, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not Checkpoints(out / "checkpoints").newest():
         time.sleep(0.05)

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from google.protobuf import text_format
 
-from features.tf_runtime import tf
-from pipeline.config import load_config
-from pipeline.export import export
-from pipeline.preprocess import preprocess
-from pipeline.raw import as_arrays
-from pipeline.train import train
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.preprocess.job import preprocess
+from clsd.pipeline.serving.export import export
+from clsd.pipeline.serving.serving_inputs import as_arrays
+from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.training.train import train
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text()

@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 import pytest
 
-from features.records import read_records
-from features.tf_runtime import tf
-from pipeline.model_versions import GOLDEN_FILE, WARMUP_REQUESTS_FILE, newest_version
+from clsd.features.records import read_records
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.shared.model_versions import GOLDEN_FILE, WARMUP_REQUESTS_FILE, newest_version
 
 ADDRESSES = os.environ.get("CLSD_TEST_SERVING", "").split(",")
 pytestmark = pytest.mark.skipif(len(ADDRESSES) != 2, reason="CLSD_TEST_SERVING names no server")

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.rows import Rows
-from features.schema import MISSING_INT, CategoricalFeature, NumericFeature, Schema
-from features.tokens import coded, coded_as, coded_lists, raw_type
-from features.transform import NumericState, Transform
-from features.vocabulary import Vocabulary, count
+from clsd.features.encoded_rows import Rows
+from clsd.features.schema import MISSING_INT, CategoricalFeature, NumericFeature, Schema
+from clsd.features.tokens import coded, coded_as, coded_lists, raw_type
+from clsd.features.transform import NumericState, Transform
+from clsd.features.vocabulary import Vocabulary, count
 
 ROWS = 500
 TEXTS = ["a", "b", "é", "日本", "😀", " a ", "a b", "\u2028", "x\x00y", "line\nbreak", "back\r", "rare", "rarer"]

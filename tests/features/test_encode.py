@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.encode import encode
-from features.schema import MISSING_INT, Schema
-from features.tf_runtime import tf
-from features.tokens import coded_as, coded_lists, raw_type
-from features.transform import NumericState, Transform
-from features.vocabulary import Vocabulary, count
+from clsd.features.encode import encode
+from clsd.features.schema import MISSING_INT, Schema
+from clsd.features.tf_runtime import tf
+from clsd.features.tokens import coded_as, coded_lists, raw_type
+from clsd.features.transform import NumericState, Transform
+from clsd.features.vocabulary import Vocabulary, count
 
 PADDING, MISSING, UNKNOWN, A, B = 0, 1, 2, 3, 4  # ids where the vocabulary is a, b and oov_buckets is 1
 

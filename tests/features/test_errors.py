@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from features.errors import UserError, did_you_mean
+from clsd.features.errors import UserError, did_you_mean
 
 
 def test_the_message_says_where_what_and_how_to_mend():

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.hashing import bin_of, hash64, mix64, seeded, unit_interval
-from features.tf_runtime import tf
+from clsd.features.hashing import bin_of, hash64, mix64, seeded, unit_interval
+from clsd.features.tf_runtime import tf
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.errors import UserError
-from features.parse import ALL_COLUMNS, parse_blocks
-from features.records import Example, parse_block, read_records, serialize_block, write_records
-from features.rows import Rows
-from features.schema import Schema
-from features.tf_runtime import tf
+from clsd.features.encoded_rows import Rows
+from clsd.features.errors import UserError
+from clsd.features.input_pipeline import ALL_COLUMNS, parse_blocks
+from clsd.features.records import Example, parse_block, read_records, serialize_block, write_records
+from clsd.features.schema import Schema
+from clsd.features.tf_runtime import tf
 
 MakeRows = Callable[..., Rows]
 

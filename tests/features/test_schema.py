@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from features.schema import Schema
+from clsd.features.schema import Schema
 
 USER = {"name": "user", "kind": "categorical"}
 ITEM = {"name": "item", "kind": "categorical", "dtype": "int64"}

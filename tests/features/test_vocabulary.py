@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.schema import Schema
-from features.tokens import coded_as
-from features.transform import NumericState, Transform
-from features.vocabulary import COUNTS, Vocabulary, count, merge
+from clsd.features.schema import Schema
+from clsd.features.tokens import coded_as
+from clsd.features.transform import NumericState, Transform
+from clsd.features.vocabulary import COUNTS, Vocabulary, count, merge
 
 
 def _counts(tokens: list[str | None], clicks: list[int] | None = None) -> pa.Table:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.schema import Schema
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel
-from models.inputs import FieldEmbedding, InputSpec
-from models.registry import build_backbone
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.schema import Schema
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.backbones.registry import build_backbone
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import FieldEmbedding, InputSpec
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 # One column each: user, item, band, city; then three of genres and four of history.
 WIDTH, N_VALUES = 11, 2

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from models import controls
-from models.clsd import ClsdModel
-from models.figures import TOTALS
-from models.metrics import sigmoid
+from clsd.features.tf_runtime import tf
+from clsd.models import controls
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.metrics import sigmoid
+from clsd.models.step_metrics import TOTALS
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from models.clsd import ClsdModel
-from models.figures import SUMS, TOTALS, figures
-from models.metrics import ONE_CLASS, auc, measure, measure_groups
+from clsd.features.tf_runtime import tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.metrics import ONE_CLASS, auc, measure, measure_groups
+from clsd.models.step_metrics import SUMS, TOTALS, figures
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]

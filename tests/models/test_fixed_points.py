@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel, Scores
-from models.figures import TOTALS
-from models.inputs import Field, InputSpec
-from models.metrics import auc, gauc, sigmoid
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.clsd_model import ClsdModel, Scores
+from clsd.models.inputs import Field, InputSpec
+from clsd.models.metrics import auc, gauc, sigmoid
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.models.step_metrics import TOTALS
 
 ROWS = 20  # of each id
 ETA = np.array([0.05, 0.2, 0.4, 0.5, 0.6, 0.75, 0.95])

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from models import weights
-from models.adgate import AdGate
-from models.clsd import ClsdModel
-from models.figures import figures
-from models.metrics import auc, sigmoid
-from models.rows import Rows
+from clsd.features.tf_runtime import tf
+from clsd.models import weights
+from clsd.models.adgate import AdGate
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.metrics import auc, sigmoid
+from clsd.models.model_inputs import Rows
+from clsd.models.step_metrics import figures
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import roc_auc_score
 
-from models.metrics import (
+from clsd.models.metrics import (
     NO_ROWS,
     ONE_CLASS,
     auc,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from models.clsd import ClsdModel
-from models.optimizers import build_optimizer
-from models.settings import OptimizerSettings
+from clsd.features.tf_runtime import tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.optimizers import build_optimizer
+from clsd.models.settings import OptimizerSettings
 
 
 @pytest.mark.parametrize("optimizers", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.errors import UserError
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel
-from models.inputs import InputSpec
-from models.optimizers import split_variables
-from models.registry import BACKBONES, build_backbone
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.errors import UserError
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.backbones.registry import BACKBONES, build_backbone
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import InputSpec
+from clsd.models.optimizers import split_variables
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 MakeBatch = Callable[..., dict[str, Any]]
 

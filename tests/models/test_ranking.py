@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from models.metrics import auc, gauc
-from models.ranking import gauc_by_user, group_spread, intensity_auc, ndcg, ndcg_by_user
+from clsd.models.metrics import auc, gauc
+from clsd.models.ranking import gauc_by_user, group_spread, intensity_auc, ndcg, ndcg_by_user
 
 SEEDS = range(5)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.settings import PRESETS, ConfidenceSettings
+from clsd.models.settings import PRESETS, ConfidenceSettings
 
 
 def test_stable_is_the_defaults() -> None:

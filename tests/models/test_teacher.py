@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import keras, tf
-from models.clsd import ClsdModel
-from models.figures import TOTALS
-from models.inputs import InputSpec
-from models.metrics import sigmoid
-from models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.features.tf_runtime import keras, tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import InputSpec
+from clsd.models.metrics import sigmoid
+from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
+from clsd.models.step_metrics import TOTALS
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]

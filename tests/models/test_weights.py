@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from models import weights
+from clsd.features.tf_runtime import tf
+from clsd.models import weights
 
 UNBOUNDED = {"eps": 1e-9, "a_max": 1e9}
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.tf_runtime import tf
-from pipeline.checkpoints import Checkpoints
-from pipeline.config import Config, parse_config
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.training.checkpoints import Checkpoints
 
 _FEATURES = ("user_id", "item_id", "age_band")
 
@@ -40,7 +40,7 @@ def make_tiny(small_config: Config) -> Callable[..., Config]:
 @pytest.fixture(scope="session")
 def tiny_dataset(make_tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small log's three features, preprocessed: 4,800 rows to train on, 19 steps an epoch."""
-    from pipeline.preprocess import preprocess
+    from clsd.pipeline.preprocess.job import preprocess
 
     return preprocess(make_tiny(), tmp_path_factory.mktemp("tiny") / "dataset")
 
@@ -83,7 +83,7 @@ def state_of() -> Callable[[Path], dict[str, Any]]:
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
     """Runs a training that the user stops when its epoch of that number begins."""
-    from pipeline.loop import Loop
+    from clsd.pipeline.training.loop import Loop
 
     real = Loop._epoch
 

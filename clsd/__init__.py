@@ -1,0 +1,1 @@
+"""clsd: click logs in, a served, confidence-weighted CTR model out."""

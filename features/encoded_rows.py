@@ -1,0 +1,102 @@
+"""Encoded rows in memory: what the shuffle moves, what a record holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+_FLAT = ("key", "label", "user", "timestamp", "intensity")
+_WIDE = {"ids": np.int32, "values": np.float32}
+#: Before the name of a passthrough column, which may be any.
+_CARRIED = "passthrough."
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n encoded rows; every array's first axis is the row.
+
+    Args:
+        key: uint64 ``[n]``, the row's random key: its identity and its place in the shuffle.
+        ids: int32 ``[n, width]``, see :mod:`clsd.features.schema`.
+        values: float32 ``[n, n_numeric]``.
+        label: uint8 ``[n]``, 0 or 1.
+        user: uint64 ``[n]``, hash of the user; 0 where the schema names no user.
+        timestamp: int64 ``[n]``, microseconds since 1970 UTC; 0 where the schema names none.
+        intensity: float32 ``[n]``; NaN where unknown.
+        passthrough: strings, one column per passthrough name.
+    """
+
+    key: npt.NDArray[np.uint64]
+    ids: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+    label: npt.NDArray[np.uint8]
+    user: npt.NDArray[np.uint64]
+    timestamp: npt.NDArray[np.int64]
+    intensity: npt.NDArray[np.float32]
+    passthrough: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, order: npt.NDArray[Any] | slice) -> Rows:
+        """The rows at ``order`` (positions, a mask or a slice), in that order."""
+        if isinstance(order, slice) or order.dtype == np.bool_:
+            arrays = {name: getattr(self, name)[order] for name in (*_FLAT, *_WIDE)}
+        else:  # whole rows are moved faster so
+            arrays = {name: np.take(getattr(self, name), order, axis=0) for name in (*_FLAT, *_WIDE)}
+        if self.passthrough.num_columns == 0:
+            return Rows(**arrays, passthrough=self.passthrough)
+        if isinstance(order, slice):
+            start, stop, _ = order.indices(len(self))
+            return Rows(**arrays, passthrough=self.passthrough.slice(start, stop - start))
+        positions = np.flatnonzero(order) if order.dtype == np.bool_ else order
+        return Rows(**arrays, passthrough=self.passthrough.take(pa.array(positions)))
+
+    @staticmethod
+    def concat(parts: list[Rows]) -> Rows:
+        """The rows of all parts, one after the other; there must be at least one part."""
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_FLAT, *_WIDE)}
+        passthrough = parts[0].passthrough
+        if passthrough.num_columns:
+            table = pa.Table.from_batches([part.passthrough for part in parts]).combine_chunks()
+            passthrough = table.to_batches()[0] if table.num_rows else passthrough
+        return Rows(**arrays, passthrough=passthrough)
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The rows as Arrow columns, to be laid on disk: a row's ids are one list, its values another."""
+        columns = {name: pa.array(getattr(self, name)) for name in _FLAT}
+        for name in _WIDE:
+            wide = getattr(self, name)
+            width = wide.shape[1]
+            flat = pa.array(np.ascontiguousarray(wide).reshape(-1))
+            # Arrow has no lists of length 0: a schema without such features has no such column.
+            columns |= {name: pa.FixedSizeListArray.from_arrays(flat, width)} if width else {}
+        columns |= {
+            _CARRIED + name: column
+            for name, column in zip(self.passthrough.schema.names, self.passthrough, strict=True)
+        }
+        return pa.RecordBatch.from_pydict(columns)
+
+    @staticmethod
+    def from_batch(batch: pa.RecordBatch) -> Rows:
+        """What :meth:`to_batch` made; the arrays are views of the batch."""
+        arrays = {name: batch.column(name).to_numpy() for name in _FLAT}
+        for name, kind in _WIDE.items():
+            if name in batch.schema.names:
+                column = batch.column(name)
+                arrays[name] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+            else:
+                arrays[name] = np.empty((batch.num_rows, 0), kind)
+        carried = [name for name in batch.schema.names if name.startswith(_CARRIED)]
+        passthrough = pa.RecordBatch.from_arrays(
+            [batch.column(name) for name in carried], names=[name.removeprefix(_CARRIED) for name in carried]
+        )
+        return Rows(**arrays, passthrough=passthrough)
+
+    def shuffled(self) -> Rows:
+        """The rows by their random key: the same order however the parts arrived."""
+        return self.take(np.argsort(self.key, kind="stable"))

@@ -1,0 +1,101 @@
+"""The order in which an epoch of training reads its blocks, from the seed and the shape of the files alone.
+
+The rows on disk are in a random order already, the same in every epoch. An epoch permutes the files, then the blocks of each
+window of consecutive ones, then the rows of each chunk of blocks that are parsed together. Every draw is a function of the seed
+and of a position, so that a run that goes on in mid-epoch finds its row by arithmetic and reads nothing of what it had
+consumed but the window that the row is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from clsd.features.tf_runtime import tf
+
+
+class Start(NamedTuple):
+    """Where a row stands in an epoch.
+
+    Args:
+        file: position among the epoch's files, in its order.
+        record: of that file, the first one of the window.
+        window: the window.
+        chunk: of that window.
+        row: of that chunk, after its rows were permuted.
+    """
+
+    file: int = 0
+    record: int = 0
+    window: int = 0
+    chunk: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of one epoch.
+
+    Args:
+        seed: of its draws.
+        chunk_blocks: blocks that are parsed together.
+        window_chunks: chunks of a window.
+    """
+
+    seed: int
+    chunk_blocks: int
+    window_chunks: int
+
+    @property
+    def window_blocks(self) -> int:
+        """Blocks of a window, whose bytes wait in memory."""
+        return self.chunk_blocks * self.window_chunks
+
+    def files(self, n: int) -> npt.NDArray[np.int64]:
+        """The order of n files, int64 ``[n]``."""
+        return np.random.default_rng(self.seed).permutation(n)
+
+    def blocks(self, window: Any, n: Any) -> Any:
+        """The order of a window's n blocks, int32 ``[n]``; on the CPU, wherever it is asked for."""
+        return self._permutation(n, -1 - tf.cast(window, tf.int64))
+
+    def rows(self, chunk: Any, n: Any) -> Any:
+        """The order of the n rows of a chunk, int32 ``[n]``; ``chunk`` counts from the epoch's first one."""
+        return self._permutation(n, tf.cast(chunk, tf.int64))
+
+    def _permutation(self, n: Any, position: Any) -> Any:
+        with tf.device("/cpu:0"):
+            seed = tf.stack([tf.constant(self.seed, tf.int64), position])
+            return tf.random.experimental.stateless_shuffle(tf.range(n), seed=seed)
+
+    def find(self, row: int, file_rows: Sequence[int], rows_per_block: int) -> Start:
+        """Where the epoch's row number ``row`` stands.
+
+        Args:
+            row: from 0, less than the sum of ``file_rows``.
+            file_rows: rows of each file, in the order on disk.
+            rows_per_block: of every block but the last one of a file.
+        """
+        in_order = np.asarray(file_rows, np.int64)[self.files(len(file_rows))]
+        blocks = -(-in_order // rows_per_block)
+        ends = np.cumsum(blocks)
+        sizes = np.full(ends[-1], rows_per_block, np.int64)
+        # The last block of each; a file may have none.
+        np.subtract.at(sizes, ends - 1, blocks * rows_per_block - in_order)
+        window, row = _within(sizes, self.window_blocks, row)
+        first = window * self.window_blocks
+        of_window = sizes[first : first + self.window_blocks]
+        chunk, row = _within(of_window[self.blocks(window, len(of_window)).numpy()], self.chunk_blocks, row)
+        file = int(np.searchsorted(ends, first, side="right"))
+        return Start(file, int(first - ends[file] + blocks[file]), window, chunk, row)
+
+
+def _within(sizes: npt.NDArray[np.int64], many: int, row: int) -> tuple[int, int]:
+    """Which group of ``many`` sizes a row is in, and its place there."""
+    ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), many)))
+    group = int(np.searchsorted(ends, row, side="right"))
+    return group, int(row - (ends[group - 1] if group else 0))

@@ -1,0 +1,1 @@
+"""Backbones: one Keras model a file, named in the registry."""

@@ -1,0 +1,89 @@
+"""Backbones by name, or by the dotted path of a user's own Keras model."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.tf_runtime import keras
+from clsd.models.backbones.autoint import AutoInt
+from clsd.models.backbones.dcn_v2 import DCNv2
+from clsd.models.backbones.deepfm import DeepFM
+from clsd.models.backbones.din import DIN
+from clsd.models.backbones.dlrm import DLRM
+from clsd.models.backbones.fibinet import FiBiNET
+from clsd.models.backbones.wide_deep import WideDeep
+from clsd.models.inputs import InputSpec
+from clsd.models.settings import ModelSettings
+
+BACKBONES: dict[str, Any] = {
+    "deepfm": DeepFM,
+    "dcn_v2": DCNv2,
+    "wide_deep": WideDeep,
+    "fibinet": FiBiNET,
+    "autoint": AutoInt,
+    "dlrm": DLRM,
+    "din": DIN,
+}
+
+
+def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Any:
+    """Make the backbone that the settings name, by Keras' policy of that name: what its layers compute in.
+
+    A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes
+    ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``; of one that takes ``request=None`` as well,
+    rows come in parts in ``rank`` (`model_inputs`). It is found as ``package.module:Class`` on the Python path or in the
+    working directory.
+
+    Raises:
+        UserError: an unknown name, a path that cannot be imported, an option that the backbone does not take.
+    """
+    backbone = BACKBONES.get(settings.backbone) or _imported(settings.backbone)
+    parameters = inspect.signature(backbone.__init__).parameters
+    known = [name for name in parameters if name not in ("self", "spec", "embedding_dim")]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in settings.options:
+        if option not in known and not takes_any:
+            raise UserError(
+                f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
+            )
+    policy = keras.mixed_precision.global_policy()  # Keras has no other way to tell layers that others make
+    keras.mixed_precision.set_global_policy(precision)
+    try:
+        return backbone(spec, settings.embedding_dim, **settings.options)
+    except UserError:
+        raise
+    except Exception as error:
+        where = "model.options" if settings.options else "model.backbone"
+        what = f"{settings.backbone} cannot be made ({type(error).__name__}: {error})"
+        raise UserError(where, what, "its constructor takes (spec, embedding_dim, **options)") from error
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+
+
+def _imported(path: str) -> Any:
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        hint = f"{did_you_mean(path, BACKBONES)}; or give the dotted path of your own, package.module:Class"
+        raise UserError(f"model.backbone: {path}", "unknown backbone", hint)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        where, reason = f"model.backbone: {path}", " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            where, f"cannot be imported ({reason})", "put its folder on PYTHONPATH, or correct the path"
+        ) from error
+    if not hasattr(module, class_name):
+        known = [name for name, value in vars(module).items() if isinstance(value, type)]
+        raise UserError(
+            f"model.backbone: {path}", f"{module_name} has no {class_name}", did_you_mean(class_name, known)
+        )
+    return getattr(module, class_name)

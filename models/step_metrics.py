@@ -1,0 +1,61 @@
+"""What a step tells: sums and extremes over the global batch, and the figures a person watches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clsd.features.tf_runtime import tf
+from clsd.models.replicas import gather
+
+#: What one step adds up over the global batch.
+SUMS = ("rows", "loss", "predicted", "clicks", "weight", "weight_squared", "gate_loss", "gate_rows")
+#: The sums, then the least and the largest weight of a click (infinity and minus infinity without clicks).
+TOTALS = (*SUMS, "least_weight", "largest_weight")
+
+
+def local_totals(sums: list[Any], w: Any, positive: Any) -> Any:
+    """:data:`TOTALS` of this replica's rows, float32 ``[10]``.
+
+    Args:
+        sums: :data:`SUMS`, scalars.
+        w: weights, float32 ``[B]``.
+        positive: 1 for a click, float32 ``[B]``.
+    """
+    least = tf.reduce_min(tf.where(positive > 0, w, float("inf")))
+    largest = tf.reduce_max(tf.where(positive > 0, w, float("-inf")))
+    return tf.stack([*sums, least, largest])
+
+
+def over_replicas(totals: Any) -> Any:
+    """:data:`TOTALS` of the global batch, the same on every replica."""
+    return merged(gather(totals[None]))
+
+
+def merged(parts: Any) -> Any:
+    """Totals of several batches or replicas as one: float32 ``[n, 10]`` to ``[10]``."""
+    n = len(SUMS)
+    sums = tf.reduce_sum(parts[:, :n], axis=0)
+    least, largest = tf.reduce_min(parts[:, n], axis=0), tf.reduce_max(parts[:, n + 1], axis=0)
+    return tf.concat([sums, [least, largest]], axis=0)
+
+
+def nothing() -> Any:
+    """The totals of no batch at all, float32 ``[10]``: merging it changes nothing."""
+    return tf.constant([0.0] * len(SUMS) + [float("inf"), float("-inf")])
+
+
+def figures(totals: Any) -> dict[str, Any]:
+    """Totals as figures: mean loss, predicted and real CTR; of the clicks: mean, least and largest weight, and their share
+    of effective sample size ``(sum w)**2 / (n * sum w**2)``, all 0 without clicks; and the gate's mean squared error."""
+    t = dict(zip(TOTALS, tf.unstack(totals), strict=True))
+    n, clicks = t["rows"], t["clicks"]
+    return {
+        "loss": t["loss"] / n,
+        "predicted_ctr": t["predicted"] / n,
+        "ctr": clicks / n,
+        "mean_weight": t["weight"] / tf.maximum(clicks, 1.0),
+        "least_weight": tf.where(clicks > 0, t["least_weight"], 0.0),
+        "largest_weight": tf.where(clicks > 0, t["largest_weight"], 0.0),
+        "effective_clicks": tf.square(t["weight"]) / tf.maximum(clicks * t["weight_squared"], 1e-12),
+        "gate_loss": t["gate_loss"] / tf.maximum(t["gate_rows"], 1.0),
+    }

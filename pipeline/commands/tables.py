@@ -1,0 +1,133 @@
+"""What the commands show in the terminal: tables and the lines beside them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from clsd.pipeline.preprocess.columns import SPLITS
+from clsd.pipeline.shared.progress import console
+
+if TYPE_CHECKING:  # `clsd --help` must not wait for these
+    from clsd.pipeline.evaluation.drift import Moved
+    from clsd.pipeline.run import Outcome
+    from clsd.pipeline.shared.dataset import Dataset
+
+
+def show_dataset(dataset: Dataset) -> None:
+    """Rows and CTR by split, and what was not read, not known or refused."""
+    table = Table(title=None, box=None, pad_edge=False)
+    for column in ("split", "rows", "CTR", "shards"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in dataset.splits:
+        table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
+    console.print(table)
+    if empty := [split for split in SPLITS if split not in dataset.splits]:
+        said = f"[yellow]warning[/yellow] no row is in the {' or the '.join(empty)} split: see preprocess.split"
+        console.print(said, highlight=False, soft_wrap=True)
+    if dataset.kept_negatives < 1:
+        said = f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)"
+        console.print(said, highlight=False, soft_wrap=True, style="dim")
+    if unread := dataset.manifest.get("columns_not_read"):
+        console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
+    for name, found in dataset.manifest["splits"]["train"]["quality"].items():
+        share = found["out_of_vocabulary"] / dataset.rows("train")
+        if share > 0.05:
+            said = f"[yellow]warning[/yellow] {name}: {share:.0%} of the training rows are out of vocabulary"
+            console.print(said, highlight=False, soft_wrap=True)
+    rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
+    reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
+    gap = f", {rows['in_gap']:,} left out in the gap" if rows.get("in_gap") else ""
+    console.print(
+        f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}", highlight=False, soft_wrap=True
+    )
+
+
+def show_moved(old: Dataset, new: Dataset, found: list[Moved], max_psi: float) -> None:
+    """Features that moved, those beyond the bound in red."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("feature", "PSI", "missing", "moved most"):
+        table.add_column(column, justify="right" if column in ("PSI", "missing") else "left")
+    for feature in found:
+        known = "-" if feature.psi is None else f"{feature.psi:.3f}"
+        far = feature.psi is not None and feature.psi > max_psi
+        missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
+        table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
+    console.print(table)
+    console.print(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}", highlight=False)
+
+
+def show_skew(found: dict[str, Any]) -> None:
+    """Scores and features of served requests, what is out of its bound in red."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("output", "compared", "differ", "largest difference", "served", "trained"):
+        table.add_column(column, justify="left" if column == "output" else "right")
+    for name, score in found["scores"].items():
+        differ = f"[red]{score['differ']:,}[/red]" if score["differ"] else "0"
+        shown = ["no number" if score[key] is None else f"{score[key]:.6f}" for key in ("largest", "served", "trained")]
+        table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
+    console.print(table)
+    if not found["scores"]:
+        said = "[yellow]warning[/yellow] no row has score, ctr or confidence: only what was asked is compared"
+        console.print(said, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for column in ("feature", "PSI", "by chance", "missing", "unknown", "moved most"):
+        table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
+    for feature in found["features"]:
+        known, red = f"{feature['psi']:.3f}", feature["feature"] in found["moved"]
+        shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
+        table.add_row(
+            feature["feature"],
+            f"[red]{known}[/red]" if red else known,
+            f"{feature['chance']:.3f}",
+            *shares,
+            feature["what"],
+        )
+    console.print(table)
+
+
+def show_metrics(metrics: dict[str, Any]) -> None:
+    """What ``metrics.json`` says, in one table; what is undefined with its reason below it."""
+    from clsd.pipeline.evaluation.report import summary_rows  # brings matplotlib along
+
+    table = Table(
+        title=f"{metrics['split']} split, {metrics['score']['rows']:,} rows",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("")
+    table.add_column("score, as trained", justify="right")
+    table.add_column("ctr, corrected", justify="right")
+    if "ctr_cheap" in metrics:
+        table.add_column("corrected cheaply", justify="right")
+    reasons: dict[str, str] = {}
+    for label, *cells in summary_rows(metrics):
+        reasons.update((label, cell) for cell in cells if cell.startswith("undefined"))
+        table.add_row(label, *("-" if cell.startswith("undefined") else cell for cell in cells))
+    relation = metrics.get("intensity", {})
+    for name, label in (("spearman", "confidence ~ intensity"), ("given_popularity", "  given popularity")):
+        if name in relation:
+            table.add_row(label, f"{relation[name]:+.3f}", "")
+    console.print(table)
+    for label, reason in reasons.items():
+        console.print(f"{label} is {reason}", style="dim", highlight=False, soft_wrap=True)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The end of `clsd run`: the metrics, a row with its answer, and where everything lies."""
+    console.print()
+    show_metrics(outcome.metrics)
+    console.print(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}", highlight=False, soft_wrap=True)
+    answer = ", ".join(f"{name} {value:.4f}" for name, value in outcome.prediction.items())
+    console.print(f"the answer  {answer}\n", highlight=False, soft_wrap=True)
+    for name, path in (
+        ("report", outcome.paths.evaluation / "report.html"),
+        ("metrics", outcome.paths.evaluation / "metrics.json"),
+        ("model", outcome.model),
+        ("training", outcome.paths.train),
+        ("data set", outcome.paths.dataset),
+    ):
+        console.print(f"{name:<11} {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""A trained model's metrics, reports and comparisons."""

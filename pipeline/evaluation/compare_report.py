@@ -1,0 +1,156 @@
+"""A comparison for people: a table in the terminal and a page with intervals drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from clsd.pipeline.evaluation import pictures
+from clsd.pipeline.evaluation.compare_summary import METRICS, SHOWN, TESTED
+from clsd.pipeline.evaluation.report import environment
+from clsd.pipeline.shared.config import Config, dump_config
+
+
+def table(found: dict[str, Any], reference: str) -> Table:
+    """Differences to a reference, mean ± sd over seeds; a star where the corrected p is below 1 - level."""
+    shown = Table(
+        title=f"against {reference}, {found['split']} split, {len(found['seeds'])} seeds: mean difference ± sd in 1e-4",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    shown.add_column("variant")
+    metrics = [name for name in TESTED if found["differences"][reference][name]]
+    for name in metrics:
+        shown.add_column(TESTED[name].label, justify="right")
+    shown.add_column("pred. / real: score, ctr", justify="right")
+    shown.add_column("ms a step", justify="right")
+    for name, variant in found["variants"].items():
+        cells = [difference(found, reference, metric, name) for metric in metrics]
+        ratios = " ".join(value(variant, key) for key in ("predicted_over_real_score", "predicted_over_real"))
+        step = value(variant, "seconds_per_step")
+        shown.add_row(name + (" (collapsed)" if variant["collapsed"] else ""), *cells, ratios, step)
+    return shown
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The differences to each reference as Markdown tables, to be kept beside the command that made them."""
+    lines = []
+    for reference, by_metric in found["differences"].items():
+        metrics = [name for name in TESTED if by_metric[name]]
+        more = [
+            "predicted_over_real_score",
+            "predicted_over_real",
+            "ece_score",
+            "ece",
+            "group_spread",
+            "seconds_per_step",
+        ]
+        heads = [*(TESTED[name].label for name in metrics), *(SHOWN[name].label for name in more)]
+        lines += [
+            f"Less `{reference}`, in 1e-4 (mean ± sd over {len(found['seeds'])} seeds; * beyond chance at "
+            f"{found['level']:.0%} after correction); right of them, the figures themselves:",
+            "",
+            "| variant | " + " | ".join(heads) + " |",
+            "|---" * (1 + len(heads)) + "|",
+        ]
+        for name, variant in found["variants"].items():
+            cells = [difference(found, reference, metric, name) for metric in metrics]
+            shown = name + (" (collapsed)" if variant["collapsed"] else "")
+            lines.append("| " + " | ".join([shown, *cells, *(value(variant, metric) for metric in more)]) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def difference(found: dict[str, Any], reference: str, metric: str, name: str) -> str:
+    """``+13 ± 2 *``, or the reference's own mean, or why there is none."""
+    if name == reference:
+        return value(found["variants"][name], metric)
+    result = found["differences"][reference][metric].get(name)
+    if result is None:
+        return "undefined"
+    scale = TESTED[metric].scale
+    text = f"{scale * result['mean']:+.1f}"
+    if result["sd"] is not None:
+        text += f" ± {scale * result['sd']:.1f}"
+    return text + (" *" if beyond_chance(found, result) else "")
+
+
+def beyond_chance(found: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether the corrected p is below 1 - level."""
+    return result["p_corrected"] is not None and result["p_corrected"] < 1 - found["level"]
+
+
+def value(variant: dict[str, Any], metric: str) -> str:
+    """A metric's mean over seeds; - where it is undefined."""
+    there = variant["metrics"].get(metric)
+    if there is None:
+        return "-"
+    scale = METRICS[metric].scale if metric == "seconds_per_step" else 1
+    return METRICS[metric].form.format(scale * there["mean"])
+
+
+def render(config: Config, manifest: dict[str, Any], found: dict[str, Any]) -> str:
+    """The page as HTML.
+
+    Args:
+        config: of the comparison.
+        manifest: the data set's ``dataset.json``.
+        found: what ``compare.json`` holds.
+    """
+    sections = []
+    for reference, by_metric in found["differences"].items():
+        metrics = [name for name in TESTED if by_metric[name]]
+        rows = [
+            (name, [(difference(found, reference, m, name), _p(by_metric[m].get(name))) for m in metrics])
+            for name in found["variants"]
+            if name != reference
+        ]
+        drawn = [
+            (
+                TESTED[m],
+                pictures.intervals(by_metric[m], TESTED[m].label, TESTED[m].scale, TESTED[m].unit, 1 - found["level"]),
+            )
+            for m in metrics
+        ]
+        sections.append((reference, [TESTED[m].label for m in metrics], rows, drawn))
+    shown = [name for name in METRICS if any(name in v["metrics"] for v in found["variants"].values())]
+    return (
+        environment()
+        .get_template("compare.html")
+        .render(
+            config=config,
+            manifest=manifest,
+            found=found,
+            sections=sections,
+            labels=[METRICS[name].label for name in shown],
+            rows=[
+                (name, variant, [value(variant, metric) for metric in shown])
+                for name, variant in found["variants"].items()
+            ],
+            bootstrap=_bootstrap(found),
+            resolved=dump_config(config),
+        )
+    )
+
+
+def _p(result: dict[str, Any] | None) -> str:
+    if result is None or result["p"] is None:
+        return "no test"
+    return f"p {result['p']:.2g}, corrected {result['p_corrected']:.2g}"
+
+
+def _bootstrap(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Rows of (variant, cells of AUC, GAUC, NDCG): difference, interval and p over resampled users."""
+
+    def cell(interval: dict[str, Any] | None) -> str:
+        if interval is None:
+            return "undefined"
+        if interval["low"] is None:
+            return f"{1e4 * interval['difference']:+.1f}"
+        low, high = 1e4 * interval["low"], 1e4 * interval["high"]
+        return f"{1e4 * interval['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p {interval['p']:.2g}"
+
+    variants = found["bootstrap"].get("variants", {})
+    return [(name, [cell(by.get(metric)) for metric in ("auc", "gauc", "ndcg")]) for name, by in variants.items()]

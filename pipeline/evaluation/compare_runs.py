@@ -1,0 +1,295 @@
+"""Variants of the method against its controls, over seeds: training and measuring each pair of seed and variant.
+
+Every seed has one warm-up, from which all its variants start; so they differ in nothing but the weights. Each run leaves
+``result.json`` last, and a comparison that was killed goes on with what is missing::
+
+    compare/seed-1/warmup/  compare/seed-1/<variant>/{config.yaml, best/, scores.npz, result.json}  compare/compare.json
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from clsd.features.errors import UserError
+from clsd.features.schema import digest_of
+from clsd.pipeline.evaluation.compare_summary import compare_results
+from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import make_directory, read_json, require_ours, write_json, write_text
+from clsd.pipeline.shared.progress import console
+
+COMPARE_FILE = "compare.json"
+REPORT_FILE = "report.html"
+TABLES_FILE = "compare.md"
+LOG_FILE = "log.txt"
+RESULT_FILE = "result.json"
+SCORES_FILE = "scores.npz"
+
+
+def compare(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    *,
+    variants: list[str],
+    seeds: int,
+    jobs: int = 1,
+    controls: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train and measure every variant under every seed, and write ``compare.json``, ``compare.md`` and ``report.html``.
+
+    Args:
+        config: whose ``confidence`` is the configured method.
+        dataset: what to train and measure on.
+        out: the comparison's directory.
+        variants: names beside the controls, see :mod:`clsd.pipeline.evaluation.compare_variants`.
+        seeds: trainings of each variant, with the seeds ``config.seed``, ``config.seed + 1``, ...
+        jobs: processes that train at the same time, sharing the cores.
+        controls: whether the controls are carried.
+        overwrite: train anew what was trained with other settings.
+
+    Returns:
+        the content of compare.json.
+
+    Raises:
+        UserError: an unknown variant, a run that fails, results of other settings in ``out``.
+    """
+    from clsd.pipeline.evaluation.compare_report import markdown, render
+
+    dataset.require(config.rows)
+    chosen, left_out = choose(config, variants, controls=controls)
+    for name, reason in left_out.items():
+        console.print(f"[yellow]left out[/yellow] {name}: {reason}", highlight=False, soft_wrap=True)
+    require_ours(out, (LOG_FILE, COMPARE_FILE))
+    if "tce" in chosen:
+        _warn_of_ramp(chosen["tce"], dataset)
+    make_directory(out)
+    started = time.monotonic()
+    numbers = [config.seed + i for i in range(seeds)]
+    tasks = [(made.model_copy(update={"seed": seed}), name, seed) for seed in numbers for name, made in chosen.items()]
+    names, first = list(chosen), next(iter(chosen.values()))
+    with _workers(out, jobs) as submit, _progress(len(numbers) + len(tasks)) as done:
+        # The controls come with the seed, so that the first seed is whole early; warm-ups first, they are waited for.
+        warmups = {
+            seed: submit(
+                _warm_up, first.model_copy(update={"seed": seed}), dataset.directory, out, seed, names, overwrite
+            )
+            for seed in numbers
+        }
+        of_seed = {future: seed for seed, future in warmups.items()}
+        for future in as_completed(of_seed):
+            done(f"warm-up seed {of_seed[future]}", future.result())
+        runs = {
+            submit(_run, made, dataset.directory, out, name, seed, overwrite): (name, seed)
+            for made, name, seed in tasks
+        }
+        for future in as_completed(runs):
+            done("{} seed {}".format(*runs[future]), future.result())
+    results = {
+        name: {seed: read_json(_place(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
+        for name in chosen
+    }
+    found = compare_results(config, results, _bootstraps(config, dataset, out, names, numbers[0]))
+    found |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
+    write_json(out / COMPARE_FILE, found)
+    write_text(out / TABLES_FILE, markdown(found))
+    write_text(out / REPORT_FILE, render(config, dataset.manifest, found))
+    return found
+
+
+def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
+    from clsd.pipeline.training.loop import steps_per_epoch, warmup_steps
+
+    ramp = config.confidence.tce_ramp_steps
+    weighted = config.train.epochs * steps_per_epoch(config, dataset) - warmup_steps(config, dataset)
+    if ramp > weighted:
+        what = (
+            f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: it will be next to plain"
+        )
+        mend = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
+        console.print(f"[yellow]warning[/yellow] {what}; {mend}", highlight=False, soft_wrap=True)
+
+
+def _place(out: Path, seed: int, name: str) -> Path:
+    return out / f"seed-{seed}" / name
+
+
+# ---------------------------------------------------------------- in the worker
+
+
+def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: list[str], overwrite: bool) -> str:
+    """Train what the variants ``names`` start from; nothing where all of their results are there."""
+    from clsd.pipeline.training.train import WARMUP_FILE, warm_up
+
+    there = not overwrite and (_place(out, seed, WARMUP) / WARMUP_FILE).exists()
+    if not overwrite and all((_place(out, seed, name) / RESULT_FILE).exists() for name in names):
+        return "not needed"
+    with _logged(out, f"seed {seed} warm-up"):
+        warm_up(config, Dataset.load(dataset_dir), _place(out, seed, WARMUP), overwrite=overwrite)
+    return "was there" if there else ""
+
+
+def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
+    """Train and measure one variant under one seed; nothing where its result is there, and only the second where other
+    settings of it alone made that."""
+    from clsd.pipeline.training.checkpoints import RUN_FILE
+    from clsd.pipeline.training.train import run_fingerprint, train
+
+    dataset, place = Dataset.load(dataset_dir), _place(out, seed, name)
+    fingerprint, measured = run_fingerprint(config, dataset), _measured_by(config)
+    there = read_json(place / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (place / RUN_FILE).exists() else ""
+    if (place / RESULT_FILE).exists():
+        result = read_json(place / RESULT_FILE, "result", "pass --overwrite")
+        if there == fingerprint and result.get("measured") == measured:
+            return "was there"
+        if there != fingerprint and not overwrite:
+            what = "holds the result of other settings or data"
+            raise UserError(str(place), what, "pass --overwrite, or choose another --out or --runs")
+        (place / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
+    with _logged(out, f"seed {seed} {name}"):
+        if overwrite and there != fingerprint:
+            shutil.rmtree(place, ignore_errors=True)
+        trained = train(config, dataset, place, start=_place(out, seed, WARMUP))
+        result, scores = _measure(config, dataset, place)
+        np.savez(place / SCORES_FILE, **scores)
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the best one stays
+        keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
+        kept = {key: trained[key] for key in keys}
+        write_json(place / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
+    return f"auc {result['auc']:.4f}" if "auc" in result else ""
+
+
+def _measured_by(config: Config) -> str:
+    """Equal if and only if a trained model would be measured alike."""
+    evaluated = config.evaluate.model_dump(mode="json")
+    return digest_of({"evaluate": evaluated, "ndcg_at": config.compare.ndcg_at})
+
+
+def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headline metrics of a run's kept model, as the config measures, and what a bootstrap over users needs of its scores."""
+    import gc
+
+    from clsd.features.tf_runtime import keras, tf
+    from clsd.pipeline.evaluation.evaluate import headline, measure_rows
+    from clsd.pipeline.training.scoring import Scorer
+    from clsd.pipeline.training.train import load_trained
+
+    _, model = load_trained(run, dataset)
+    rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(config.evaluate.split)
+    measured = headline(measure_rows(config, dataset, rows))
+    kept = {name: rows[name] for name in ("logit", "label", "user", "intensity")}
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    return measured, kept
+
+
+@contextmanager
+def _logged(out: Path, title: str) -> Iterator[None]:
+    """What a run says goes to a file: many speak at once."""
+    with open(out / LOG_FILE, "a", encoding="utf-8") as file:
+        file.write(f"== {title}\n")
+        console.file = file
+        try:
+            yield
+        finally:
+            file.flush()
+
+
+def _begin_worker(threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launching process ends its workers
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # a killed comparison leaves no process that would write into the next one
+
+    threading.Thread(target=watch, daemon=True).start()
+    from clsd.features.tf_runtime import tf
+
+    tf.get_logger().setLevel("ERROR")  # each model that is measured traces anew, which is meant
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+# ---------------------------------------------------------------- in the launching process
+
+
+@contextmanager
+def _workers(out: Path, jobs: int) -> Iterator[Callable[..., Future[str]]]:
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(threads, os.getpid())
+    )
+    try:
+        yield pool.submit
+    except BrokenProcessPool:
+        what = "a training process died, perhaps for want of memory"
+        raise UserError(str(out), what, "see log.txt there; the same command goes on where it stood") from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+    columns = (TextColumn("compare"), BarColumn(), MofNCompleteColumn(), TextColumn("trainings"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def done(what: str, said: str) -> None:
+            bar.advance(task)
+            console.print(f"{what:<32} {said}", highlight=False, soft_wrap=True)
+
+        yield done
+
+
+def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], seed: int) -> dict[str, Any]:
+    """Over users, of the first seed's pair of models: each variant against the first reference."""
+    from clsd.pipeline.evaluation.significance import bootstrap_users
+
+    references = [name for name in config.compare.references if name in names]
+    rounds = config.compare.bootstrap_rounds
+    if not references or not rounds or not config.rows.user:
+        return {}
+    reference, found = references[0], {}
+    base = dict(np.load(_place(out, seed, reference) / SCORES_FILE))
+    gain = np.nan_to_num(base["intensity"]) * base["label"] if config.rows.intensity else None
+    for name in names:
+        if name == reference:
+            continue
+        other = np.load(_place(out, seed, name) / SCORES_FILE)["logit"]
+        if not (np.isfinite(other).all() and np.isfinite(base["logit"]).all()):
+            continue
+        intervals = bootstrap_users(
+            base["label"],
+            base["logit"],
+            other,
+            base["user"],
+            rounds=rounds,
+            seed=config.seed,
+            gain=gain,
+            k=config.compare.ndcg_at,
+            level=config.compare.level,
+        )
+        found[name] = {metric: vars(interval) for metric, interval in intervals.items()}
+    return {"reference": reference, "seed": seed, "rounds": rounds, "variants": found}

@@ -1,0 +1,136 @@
+"""How far a data set has moved from an older one: by feature, from what both keep of their training splits."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from clsd.features.schema import NumericFeature
+from clsd.pipeline.preprocess.data_statistics import QUANTILES, TOP
+from clsd.pipeline.shared.dataset import Dataset
+
+#: Least share of a bin: without it, one value that is new would move a feature by infinity.
+_LEAST = 1e-4
+
+
+class Moved(NamedTuple):
+    """One feature, from the older data set to the newer.
+
+    Args:
+        feature: its name.
+        psi: population stability index of its training distribution, missing values among it; None where it is not known in both.
+        missing: shares of training rows without a value, old and new.
+        what: the bin or value whose share changed most, with both shares.
+    """
+
+    feature: str
+    psi: float | None
+    missing: tuple[float, float]
+    what: str
+
+
+def psi(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> float:
+    """sum (new - old) log(new / old) over shares of the same bins, each at least 1e-4.
+
+    0 for equal shares; by custom, below 0.1 is called stable and above 0.25 a shift.
+    """
+    p, q = np.maximum(old, _LEAST), np.maximum(new, _LEAST)
+    return float(np.sum((q - p) * np.log(q / p)))
+
+
+def moved(old: Dataset, new: Dataset) -> list[Moved]:
+    """Every feature of either data set, the one that moved most first."""
+    before, after = old.statistics["features"], new.statistics["features"]
+    features = {feature.name: feature for data in (old, new) for feature in data.schema.features}
+    found = []
+    for name, feature in features.items():
+        if name not in before or name not in after:
+            which = "newer" if name in after else "older"
+            missing = tuple(_missing(data[name]) if name in data else 1.0 for data in (before, after))
+            # What is gone is as far away as can be; what is new was not there to move.
+            gone = psi(np.array([1.0, 0.0]), np.array([0.0, 1.0])) if which == "older" else None
+            found.append(Moved(name, gone, (missing[0], missing[1]), f"only the {which} data set has it"))
+            continue
+        missing = _missing(before[name]), _missing(after[name])
+        shares = _numbers if isinstance(feature, NumericFeature) else _values
+        labels, p, q = _with_missing(*(shares(name, old, new) or (["any value"], *_ONE)), missing)
+        if len(labels) == 2 and missing[0] == missing[1]:  # nothing is known but that
+            found.append(Moved(name, None, missing, ""))
+            continue
+        at = int(np.argmax(np.abs(q - p)))
+        found.append(Moved(name, psi(p, q), missing, f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"))
+    return sorted(found, key=lambda m: (-(m.psi if m.psi is not None else -1.0), m.feature))
+
+
+#: Shares of one bin that holds all.
+_ONE = np.ones(1), np.ones(1)
+
+
+def _with_missing(
+    labels: list[str],
+    p: npt.NDArray[np.float64],
+    q: npt.NDArray[np.float64],
+    missing: tuple[float, float],
+) -> _Bins:
+    """Shares of all rows, those without a value a bin of their own, from shares of the rows with one."""
+    p, q = (np.append(shares * (1.0 - lost), lost) for shares, lost in zip((p, q), missing, strict=True))
+    return [*labels, "missing"], p, q
+
+
+def _missing(described: dict[str, Any]) -> float:
+    counts = described["missing"].get("train", {"rows": 0, "of": 0})
+    return float(counts["rows"] / counts["of"]) if counts["of"] else 0.0
+
+
+_Bins = tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
+    """Shares between the old data set's quantiles, by the new one's quantile curve."""
+    curves = [data.statistics["features"][name].get("quantiles") for data in (old, new)]
+    if None in curves:
+        return None
+    cuts = np.unique(np.asarray(curves[0][1:-1]))
+    shares = []
+    for curve in curves:
+        below = np.interp(cuts, *_rising(np.asarray(curve)), left=0.0, right=1.0)
+        shares.append(np.diff([0.0, *below, 1.0]))
+    ends = [-math.inf, *cuts, math.inf]
+    labels = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(ends)]
+    return labels, shares[0], shares[1]
+
+
+def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Values without repetition and the share of rows at or below each."""
+    values, last = np.unique(curve[::-1], return_index=True)
+    return values, np.asarray(QUANTILES)[::-1][last]
+
+
+def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
+    """Shares of the old data set's most frequent values, and of all others together.
+
+    Where only a list of the most frequent values is kept, one that is no longer on it counts as its last: it may have been
+    pushed off by one more row.
+    """
+    described = [data.statistics["features"][name] for data in (old, new)]
+    if not all(found.get("values") for found in described):
+        return None
+    top = [value for value, _ in described[0]["top"][:TOP]]
+    shares = []
+    for found, data in zip(described, (old, new), strict=True):
+        counts = dict(found["top"])
+        least = found["top"][-1][1] if len(counts) == TOP else 0
+        if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
+            vocabulary = data.transform.vocabularies[name]
+            at = vocabulary.index(pa.array(top, pa.string()))
+            counts |= {value: int(vocabulary.rows[i]) for value, i in zip(top, at, strict=True) if i >= 0}
+            least = 0
+        rows = np.array([counts.get(value, least) for value in top], np.float64) / found["values"]
+        rows /= max(rows.sum(), 1.0)
+        shares.append(np.append(rows, 1.0 - rows.sum()))
+    return [*top, "all others"], shares[0], shares[1]

@@ -1,0 +1,209 @@
+"""A trained model on held-out rows: metrics.json and report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsd.features.tf_runtime import tf
+from clsd.models.calibration import Calibrator
+from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
+from clsd.models.ranking import group_spread, intensity_auc, ndcg
+from clsd.pipeline.evaluation.rank_correlations import relate
+from clsd.pipeline.evaluation.report import render
+from clsd.pipeline.shared.config import Config, EvaluateSettings
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import read_json, whole_directory, write_json, write_text
+from clsd.pipeline.shared.package_versions import versions
+from clsd.pipeline.training.checkpoints import RUN_FILE
+from clsd.pipeline.training.popularity import item_popularity
+from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
+from clsd.pipeline.training.train import load_trained
+
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+_CALIBRATION = ("predicted_over_real", "ece")
+
+
+def evaluate(
+    dataset: Dataset, run: Path, out: Path, *, settings: EvaluateSettings | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Measure the best model of a run and write ``metrics.json`` and ``report.html``.
+
+    Args:
+        dataset: the data set it was trained on.
+        run: the training run's directory.
+        out: directory of the two files.
+        settings: what to measure; as the run's own config says if None.
+        overwrite: replace what is in ``out``.
+
+    Returns:
+        the content of metrics.json.
+
+    Raises:
+        UserError: no such run, another data set, no rows in that split.
+    """
+    config, model = load_trained(run, dataset)
+    if settings is not None:
+        config = config.model_copy(update={"evaluate": settings})
+    split = config.evaluate.split
+    rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(split)
+    # Without a teacher to ask, one forward pass knows the weight exactly.
+    calibrator = cheap_calibrator(model, dataset) if model.asks_teacher else None
+    metrics = measure_rows(config, dataset, rows, calibrator)
+    metrics["split"] = split
+    metrics["settings"] = config.evaluate.model_dump(mode="json")
+    metrics["training"] = read_json(run / RUN_FILE, "run", "")
+    metrics["versions"] = versions()
+    with whole_directory(out, marker=METRICS_FILE, overwrite=overwrite) as aside:
+        write_json(aside / METRICS_FILE, metrics)
+        write_text(aside / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
+    return metrics
+
+
+def measure_rows(
+    config: Config, dataset: Dataset, rows: dict[str, Any], calibrator: Calibrator | None = None
+) -> dict[str, Any]:
+    """All metrics of scored rows: overall, calibrated, by group, and confidence against intensity.
+
+    Args:
+        config: of the run.
+        dataset: whose rows these are.
+        rows: what :meth:`clsd.pipeline.training.scoring.Scorer.score` gives.
+        calibrator: the cheap calibration, measured beside the exact one.
+    """
+    label, logit = rows["label"], rows["logit"]
+    user = rows["user"] if config.rows.user else None
+    calibrated = rows["ctr_logit"]
+    clicked = label > 0.5
+    bins = config.evaluate.calibration_bins
+    out: dict[str, Any] = {
+        "score": _plain(measure(label, logit, user)),
+        "ctr": _plain(measure(label, calibrated, user)),
+        "calibration": {
+            "score": calibration_curve(label, sigmoid(logit), bins).tolist(),
+            "ctr": calibration_curve(label, sigmoid(calibrated), bins).tolist(),
+        },
+        "confidence": {
+            "clicks": _spread(rows["confidence"][clicked]),
+            "all": _spread(rows["confidence"]),
+            **_spreads(config, rows, clicked),
+        },
+        "groups": {},
+    }
+    for group in config.rows.groups:
+        ids = rows["ids"][:, config.rows.id_slices[group].start]
+        names = dict(enumerate(dataset.transform.id_names(group)))
+        measured = measure_groups(ids, names, label, logit, user)
+        corrected = measure_groups(ids, names, label, calibrated, None)
+        codes = {names.get(int(g), str(g)): int(g) for g in np.unique(ids)}
+        out["groups"][group] = {
+            name: {
+                **_plain(found),
+                **{f"ctr_{key}": value for key, value in corrected[name].values.items() if key in _CALIBRATION},
+                "confidence": _spread(rows["confidence"][clicked & (ids == codes[name])]),
+            }
+            for name, found in measured.items()
+        }
+    if calibrator is not None:
+        cheap = logit - calibrator.log_weight(logit, rows["correction"]).numpy() + np.log(dataset.kept_negatives)
+        out["ctr_cheap"] = _plain(measure(label, cheap, user))
+        out["calibrator"] = calibrator._asdict()
+    if config.rows.intensity:
+        out["ranking"] = _ranking(config, rows, user)
+    if config.confidence.weighted and config.rows.intensity:
+        known = clicked & np.isfinite(rows["intensity"])
+        popularity = _popularity(config, dataset, rows["ids"])
+        out["intensity"] = relate(
+            rows["confidence"][known],
+            rows["intensity"][known],
+            None if user is None else user[known],
+            None if popularity is None else popularity[known],
+        )
+    return out
+
+
+#: Headline metrics of a model by name, and where :func:`measure_rows` puts them.
+HEADLINES: dict[str, tuple[str, str]] = {
+    "auc": ("score", "auc"),
+    "gauc": ("score", "gauc"),
+    "log_loss": ("ctr", "log_loss"),
+    "log_loss_score": ("score", "log_loss"),
+    "ndcg": ("ranking", "ndcg"),
+    "intensity_auc": ("ranking", "intensity_auc"),
+    "predicted_over_real": ("ctr", "predicted_over_real"),
+    "predicted_over_real_score": ("score", "predicted_over_real"),
+    "ece": ("ctr", "ece"),
+    "ece_score": ("score", "ece"),
+    "group_spread": ("confidence", "group_spread"),
+    "confidence_given_popularity": ("intensity", "given_popularity"),
+}
+
+
+def headline(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics by which models are compared; what is undefined is left out."""
+    return {name: metrics[part][key] for name, (part, key) in HEADLINES.items() if key in metrics.get(part, {})}
+
+
+def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
+    """The headline metrics that ``clsd evaluate`` wrote of a run; None where it wrote none of this one."""
+    if not (evaluation / METRICS_FILE).exists():
+        return None
+    metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again")
+    mine = read_json(run / RUN_FILE, "finished training run", "run `clsd train` first")["fingerprint"]
+    return headline(metrics) if metrics["training"]["fingerprint"] == mine else None
+
+
+def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
+    """How the order of scores fits the intensity of the clicks: NDCG a user, and AUC among the clicks alone."""
+    if not np.isfinite(rows["logit"]).all():
+        return {"undefined": dict.fromkeys(("ndcg", "intensity_auc"), "some predictions are not finite")}
+    at = config.compare.ndcg_at
+    known = (rows["label"] > 0.5) & np.isfinite(rows["intensity"])
+    gain = np.where(known, np.maximum(rows["intensity"], 0.0), 0.0)
+    found: dict[str, tuple[float | None, str]] = {
+        "intensity_auc": (
+            intensity_auc(rows["logit"][known], rows["intensity"][known]),
+            "fewer than 2 clicks, or all of one intensity",
+        ),
+        "ndcg": (None, "the log names no users"),
+    }
+    users = 0
+    if user is not None:
+        value, users = ndcg(user, rows["logit"], gain, at)
+        found["ndcg"] = (value, "no user has a click of an intensity above 0")
+    out: dict[str, Any] = {name: value for name, (value, _) in found.items() if value is not None}
+    undefined = {name: reason for name, (value, reason) in found.items() if value is None}
+    return {"at": at, "users": users, **out, **({"undefined": undefined} if undefined else {})}
+
+
+def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, float]:
+    """Largest by smallest group mean of the clicks' confidence, of the group feature where that is largest."""
+    ids = rows["ids"][clicked]
+    found = [
+        group_spread(rows["confidence"][clicked], ids[:, config.rows.id_slices[group].start])
+        for group in config.rows.groups
+    ]
+    known = [value for value in found if value is not None]
+    return {"group_spread": max(known)} if known else {}
+
+
+def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
+    """Training clicks of each row's item, ``[n]``; None where no vocabulary feature names the item."""
+    found = item_popularity(config, dataset)
+    return None if found is None else found[1][ids[:, config.rows.id_slices[found[0]].start]]
+
+
+def _plain(measured: Measured) -> dict[str, Any]:
+    return {**measured.values, "undefined": measured.undefined} if measured.undefined else dict(measured.values)
+
+
+def _spread(values: Any) -> dict[str, float]:
+    """Rows, mean and quantiles of some values; rows alone where there are none."""
+    if len(values) == 0:
+        return {"rows": 0}
+    quantiles = np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9])
+    named = zip(("p10", "p25", "median", "p75", "p90"), (float(q) for q in quantiles), strict=True)
+    return {"rows": len(values), "mean": float(np.mean(values)), **dict(named)}

@@ -1,0 +1,1 @@
+"""Click logs to a data set: the Beam job."""

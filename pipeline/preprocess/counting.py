@@ -1,0 +1,221 @@
+"""What is counted of the rows, as partial results of batches that add up.
+
+A worker adds up those of its own batches and hands on one result a feature; they are merged a feature at a time
+(:mod:`clsd.pipeline.preprocess.learning`). Sums are added exactly, so that their order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+
+from clsd.features.hashing import mix64
+from clsd.features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
+from clsd.features.tokens import Coded, coded, coded_lists, raw_type
+from clsd.features.vocabulary import count, merge
+from clsd.pipeline.preprocess.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
+from clsd.pipeline.preprocess.spill import Spilled, load, spill
+from clsd.pipeline.shared import progress
+from clsd.pipeline.shared.threads import Threads
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+#: Training rows from which the quantile transform's boundaries come, a uniform sample; and those of the statistics.
+QUANTILE_SAMPLE, SPREAD_SAMPLE = 200_000, 20_000
+_DAY = 86_400_000_000
+#: Positions of the splits and their names, the rows that are left out among them.
+_SPLITS = [*enumerate(SPLITS), (GAP, "gap")]
+#: Partial results that are kept before they are merged.
+_FEW, _FEW_LARGE = 32, 4
+
+
+class Sample(NamedTuple):
+    """A uniform sample without replacement: the values of the rows with the smallest random keys, at most ``most`` of them."""
+
+    keys: Any
+    values: Any
+    most: int
+
+    @classmethod
+    def merged(cls, samples: list[Sample]) -> Sample:
+        """One sample of all rows that the samples are of."""
+        keys, values = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("keys", "values"))
+        return cls.of(keys, values, samples[0].most)
+
+    @classmethod
+    def of(cls, keys: Any, values: Any, most: int) -> Sample:
+        """A sample of these values."""
+        if len(keys) > most:
+            smallest = np.argpartition(keys, most)[:most]
+            keys, values = keys[smallest], values[smallest]
+        return cls(keys, values, most)
+
+
+def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Any]]:
+    """(kind:name, partial result): what the transform is learnt from and what ``statistics.json`` tells, in one pass.
+
+    ``splits``, ``days`` and ``missing`` are counted over all rows. Of the training rows, by feature: ``vocabulary`` or ``tokens``
+    (values and their rows and clicks) or ``sampled`` (some values); ``moments`` or ``sample`` (for the transform), ``range`` and
+    ``spread``.
+    """
+    split, label, keys = (batch.column(name).to_numpy() for name in (SPLIT, LABEL, KEY))
+    rows = _by_split(split)
+    clicks = _by_split(split[label == 1])
+    yield "splits", {name: (rows[s], clicks[s]) for s, name in _SPLITS if rows[s]}
+    if schema.timestamp:
+        day = batch.column(TIME).to_numpy() // _DAY
+        codes = (day - day.min()) * 4 + split + 1  # of at most 84,000 days and 4 splits, GAP among them
+        of, clicked = np.bincount(codes), np.bincount(codes[label == 1], minlength=codes.max() + 1)
+        days = {f"{c % 4 - 1} {c // 4 + day.min()}": (int(of[c]), int(clicked[c])) for c in np.flatnonzero(of)}
+        yield "days", days
+    train = split == 0
+
+    def measure(feature: Feature) -> tuple[dict[int, int], list[Any]]:
+        there = feature.source in batch.schema.names
+        column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, raw_type(feature))
+        if isinstance(feature, NumericFeature):
+            measured = _number(feature, column, keys, train)
+        else:
+            measured = _values(feature, column, keys, label == 1, train)
+        lacks = _by_split(split[next(measured)])
+        return lacks, list(measured) if there and rows[0] else []
+
+    missing: dict[str, tuple[int, int]] = {}
+    for feature, (lacks, found) in zip(schema.features, threads.map(measure, schema.features), strict=True):
+        missing |= {f"{name} {feature.name}": (lacks[s], rows[s]) for s, name in enumerate(SPLITS) if rows[s]}
+        yield from found
+    yield "missing", missing
+
+
+def _by_split(split: npt.NDArray[np.int8]) -> dict[int, int]:
+    counts = np.bincount(split + np.int8(1), minlength=len(_SPLITS))
+    return {s: int(counts[s + 1]) for s, _ in _SPLITS}
+
+
+def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
+    """Which rows have no value; then the partial results of the training rows."""
+    if isinstance(feature, CategoricalFeature):
+        values = coded(feature, column)
+        yield values.codes < 0
+    else:
+        values, lengths = coded_lists(feature, column)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        yield np.bincount(row[values.codes >= 0], minlength=len(lengths)) == 0
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        clicked, train, keys = clicked[row], train[row], mix64(keys[row] ^ mix64(place))  # no two values have one key
+    mine = Coded(values.tokens, values.codes[train])
+    if feature.encoding == "hash":  # there may be more values than could be counted
+        drawn = Sample.of(keys[train & (values.codes >= 0)], mine.codes[mine.codes >= 0], SPREAD_SAMPLE)
+        tokens = values.tokens.take(pa.array(drawn.values)).to_numpy(zero_copy_only=False)
+        yield f"sampled:{feature.name}", [drawn._replace(values=tokens)]
+    elif not feature.share:
+        kind = "vocabulary" if feature.encoding == "vocabulary" else "tokens"
+        yield f"{kind}:{feature.name}", [count(mine, clicked[train])]
+
+
+def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> Iterator[Any]:
+    """Which rows have no value; then the partial results of the training rows."""
+    x = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        there = np.isfinite(x.astype(np.float32))  # as the encoder sees it
+    yield ~there
+    x, keys = x[train & there], keys[train & there]
+    if len(x):
+        yield f"range:{feature.name}", [(float(x.min()), float(x.max()))]
+        yield f"spread:{feature.name}", [Sample.of(keys, x, SPREAD_SAMPLE)]
+    if feature.transform == "quantile":
+        yield f"sample:{feature.name}", [Sample.of(keys, x, QUANTILE_SAMPLE)]
+    elif feature.transform != "none":
+        moved = np.log1p(np.maximum(x, 0)) if feature.transform == "log1p" else x
+        mean = float(moved.mean()) if len(moved) else 0.0
+        yield f"moments:{feature.name}", [(len(moved), mean, float(((moved - mean) ** 2).sum()))]
+
+
+class Measure(beam.DoFn):  # type: ignore[misc]
+    """The partial results of a bundle's batches, merged: (key, what was merged), once a bundle.
+
+    Counts of values, which may be millions, are laid on disk; :func:`lifted` takes them up again.
+    """
+
+    def __init__(self, schema: Schema, directory: str, threads: Threads) -> None:
+        self._schema, self._directory, self._threads = schema, directory, threads
+        self._parts: dict[str, list[Any]] = {}
+
+    def start_bundle(self) -> None:
+        self._parts = {}
+
+    def process(self, spilled: Spilled) -> None:
+        for key, partial in partials(self._schema, load(spilled), self._threads):
+            self._parts[key] = add(self._parts.get(key, []), partial)
+        progress.add("rows counted", spilled.rows, self._directory)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for key, found in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):
+            if isinstance(found, list) and found and isinstance(found[0], pa.Table):
+                found = spill(self._directory, found[0].combine_chunks().to_batches())
+            yield GlobalWindows.windowed_value((key, found))
+        self._parts = {}
+
+
+def lifted(found: Any) -> Any:
+    """A partial result as it was before :class:`Measure` laid it on disk."""
+    if isinstance(found, list) and found and isinstance(found[0], Spilled):
+        return [pa.Table.from_batches([load(part) for part in found])]
+    return found
+
+
+class MergePartials(beam.CombineFn):  # type: ignore[misc]
+    """Merges partial results of one key; which way is seen from what they are."""
+
+    def create_accumulator(self) -> list[Any]:
+        return []
+
+    def add_input(self, accumulator: list[Any], partial: Any) -> list[Any]:
+        return add(accumulator, partial)
+
+    def merge_accumulators(self, accumulators: Any) -> list[Any]:
+        parts = [part for accumulator in accumulators for part in accumulator]
+        return [merged(parts)] if parts else []
+
+    def extract_output(self, accumulator: list[Any]) -> Any:
+        return merged(accumulator)
+
+
+def add(parts: list[Any], partial: Any) -> list[Any]:
+    """The partial results with one more, a few of them merged now and then."""
+    parts = [*parts, partial]
+    large = isinstance(partial, list) and partial and isinstance(partial[0], Sample)
+    return parts if len(parts) < (_FEW_LARGE if large else _FEW) else [_merged(parts)]
+
+
+def merged(parts: Iterable[Any]) -> Any:
+    """One partial result of all; which way they add up is seen from what they are."""
+    few: list[Any] = []
+    for part in parts:  # of a large job there may be many: never all of them at once
+        few = add(few, part)
+    one = few[0] if len(few) == 1 else None
+    # The counts of a single batch may hold a token twice.
+    return _merged(few) if one is None or (isinstance(one, list) and one and isinstance(one[0], pa.Table)) else one
+
+
+def _merged(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return _add_counts(parts)
+    items = [item for part in parts for item in part]
+    if items and isinstance(items[0], pa.Table):
+        return [merge(items)]
+    return [Sample.merged(items)] if items and isinstance(items[0], Sample) else items
+
+
+def _add_counts(parts: list[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    names = {name for part in parts for name in part}
+    return {
+        name: (sum(p.get(name, (0, 0))[0] for p in parts), sum(p.get(name, (0, 0))[1] for p in parts))
+        for name in sorted(names)
+    }

@@ -1,0 +1,77 @@
+"""What the rows of a data set look like: rows and CTR by day, and of each feature what is missing, how it is spread.
+
+Counted in the Beam job (:mod:`clsd.pipeline.preprocess.counting`), in the pass that the transform is learnt from; written as
+``statistics.json``. Shares of missing values are known for every split, distributions for the training split.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clsd.features.schema import Schema
+from clsd.pipeline.preprocess.columns import SPLITS
+
+#: Values that are named; those beyond are counted together.
+TOP = 100
+#: Partial results of which a feature with values has one.
+_COUNTED = ("vocabulary", "tokens", "sampled")
+QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
+
+
+def values(counts: pa.Table) -> dict[str, Any]:
+    """The distribution of counted values: how many distinct ones, how many in all, the most frequent."""
+    if not counts.num_rows:
+        return {}
+    counts = counts.append_column("bytes", pc.cast(counts["token"], pa.binary()))
+    order = pc.select_k_unstable(counts, TOP, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
+    top = counts.take(order).select(["token", "rows"]).to_pylist()
+    total = pc.sum(counts["rows"]).as_py()
+    return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in top]}
+
+
+def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:
+    """The distribution of a sample of values: how many were drawn, and the most frequent; how many there are is not known."""
+    found = Counter(tokens.tolist())
+    top = sorted(found.items(), key=lambda item: (-item[1], item[0].encode()))[:TOP]
+    return {"values": len(tokens), "top": top, "sampled": True} if len(tokens) else {}
+
+
+def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``statistics.json``.
+
+    Args:
+        schema: the features.
+        learnt: by key, what :func:`clsd.pipeline.preprocess.learning.learn` gave.
+
+    Returns:
+        days: by split, (day, rows, clicks) in order; features: by name, missing and rows by split, and of the training split
+        distinct values and the most frequent ones, or least, largest and quantiles. Of a feature whose values are hashed only a
+        sample is looked at: it may have more values than could be counted.
+    """
+    days: dict[str, list[Any]] = {name: [] for name in SPLITS}
+    for key, (rows, clicks) in learnt.get("days", {}).items():
+        split, day = map(int, key.split())
+        if split >= 0:
+            days[SPLITS[split]].append((str(np.datetime64(day, "D")), rows, clicks))
+    missing = learnt.get("missing", {})
+    features = {}
+    for feature in schema.features:
+        name = feature.name
+        lacks = {split: missing[key] for split in SPLITS if (key := f"{split} {name}") in missing}
+        known = [learnt[key] for kind in _COUNTED if (key := f"{kind}:{name}") in learnt]
+        spread = {key: value for found in known for key, value in found.items() if key != "entry"}
+        if ends := learnt.get(f"range:{name}"):
+            low, high = ends
+            spread = {"min": low, "max": high, "quantiles": [low, *learnt[f"spread:{name}"][1:-1], high]}
+        features[name] = {
+            "kind": feature.kind,
+            "missing": {split: {"rows": n, "of": of} for split, (n, of) in lacks.items()},
+            **spread,
+        }
+    return {"days": {name: sorted(found) for name, found in days.items() if found}, "features": features}

@@ -1,0 +1,51 @@
+"""The raw rows that the export's canary is asked about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clsd.features.tokens import with_dictionaries
+from clsd.pipeline.preprocess.columns import KEY, SPLIT, SPLITS
+
+
+class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
+    """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few).
+
+    A log too small for a test split gives validation or training rows instead: the canary needs some.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def create_accumulator(self) -> list[pa.RecordBatch]:
+        return []
+
+    def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        splits, keys = batch.column(SPLIT).to_numpy(), batch.column(KEY).to_numpy()
+        for split in range(len(SPLITS)):
+            places = np.flatnonzero(splits == split)
+            if len(places) > self._rows:
+                places = places[np.argpartition(keys[places], self._rows)[: self._rows]]
+            if len(places):
+                accumulator.append(with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(places))])))
+        return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
+
+    def merge_accumulators(self, accumulators: Any) -> list[pa.RecordBatch]:
+        parts = [part for accumulator in accumulators for part in accumulator]
+        return [self._smallest(parts)] if parts else []
+
+    def extract_output(self, accumulator: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+        if not accumulator:
+            return None
+        rows = self._smallest(accumulator)
+        return rows.filter(pc.equal(rows.column(SPLIT), rows.column(SPLIT)[0]))
+
+    def _smallest(self, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+        table = pa.Table.from_batches(parts)
+        order = pc.sort_indices(table, sort_keys=[(SPLIT, "descending"), (KEY, "ascending")])
+        return table.take(order[: self._rows]).combine_chunks().to_batches()[0]

@@ -1,0 +1,350 @@
+"""The graph of the preprocessing job.
+
+Every element is the place of an Arrow record batch or of a block of encoded rows, never a single row; the rows themselves lie
+in files that the workers share (:mod:`clsd.pipeline.preprocess.spill`)::
+
+    pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
+                 └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
+
+Nothing is learnt from validation or test rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.metrics.metric import Metrics
+from apache_beam.transforms.combiners import ToDict
+from apache_beam.transforms.window import GlobalWindows
+
+from clsd.features.hashing import seeded
+from clsd.features.paths import place
+from clsd.features.schema import Schema
+from clsd.features.tokens import with_dictionaries
+from clsd.features.transform import Transform
+from clsd.pipeline.preprocess import data_statistics as profile
+from clsd.pipeline.preprocess import negatives, shards, splits
+from clsd.pipeline.preprocess.columns import KEY, POSITION, SPLIT, USER
+from clsd.pipeline.preprocess.counting import Measure, MergePartials
+from clsd.pipeline.preprocess.dead_letters import Collector, Refused, write_dead_letters
+from clsd.pipeline.preprocess.golden_rows import SmallestKeys
+from clsd.pipeline.preprocess.histories import add_histories
+from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.preprocess.learning import described_transform, learn
+from clsd.pipeline.preprocess.row_checks import check, refused_text
+from clsd.pipeline.preprocess.sources import Reader
+from clsd.pipeline.preprocess.spill import OverSpilled, Spilled, load, load_together, spill
+from clsd.pipeline.shared import beam_patches as beam_waits
+from clsd.pipeline.shared import progress
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
+from clsd.pipeline.shared.files import whole_file, write_json
+from clsd.pipeline.shared.threads import ONE, Threads
+
+#: Bytes of log for each part into which users are hashed where a step needs all rows of a user at once, and how many at least.
+USER_PART_BYTES, USER_PARTS = 64 << 20, 32
+#: Rows that are encoded together, and no fewer batches than one.
+ENCODE_ROWS = 1 << 20
+_DEAD, _TALLY = "dead", "tally"
+
+beam_waits.shorten()  # here, for workers import this module and run nothing of the launching process
+
+
+class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
+    """Pieces to checked batches, with their split where a row alone tells it; refused rows and counts go elsewhere."""
+
+    def __init__(self, config: Config, directory: str, threads: Threads) -> None:
+        self._reader, self._schema = Reader(config.logs, config.seed, threads), config.rows
+        self._directory, self._split = directory, _split_of_row(config)
+        self._read = Metrics.counter("clsd", "rows_read")
+        self._kept = Metrics.counter("clsd", "rows_kept")
+        self._refused = Metrics.counter("clsd", "rows_refused")
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        read = refused = 0
+        letters = Collector(self._directory, piece)
+        for part in self._reader.read(piece):
+            found: list[Refused] = []
+            if isinstance(part, Refused):
+                found, rows, kept = [part], 1, 0
+            else:
+                batch, wrong = check(self._schema, part)
+                for row, reason in wrong:
+                    position = part.column(POSITION)[row].as_py()
+                    text = self._reader.text(piece, position)
+                    text = refused_text(part, row) if text is None else text
+                    found.append(Refused(piece.path, self._reader.line(piece, position), reason, text))
+                rows, kept = part.num_rows, batch.num_rows
+                yield from spill(self._directory, [self._split(batch)])
+            for letter in found:
+                Metrics.counter("clsd.refused", letter.reason).inc()
+                for laid in letters.take(letter):
+                    yield beam.pvalue.TaggedOutput(_DEAD, laid)
+            read, refused = read + rows, refused + len(found)
+            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(found))):
+                progress.add(what, n, self._directory)
+        for laid in letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, laid)
+        progress.add(progress.READ, 1, self._directory)
+        self._read.inc(read)
+        self._kept.inc(read - refused)
+        self._refused.inc(refused)
+        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (read, read - refused)})
+
+
+class Encode(beam.DoFn):  # type: ignore[misc]
+    """Batches to encoded rows by shard, several batches at a time: a look-up in a vocabulary of millions costs what building
+    its index costs, once for all rows that are looked up together."""
+
+    def __init__(self, config: Config, directory: str, threads: Threads) -> None:
+        self._schema, self._rows_per_shard, self._seed = config.rows, config.preprocess.rows_per_shard, config.seed
+        self._directory, self._threads = directory, threads
+        self._waiting: list[Spilled] = []
+        self._transform: Transform | None = None
+        self._counts: dict[str, Any] = {}
+
+    def start_bundle(self) -> None:
+        self._waiting = []
+
+    def process(self, batch: Spilled, transform: dict[str, Any], counts: dict[str, Any]) -> Iterator[Any]:
+        if self._transform is None:
+            self._transform, self._counts = Transform.load(self._schema, transform, place(self._directory)), counts
+        self._waiting.append(batch)
+        if sum(waiting.rows for waiting in self._waiting) >= ENCODE_ROWS:
+            yield from self._encode()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for found in self._encode() if self._waiting else ():
+            if isinstance(found, beam.pvalue.TaggedOutput):
+                yield beam.pvalue.TaggedOutput(found.tag, GlobalWindows.windowed_value(found.value))
+            else:
+                yield GlobalWindows.windowed_value(found)
+
+    def _encode(self) -> Iterator[Any]:
+        assert self._transform is not None
+        table, self._waiting = load_together(self._waiting), []
+        rows, split = shards.encode_rows(self._transform, table, self._threads), table.column(SPLIT).to_numpy()
+        many = shards.shard_counts(self._counts, self._rows_per_shard)
+        parts = dict(shards.partition(split, rows, many, self._seed))
+        for (name, _, _), part in parts.items():
+            yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, name, part))
+        laid = spill(self._directory, (part.to_batch() for part in parts.values()))
+        progress.add("rows encoded", len(rows), self._directory)
+        yield from zip(parts, laid, strict=True)
+
+
+class InThreads(beam.DoFn):  # type: ignore[misc]
+    """Does something with each group of a bundle, several groups at a time.
+
+    Args:
+        work: of (key, values), where the values are small.
+        threads: of the worker.
+    """
+
+    def __init__(self, work: Callable[[tuple[Any, Iterable[Any]]], Any], threads: Threads) -> None:
+        self._work, self._threads = work, threads
+        self._waiting: list[tuple[Any, list[Any]]] = []
+
+    def start_bundle(self) -> None:
+        self._waiting = []
+
+    def process(self, element: tuple[Any, Iterable[Any]]) -> None:
+        self._waiting.append((element[0], list(element[1])))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for found in self._threads.map(self._work, self._waiting):
+            yield GlobalWindows.windowed_value(found)
+        self._waiting = []
+
+
+def build(
+    root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "", threads: Threads = ONE
+) -> None:
+    """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
+
+    Args:
+        root: a ``beam.Pipeline``.
+        config: the whole run's settings.
+        pieces: what :func:`clsd.pipeline.preprocess.input_splits.plan` found.
+        directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
+        base: directory of an earlier data set whose ids are kept; "" for none.
+        threads: of each worker.
+    """
+    schema, job, seed = config.rows, config.preprocess, config.seed
+    read = (
+        root
+        | "Pieces" >> beam.Create(pieces)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _TALLY, main="rows")
+    )
+    rows = _split(read.rows, config, directory, sum({piece.path: piece.size for piece in pieces}.values()))
+    if job.negatives:
+        items = rows | "Catalogue" >> beam.CombineGlobally(OverSpilled(negatives.Catalogue(job.negatives)))
+        side = beam.pvalue.AsSingleton(items)
+        rows = rows | "Negatives" >> beam.FlatMap(_changed, directory, partial(_negatives, config), side)
+    if job.keep_negatives < 1:
+        keep = partial(negatives.keep_share, job.keep_negatives, seed)
+        rows = rows | "KeepNegatives" >> beam.FlatMap(_changed, directory, keep)
+    rows = rows | "Even" >> beam.Reshuffle()
+
+    learnt = (
+        rows
+        | "Measure" >> beam.ParDo(Measure(schema, directory, threads))
+        | "Features" >> beam.GroupByKey()
+        | "Learn" >> beam.ParDo(InThreads(partial(learn, schema, directory, base), threads))
+        | "One" >> ToDict()
+    )
+    transform = beam.pvalue.AsSingleton(
+        learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
+    )
+    described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(profile.describe, schema)))
+    counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda found: found.get("splits", {})))
+
+    encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(
+        _TALLY, main="rows"
+    )
+    written = (
+        encoded.rows
+        | "Gather" >> beam.GroupByKey()
+        | "Write"
+        >> beam.ParDo(InThreads(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory), threads))
+    )
+    golden = rows | "Golden" >> beam.CombineGlobally(OverSpilled(SmallestKeys(job.golden_rows)))
+    dead = (
+        read.dead
+        | "OneFile" >> beam.GroupBy(lambda _: 0)
+        | "DeadLetters" >> beam.Map(partial(write_dead_letters, directory))
+    )
+    tally = read.tally | "Tally" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    quality = encoded.tally | "Quality" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    _ = (
+        root
+        | "Once" >> beam.Create([directory])
+        | "Summary"
+        >> beam.Map(
+            _write_summary,
+            transform=transform,
+            golden=beam.pvalue.AsSingleton(golden),
+            written=beam.pvalue.AsList(written),
+            dead=beam.pvalue.AsList(dead),
+            tally=beam.pvalue.AsSingleton(tally, default_value={"rows": (0, 0)}),
+            counts=counts,
+            described=described,
+            quality=beam.pvalue.AsSingleton(quality, default_value={}),
+        )
+    )
+
+
+def _needs_users(config: Config) -> bool:
+    """Whether a step needs all rows of a user at once."""
+    return (
+        config.preprocess.split.by == "user_time"
+        or config.preprocess.negatives is not None
+        or bool(config.rows.histories)
+    )
+
+
+def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Adds the split where a row alone tells it, and nothing elsewhere."""
+    settings = config.preprocess.split
+    if settings.by == "hash":
+        return partial(splits.by_hash, settings, config.rows.user, config.seed)
+    given = splits.given_boundaries(settings) if settings.by == "time" else None
+    return partial(splits.by_time, given, settings.gap) if given else lambda batch: batch
+
+
+def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
+    settings = config.preprocess.split
+    if _needs_users(config):
+        parts = max(USER_PARTS, log_bytes // USER_PART_BYTES)
+        rows = (
+            rows
+            | "UserParts" >> beam.FlatMap(partial(_by_user, directory, parts, config.seed))
+            | "Users" >> beam.GroupByKey()
+            | "Together" >> beam.FlatMap(partial(_together, directory, config))
+        )
+    if settings.by != "time" or settings.test_from:
+        return rows
+    times = rows | "Boundaries" >> beam.CombineGlobally(OverSpilled(splits.TimeBoundaries(settings)))
+    by_time = partial(_split_by_time, settings.gap)
+    return rows | "SplitByTime" >> beam.FlatMap(_changed, directory, by_time, beam.pvalue.AsSingleton(times))
+
+
+def _changed(
+    batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], learnt: Any = None
+) -> Iterable[Spilled]:
+    """The batch as ``change`` makes it, of what was learnt if that is given, laid on disk anew."""
+    rows = load(batch)
+    return spill(directory, [change(rows) if learnt is None else change(rows, learnt)])
+
+
+def _split_by_time(gap: int, batch: pa.RecordBatch, boundaries: tuple[int, int]) -> pa.RecordBatch:
+    return splits.by_time(boundaries, gap, batch)
+
+
+def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterator[tuple[int, Spilled]]:
+    batch = load(spilled)
+    part = (seeded(batch.column(USER).to_numpy(), seed, 0x0521) % np.uint64(parts)).astype(np.int64)
+    order, starts = shards.sorted_codes(part)
+    # Without dictionaries: each part would carry that of the whole batch along.
+    ordered = with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(order))]))
+    laid = spill(directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)])))
+    yield from zip(part[order[starts]].tolist(), laid, strict=True)
+
+
+def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
+    """All rows of a part's users, in an order that does not depend on how they arrived, with their histories and split."""
+    (batch,) = load_together(element[1]).combine_chunks().sort_by(KEY).combine_chunks().to_batches()
+    batch = add_histories(config.rows, batch)
+    if config.preprocess.split.by == "user_time":
+        batch = splits.by_user_time(config.preprocess.split, batch)
+    return spill(directory, [with_dictionaries(config.rows.single_valued, pa.Table.from_batches([batch]))])
+
+
+def _negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
+    assert config.preprocess.negatives is not None
+    rows = with_dictionaries((), pa.Table.from_batches([batch]))
+    more = negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, rows, catalogue)
+    return with_dictionaries(config.rows.single_valued, pa.Table.from_batches([more]))
+
+
+def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:
+    shard = shards.write_shard(schema, rows_per_block, gzipped, directory, element)
+    progress.add("rows written", shard["rows"], directory)
+    Metrics.counter("clsd", "rows_written").inc(shard["rows"])
+    return shard
+
+
+def _write_summary(
+    directory: str,
+    transform: dict[str, Any],
+    golden: Any,
+    written: Any,
+    dead: Any,
+    tally: Any,
+    counts: Any,
+    described: Any,
+    quality: Any,
+) -> None:
+    """What the launching process needs to finish: written by one worker, in one place."""
+    if golden is not None:
+        with whole_file(place(directory) / GOLDEN_FILE) as file:
+            pq.write_table(pa.Table.from_batches([golden]), file)
+    rows, kept = tally["rows"]
+    summary = {
+        "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": counts.get("gap", (0, 0))[0]},
+        "dead": list(dead),
+        "shards": sorted(written, key=lambda shard: shard["file"]),
+        "transform": transform,
+        "quality": quality,
+        "features": described["features"],
+    }
+    write_json(place(directory) / STATISTICS_FILE, described)
+    write_json(place(directory) / "job.json", summary)

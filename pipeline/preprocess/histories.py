@@ -1,0 +1,47 @@
+"""Histories: what each user clicked before each row, made of the log itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clsd.features.schema import Schema
+from clsd.pipeline.preprocess.columns import LABEL, TIME, USER
+
+
+def add_histories(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with a list column for each of ``schema.histories``.
+
+    A row's list holds the values of the user's last ``max_length`` clicks strictly before the row's time, oldest first; clicks
+    of one instant in the batch's order. So no row knows its own click, nor one that was logged with it; a row of the test
+    split knows the user's clicks in all splits that are older, as a server does.
+
+    Args:
+        schema: names the features.
+        batch: **all** rows of its users, in an order that does not depend on the workers.
+    """
+    users = pc.dictionary_encode(batch.column(USER)).indices.to_numpy().astype(np.int64)
+    times, moments = np.unique(batch.column(TIME).to_numpy(), return_inverse=True)
+    instants = users * len(times) + moments.astype(np.int64)  # one number for user and time, rising with both
+    for feature in schema.histories:
+        values = batch.column(feature.clicks_of)
+        clicked = (batch.column(LABEL).to_numpy() == 1) & np.asarray(values.is_valid())
+        clicks = np.flatnonzero(clicked)
+        clicks = clicks[np.argsort(instants[clicks], kind="stable")]
+        before = np.searchsorted(instants[clicks], instants, side="left")
+        first = np.searchsorted(instants[clicks], users * len(times), side="left")
+        first = np.maximum(first, before - feature.max_length)
+        taken = clicks[_ranges(first, before)]
+        offsets = np.concatenate([[0], np.cumsum(before - first)]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(taken)))
+        batch = batch.append_column(feature.source, lists)
+    return batch
+
+
+def _ranges(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers first[0] ... last[0] - 1, then those from first[1] on, and so forth."""
+    lengths = last - first
+    starts = np.cumsum(lengths) - lengths
+    return np.asarray(np.repeat(first - starts, lengths) + np.arange(lengths.sum()), np.int64)

@@ -1,0 +1,100 @@
+"""Click logs to a data set: plans the job, runs it, and publishes what it made.
+
+``dataset.json`` is written last, by the launching process, after the share of refused rows has been found small enough.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clsd.features.paths import address, place
+from clsd.pipeline.preprocess.columns import SPLITS
+from clsd.pipeline.preprocess.graph import build
+from clsd.pipeline.preprocess.input_splits import Piece, plan
+from clsd.pipeline.preprocess.manifest import fingerprint, letters_beside, manifest, modified, refuse_if_bad
+from clsd.pipeline.preprocess.spill import SPILL
+from clsd.pipeline.shared import engine, progress
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import (
+    files_in,
+    make_directory,
+    read_json,
+    remove_file,
+    remove_tree,
+    whole_directory,
+    write_json,
+)
+
+
+def preprocess(
+    config: Config,
+    out: Path,
+    *,
+    base: Path | None = None,
+    overwrite: bool = False,
+    beam_options: list[str] | None = None,
+) -> Dataset:
+    """Run the job and publish the data set by one rename; one that is there and was made from the same is left alone.
+
+    Args:
+        config: the whole run's settings.
+        out: the data set's directory.
+        base: an earlier data set of the same rows: its ids and scales are kept, values that are new are added after them.
+        overwrite: replace what is there.
+        beam_options: passed through to Beam, such as ``["--runner=FlinkRunner"]``.
+
+    Raises:
+        UserError: anything about the logs, the settings or the disk that a user can mend.
+    """
+    earlier = Dataset.load(base) if base else None
+    if earlier:
+        earlier.require(config.rows)
+    pieces = plan(config.logs, config.rows)
+    out = place(out)
+    if not overwrite and is_made(config, pieces, out, earlier):
+        progress.say_there_already()
+        return Dataset.load(out)
+    with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
+        # Not by the workers: one that outlives its job must not make again what was removed.
+        for name in (SPILL, "vocabularies", *SPLITS):
+            make_directory(aside / name)
+        with progress.launching(address(aside)):
+            job, earlier_one = address(aside), address(base) if base else ""
+            engine.run(
+                lambda pipeline, threads: build(pipeline, config, pieces, job, earlier_one, threads),
+                aside,
+                beam_options or [],
+                pieces=len(pieces),
+                threads=config.preprocess.threads,
+                stalled_minutes=config.preprocess.stalled_minutes,
+            )
+        summary = read_json(aside / "job.json", "summary of the job", "run it again")
+        progress.settle(
+            {
+                **{f"rows {what}": summary["rows"][what] for what in ("read", "kept", "refused")},
+                "rows written": sum(shard["rows"] for shard in summary["shards"]),
+            }
+        )
+        refuse_if_bad(config, summary, aside, out)
+        remove_file(aside / "job.json")
+        for name in (SPILL, progress.REPORTS):
+            remove_tree(aside / name)
+        for split in {*SPLITS} - {shard["split"] for shard in summary["shards"]}:
+            remove_tree(aside / split)
+        for name in files_in(aside):
+            if name.endswith(".partial"):  # of a bundle that an engine tried twice
+                remove_file(aside / name)
+        write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
+    remove_file(letters_beside(out))  # of an attempt that failed before
+    return Dataset.load(out)
+
+
+def is_made(config: Config, pieces: list[Piece], out: Path, base: Dataset | None = None) -> bool:
+    """Whether a data set is there that the same settings made of the same logs, none of which was written since."""
+    file = out / "dataset.json"
+    if not file.exists():
+        return False
+    made = read_json(file, "data set", "preprocess again")
+    same: bool = made.get("fingerprint") == fingerprint(config, pieces, base)
+    return same and bool(made.get("sources_modified") == modified(pieces))

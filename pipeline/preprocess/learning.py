@@ -1,0 +1,91 @@
+"""From the merged counts of one feature to what is learnt of it.
+
+Each feature is learnt where its counts were merged, and what is large, its vocabulary, goes straight to its file: workers
+read it from there, and no counts travel further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from clsd.features.paths import place
+from clsd.features.schema import NumericFeature, Schema
+from clsd.features.transform import NumericState, numeric_entry, vocabulary_entry, vocabulary_file
+from clsd.features.vocabulary import COUNTS, Vocabulary
+from clsd.pipeline.preprocess import data_statistics as profile
+from clsd.pipeline.preprocess.counting import Sample, lifted, merged
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import whole_file
+
+
+def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterable[Any]]) -> tuple[str, Any]:
+    """What is learnt from the partial results of one key; a vocabulary is written under ``directory``.
+
+    Args:
+        schema: what learns what.
+        directory: of the data set.
+        base: of an earlier data set, whose ids stay as they are: values that are new get ids after its own; "" for none.
+        element: a key as :func:`clsd.pipeline.preprocess.counting.partials` gives it, and the partial results of all workers.
+
+    Returns:
+        the same key, and a value of JSON's types.
+    """
+    key, found = element[0], merged(map(lifted, element[1]))
+    kind, _, name = key.partition(":")
+    if kind == "vocabulary":
+        counts = _counts(found)
+        vocabulary = _vocabulary(schema, name, counts, base)
+        with whole_file(place(directory) / vocabulary_file(name)) as file:
+            vocabulary.write(file)
+        return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
+    if kind == "tokens":
+        return key, profile.values(_counts(found))
+    if kind == "sampled":
+        return key, profile.sampled(Sample.merged(found).values)
+    if kind == "moments":
+        return key, numeric_entry(NumericState.from_moments(found))
+    if kind == "sample":
+        number = schema.feature(name)
+        assert isinstance(number, NumericFeature)
+        return key, numeric_entry(NumericState.from_sample(Sample.merged(found).values, number.buckets))
+    if kind == "range":
+        return key, [min(low for low, _ in found), max(high for _, high in found)]
+    if kind == "spread":
+        return key, [float(cut) for cut in np.quantile(Sample.merged(found).values, profile.QUANTILES)]
+    return key, found
+
+
+def described_transform(schema: Schema, directory: str, base: str, learnt: dict[str, Any]) -> dict[str, Any]:
+    """What ``dataset.json`` says of the transform, see :meth:`clsd.features.transform.Transform.describe`.
+
+    Features that no training row had are given what nothing teaches; of an earlier data set the numbers' scales are kept.
+    """
+    vocabularies = {}
+    for feature in sorted(schema.vocabularies, key=lambda feature: feature.name):
+        if (found := learnt.get(f"vocabulary:{feature.name}")) is None:
+            _, found = learn(schema, directory, base, (f"vocabulary:{feature.name}", [[]]))
+        vocabularies[feature.name] = found["entry"]
+    if base:
+        return {"vocabularies": vocabularies, "numerics": Dataset.load(base).manifest["numerics"]}
+    numerics = {}
+    for number in sorted((f for f in schema.features if isinstance(f, NumericFeature)), key=lambda f: f.name):
+        kind = "sample" if number.transform == "quantile" else "moments"
+        nothing = numeric_entry(NumericState())
+        numerics[number.name] = nothing if number.transform == "none" else learnt.get(f"{kind}:{number.name}", nothing)
+    return {"vocabularies": vocabularies, "numerics": numerics}
+
+
+def _counts(found: list[Any]) -> Any:
+    """The one table that counts were merged to; an empty one where no training row had a value."""
+    return found[0] if found else COUNTS.empty_table()
+
+
+def _vocabulary(schema: Schema, name: str, counts: Any, base: str) -> Vocabulary:
+    feature = next(feature for feature in schema.vocabularies if feature.name == name)
+    limits = {"min_count": feature.min_count, "max_size": feature.max_size}
+    if base:
+        return Vocabulary.load(place(base) / vocabulary_file(name)).extended(counts, **limits)
+    return Vocabulary.from_counts(counts, **limits)

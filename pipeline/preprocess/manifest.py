@@ -1,0 +1,161 @@
+"""The end of the preprocessing job, in the launching process: whether its result may stand, and ``dataset.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clsd.features.errors import UserError
+from clsd.features.schema import digest_of
+from clsd.pipeline.preprocess.columns import SPLITS
+from clsd.pipeline.preprocess.dead_letters import DEAD_LETTERS
+from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
+from clsd.pipeline.shared.files import copy_file, files_in
+from clsd.pipeline.shared.package_versions import versions
+
+#: Settings of ``preprocess`` that change how the job runs and not what it makes.
+HOW = ("threads", "stalled_minutes")
+
+
+def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+    """Refuse a job that read nothing, refused too much, or left nothing to learn from.
+
+    Args:
+        config: of the run.
+        summary: what the job wrote of itself, ``job.json``.
+        aside: where the job wrote; its dead letters are copied from there to beside ``out``.
+        out: the data set's directory, which is not made.
+
+    Raises:
+        UserError: names the first refused row, or the setting, and the mend.
+    """
+    refuse_if_refused(config, summary, aside, out)
+    if not any(shard["split"] == "train" for shard in summary["shards"]):
+        raise UserError(
+            "preprocess.split", "no row is left to train on", "change the shares, times or gap of the split"
+        )
+    _refuse_if_gated(config, summary)
+    train = [shard for shard in summary["shards"] if shard["split"] == "train"]
+    clicks = sum(shard["clicks"] for shard in train)
+    if clicks in (0, sum(shard["rows"] for shard in train)):
+        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
+        raise UserError(
+            "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
+        )
+
+
+def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+    """Refuse a job that read nothing, or refused too much; arguments and errors as for :func:`refuse_if_bad`."""
+    rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
+    if rows == 0:
+        raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
+    if refused > config.preprocess.max_refused * max(rows, 1):
+        kept = letters_beside(out)
+        copy_file(aside / DEAD_LETTERS, kept)
+        first = summary["dead"][0]["first"]
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
+        raise UserError(
+            f"{first['path']}:{first['line']}",
+            f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
+            f"mend the log (every refused row is in {kept}), or raise max_refused",
+        )
+
+
+def letters_beside(out: Path) -> Path:
+    """Where the dead letters of a job that refused too much are kept: beside the place of its data set."""
+    return out.parent / f"{out.name}.{DEAD_LETTERS}"
+
+
+def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
+    """What ``preprocess.gates`` says must hold of every split."""
+    gates, rows, clicks = config.preprocess.gates, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for shard in summary["shards"]:
+        rows[shard["split"]] += shard["rows"]
+        clicks[shard["split"]] += shard["clicks"]
+    for split in (split for split in SPLITS if rows[split]):
+        # Of the training split as the log has it: its non-clicks may have been sampled.
+        kept = config.preprocess.keep_negatives if split == "train" else 1.0
+        ctr = clicks[split] / (clicks[split] + (rows[split] - clicks[split]) / kept)
+        if not gates.min_ctr <= ctr <= gates.max_ctr:
+            what = f"the {split} split's CTR is {ctr:.3%}, not within {gates.min_ctr:g} and {gates.max_ctr:g}"
+            raise UserError("preprocess.gates", what, "look at the log; or widen min_ctr and max_ctr")
+        for feature, described in summary["features"].items():
+            lacks = described["missing"].get(split)
+            if lacks and lacks["rows"] > gates.max_missing * lacks["of"]:
+                what = f"'{feature}' is missing in {lacks['rows'] / lacks['of']:.1%} of the {split} split's rows"
+                raise UserError("preprocess.gates", what, "look at the log; or raise max_missing")
+            unknown = summary["quality"].get(f"{split}/{feature}", (0, 0))[1]
+            if unknown > gates.max_out_of_vocabulary * rows[split]:
+                what = f"'{feature}' is out of vocabulary in {unknown / rows[split]:.1%} of the {split} split's rows"
+                raise UserError("preprocess.gates", what, "lower min_count, raise max_size, or raise the gate")
+
+
+def manifest(
+    config: Config, pieces: list[Piece], summary: dict[str, Any], directory: Path, base: Dataset | None = None
+) -> dict[str, Any]:
+    """The content of ``dataset.json``: schema, settings, rows, and every file with its length and checksum.
+
+    Args:
+        config: of the run.
+        pieces: of the logs that were read.
+        summary: what the job wrote of itself, ``job.json``.
+        directory: where the files are.
+        base: the data set whose ids it keeps.
+    """
+    others = [n for n in files_in(directory) if n.startswith("vocabularies/") or n in (GOLDEN_FILE, STATISTICS_FILE)]
+    found: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
+        members = [shard for shard in summary["shards"] if shard["split"] == name]
+        if members:
+            found[name] = {
+                "rows": sum(shard["rows"] for shard in members),
+                "clicks": sum(shard["clicks"] for shard in members),
+                "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
+                "quality": {
+                    feature.name: {"missing": counts[0], "out_of_vocabulary": counts[1]}
+                    for feature in config.rows.categorical
+                    if (counts := summary["quality"].get(f"{name}/{feature.name}"))
+                },
+            }
+    dead = summary["dead"][0] if summary["dead"] else {"rows": 0, "reasons": {}}
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": config.name,
+        "fingerprint": fingerprint(config, pieces, base),
+        "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
+        "schema_digest": config.rows.digest,
+        "schema": config.rows.model_dump(mode="json"),
+        "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude=set(HOW)),
+        "kept_negatives": config.preprocess.keep_negatives,
+        "seed": config.seed,
+        "sources": sorted({piece.path for piece in pieces}),
+        "sources_modified": modified(pieces),
+        "columns_not_read": sorted({name for piece in pieces for name in piece.unread}),
+        "rows": summary["rows"],
+        "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
+        "rows_per_block": config.preprocess.rows_per_block,
+        "splits": found,
+        "files": [describe_file(directory, name) for name in others],
+        **summary["transform"],
+        "versions": versions(),
+    }
+
+
+def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None) -> str:
+    """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
+    parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
+    for name in HOW:
+        parts["preprocess"].pop(name)
+    parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
+    parts["format_version"] = FORMAT_VERSION
+    if base:
+        parts["base"] = [base.manifest["fingerprint"], base.manifest["files"]]  # whose checksums tell the vocabularies
+    return digest_of(parts)
+
+
+def modified(pieces: list[Piece]) -> list[float]:
+    """When each log file was written last, in seconds since 1970, in the order of their paths."""
+    found = {piece.path: piece.modified for piece in pieces}
+    return [found[path] for path in sorted(found)]

@@ -1,0 +1,242 @@
+"""Lines of a log file to Arrow tables, in C++, and which lines are at fault where that fails."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.pipeline.shared.config import CsvSettings, LogSettings
+
+_FEW_LINES = 16
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """Open a local or remote file as it is, without decompressing it."""
+    try:
+        return place(path).open("rb")
+    except OSError as error:
+        raise UserError(path, f"cannot be opened ({error})", "correct logs.files or the file's permissions") from None
+
+
+#: Endings of compressed text files, and what reads them. Not Beam's decompression, which takes a truncated file for a short one.
+COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": lambda file: pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"),
+}
+#: What a reader of a truncated or damaged file raises.
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
+
+
+def compression_of(path: str) -> str:
+    """The ending of a compressed text file, or ""."""
+    return next((ending for ending in COMPRESSED if path.endswith(ending)), "")
+
+
+def decompressed(path: str, file: IO[bytes]) -> Any:
+    """The file, or a reader over it if its name says that it is compressed; it can be peeked into."""
+    found = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
+    return found if hasattr(found, "peek") else io.BufferedReader(found)
+
+
+def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:
+    """The file as Parquet, text columns among ``coded`` dictionary-encoded; a UserError if it is none or not whole."""
+    try:
+        return pq.ParquetFile(file, read_dictionary=list(coded))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(path, f"is no whole Parquet file ({str(error).splitlines()[0]})", "write it again") from None
+
+
+def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
+    """JSON lines to a table of the given types; without types, of all columns and inferred types. Raises pa.ArrowException."""
+    return pa.json.read_json(
+        pa.BufferReader(data),
+        read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pa.json.ParseOptions(
+            explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore" if types else "infer"
+        ),
+    )
+
+
+def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
+    """CSV lines without a header to a table of the given types, or of inferred ones. Raises pa.ArrowException."""
+    dialect, quote = logs.csv, logs.csv.quote.encode()
+    if quote and quote in data and any(_is_open(line, dialect) for line in data.split(b"\n")):
+        raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
+    return pa.csv.read_csv(
+        pa.BufferReader(data),
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(columns)),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=dialect.delimiter,
+            quote_char=dialect.quote or False,
+            escape_char=dialect.escape or False,
+            ignore_empty_lines=False,
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=types,
+            include_columns=list(types) or None,
+            null_values=dialect.null_values,
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
+    """What looks wrong about a JSON line: a column's name, "" for the line as a whole, None for nothing.
+
+    A cheap look; the parser has the last word.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # a line may be nested deeper than Python goes
+        return ""
+    if not isinstance(row, dict):
+        return ""
+    return next((name for name, kind in types.items() if not _fits(row.get(name), kind)), None)
+
+
+def odd_csv(line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> str | None:
+    """What looks wrong about a CSV line, as :func:`odd_json` says it."""
+    try:
+        fields = csv_fields(line.decode(), logs.csv)
+    except (ValueError, csv.Error):
+        return ""
+    if len(fields) != len(columns) or _is_open(line, logs.csv):
+        return ""
+    for name, text in zip(columns, fields, strict=True):
+        kind = types.get(name, pa.null())
+        python = int if pa.types.is_integer(kind) else float if pa.types.is_floating(kind) else str
+        try:
+            python("0" if text in logs.csv.null_values else text)
+        except ValueError:
+            return name
+    return None
+
+
+def csv_fields(line: str, dialect: CsvSettings) -> list[str]:
+    """The fields of one line. Raises csv.Error."""
+    (fields,) = csv.reader(
+        [line],
+        delimiter=dialect.delimiter,
+        quotechar=dialect.quote or None,
+        escapechar=dialect.escape or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+    )
+    return fields
+
+
+def _is_open(line: bytes, dialect: CsvSettings) -> bool:
+    """Whether a quote has no pair on its line."""
+    quote, escape = dialect.quote.encode(), dialect.escape.encode()
+    if escape:
+        line = line.replace(escape + escape, b"").replace(escape + quote, b"")
+    return bool(quote) and line.count(quote) % 2 == 1
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if pa.types.is_integer(kind):
+        return type(value) is int and -(2**63) <= value < 2**63
+    if pa.types.is_floating(kind):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    expected = {pa.types.is_string: str, pa.types.is_boolean: bool, pa.types.is_list: list}
+    return all(isinstance(value, python) for is_kind, python in expected.items() if is_kind(kind))
+
+
+@dataclass
+class Part:
+    """Some lines and their table; or one line, no table, and the reason."""
+
+    lines: list[Any]
+    table: pa.Table | None
+    reasons: list[str] = field(default_factory=list)
+
+
+Parse = Callable[[list[Any]], pa.Table]
+
+
+def parse_all(
+    rows: int, parse: Parse, odd: Callable[[int], str | None]
+) -> tuple[pa.Table | None, list[int], list[tuple[int, str]]]:
+    """Parse a block of rows whole; where that fails, set aside the rows at fault and parse the others together.
+
+    Args:
+        rows: number of rows.
+        parse: gives the table of the rows at some places, or raises pa.ArrowException.
+        odd: what looks wrong about the row at a place, as :func:`odd_json` says it; keeps one bad row in a hundred from
+            costing a hundred parses, and names the column.
+
+    Returns:
+        the table of the good rows (None if there is none), their places, and (place, reason) of the others.
+    """
+    places = list(range(rows))
+    try:
+        return (parse(places), places, []) if rows else (None, [], [])
+    except (pa.ArrowException, UnicodeDecodeError):
+        suspects = {row: column for row in places if (column := odd(row)) is not None}
+    faults = {}
+    for row, column in suspects.items():
+        (part,) = bisect([row], parse)
+        if part.table is None:
+            faults[row] = f"wrong type in '{column}'" if column and part.reasons[0] == "wrong type" else part.reasons[0]
+    tables, good = [], []
+    for part in bisect([row for row in places if row not in faults], parse):
+        if part.table is None:
+            faults[part.lines[0]] = part.reasons[0]
+        else:
+            tables.append(part.table)
+            good += part.lines
+    return (pa.concat_tables(tables) if tables else None), good, sorted(faults.items())
+
+
+def bisect(lines: list[Any], parse: Parse) -> Iterator[Part]:
+    """Parse all lines at once; where that fails, halves, down to the single lines that are at fault. Order is kept."""
+    if not lines:
+        return
+    try:
+        yield Part(lines, parse(lines))
+        return
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        if len(lines) == 1:
+            yield Part(lines, None, [_reason(str(error))])
+            return
+    parts = 2 if len(lines) > _FEW_LINES else len(lines)
+    size = -(-len(lines) // parts)
+    for start in range(0, len(lines), size):
+        yield from bisect(lines[start : start + size], parse)
+
+
+def _reason(message: str) -> str:
+    """A short reason that does not contain the row's own text, so that dead letters can be counted by it."""
+    lowered = message.lower()
+    for words, reason in (
+        (("empty line", "empty csv", "empty json"), "empty line"),
+        (("utf8", "utf-8"), "broken UTF-8"),
+        (("inside quotes",), "line break inside quotes"),
+        (("columns, got",), "wrong number of fields"),
+        (
+            ("conversion error", "changed from", "failed to", "failed of", "out of bounds", "casting", "out of range"),
+            "wrong type",
+        ),
+        (("json",), "no JSON"),
+    ):
+        if any(word in lowered for word in words):
+            named = re.search(r"Column\(/([^/)]+)", message) if reason == "wrong type" else None
+            return f"{reason} in '{named[1]}'" if named else reason
+    return "cannot be parsed"

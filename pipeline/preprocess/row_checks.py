@@ -1,0 +1,171 @@
+"""Rows that parse and still cannot be used: found a batch at a time, each with its reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clsd.features.hashing import hash64
+from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
+from clsd.features.tokens import as_type, raw_type
+from clsd.pipeline.preprocess.columns import KEY, LABEL, POSITION, TIME, USER
+
+#: Hash of an empty text.
+_NO_TEXT = hash64(pa.array([""]))[0]
+_YEAR_2200 = 7_258_118_400_000_000
+_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+
+
+def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, str]]]:
+    """Part a batch into usable rows and refused ones.
+
+    Args:
+        schema: the roles and ranges.
+        batch: as :class:`clsd.pipeline.preprocess.sources.Reader` gives it.
+
+    Returns:
+        the usable rows with the columns of :func:`carried`; and (position in the batch, reason) for each refused one.
+    """
+    reasons = [""]
+    first = np.zeros(batch.num_rows, np.int16)  # of each row, the place of the first reason to refuse it
+
+    def refuse(wrong: npt.NDArray[np.bool_], reason: str) -> None:
+        first[wrong & (first == 0)] = len(reasons)
+        reasons.append(reason)
+
+    label = _as_int(batch.column(schema.label))
+    refuse(_nulls(batch.column(schema.label)), f"no {schema.label}")
+    values = pc.fill_null(label, -1).to_numpy(zero_copy_only=False)
+    refuse((values != 0) & (values != 1), f"{schema.label} is neither 0 nor 1")
+
+    time = pa.array(np.zeros(batch.num_rows, np.int64))
+    if schema.timestamp:
+        time = microseconds(batch.column(schema.timestamp), schema.timestamp_unit)
+        refuse(_nulls(time), f"no valid {schema.timestamp}")
+        moments = pc.fill_null(time, 0).to_numpy(zero_copy_only=False)
+        refuse(
+            (moments < 0) | (moments >= _YEAR_2200),
+            f"{schema.timestamp} not within 1970-2199: is timestamp_unit right?",
+        )
+    user = np.zeros(batch.num_rows, np.uint64)
+    if schema.user:
+        user = hash64(batch.column(schema.user))
+        refuse((user == 0) | (user == _NO_TEXT), f"no {schema.user}")
+    for feature in schema.features:
+        if isinstance(feature, NumericFeature) and feature.source in batch.schema.names:
+            x = np.asarray(batch.column(feature.source).to_numpy(zero_copy_only=False), dtype=np.float64)
+            if feature.min is not None:
+                refuse(x < feature.min, f"{feature.source} below {feature.min:g}")
+            if feature.max is not None:
+                refuse(x > feature.max, f"{feature.source} above {feature.max:g}")
+        elif (
+            isinstance(feature, (BagFeature, SequenceFeature))
+            and feature.separator
+            and feature.dtype == "int64"
+            and feature.source in batch.schema.names
+        ):
+            pieces = pc.split_pattern(batch.column(feature.source), pattern=feature.separator)
+            whole = pc.match_substring_regex(pieces.flatten(), r"^(-?\d{1,18})?$")
+            wrong = np.zeros(batch.num_rows, bool)
+            wrong[pc.list_parent_indices(pieces).to_numpy()[~np.asarray(whole, bool)]] = True
+            refuse(wrong, f"{feature.source} holds something else than integers")
+
+    found = {name: batch.column(name) for name in batch.schema.names} | {LABEL: label, TIME: time, USER: pa.array(user)}
+    fields = carried(schema)
+    columns = [
+        as_type(found[field.name], field.type) if field.name in found else pa.nulls(batch.num_rows, field.type)
+        for field in fields
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=fields)
+    usable = first == 0
+    if usable.all():
+        return batch, []
+    refused = [(int(i), reasons[first[i]]) for i in np.flatnonzero(~usable)]
+    return batch.filter(pa.array(usable)), refused
+
+
+def carried(schema: Schema) -> pa.Schema:
+    """The columns of checked rows, the same whatever a log file has: what it lacks is null, what is carried along is text.
+
+    ``_label`` is 0 or 1, ``_time`` microseconds since 1970 (0 without a timestamp), ``_user`` a hash (0 without a user). The raw
+    label, time and user have done their work.
+    """
+    types: dict[str, pa.DataType] = {}
+    for feature in schema.features:
+        if feature not in schema.histories:
+            kind = raw_type(feature)
+            types[feature.source] = pa.dictionary(pa.int32(), kind) if feature.source in schema.single_valued else kind
+    if schema.intensity:
+        types.setdefault(schema.intensity, pa.float64())
+    for name in schema.passthrough:
+        types.setdefault(name, pa.string())
+    ours = {KEY: pa.uint64(), LABEL: pa.int64(), TIME: pa.int64(), USER: pa.uint64()}
+    return pa.schema([*types.items(), *ours.items()])
+
+
+def microseconds(column: pa.Array, unit: str) -> pa.Array:
+    """A timestamp column as int64 microseconds since 1970 UTC; null where it cannot be read.
+
+    A text without a zone is taken for UTC.
+    """
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    if pa.types.is_string(column.type):
+        return _parse_iso(column)
+    whole = _as_int(pc.round(column) if pa.types.is_floating(column.type) else column)
+    if unit == "ns":
+        return pc.divide(whole, 1000)
+    limit = 2**62 // _MICROSECONDS.get(unit, 1)
+    inside = pc.and_(pc.greater(whole, -limit), pc.less(whole, limit))
+    return pc.multiply(pc.if_else(inside, whole, pa.scalar(None, pa.int64())), _MICROSECONDS.get(unit, 1))
+
+
+def refused_text(batch: pa.RecordBatch, position: int) -> str:
+    """A refused row as text, for its dead letter."""
+    row = {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def _parse_iso(column: pa.Array) -> pa.Array:
+    zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"), False)
+    iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+    shaped = pc.if_else(
+        pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string())
+    )
+    none = pa.scalar(None, pa.string())
+
+    def parse(text: pa.Array, kind: pa.DataType) -> pa.Array:
+        try:
+            return text.cast(kind).cast(pa.int64())
+        except pa.ArrowInvalid:  # a month 13 or an hour 25 somewhere: row by row
+            values = []
+            for value in text:
+                try:
+                    values.append(value.cast(kind).cast(pa.int64()).as_py())
+                except pa.ArrowInvalid:
+                    values.append(None)
+            return pa.array(values, pa.int64())
+
+    nine = pa.timestamp("ns")  # nine decimals are allowed in a log; microseconds are what is kept
+    local = parse(pc.if_else(zoned, none, shaped), nine)
+    utc = parse(pc.if_else(zoned, shaped, none), pa.timestamp("ns", tz="UTC"))
+    return pc.divide(pc.coalesce(local, utc), 1000)
+
+
+def _as_int(column: pa.Array) -> pa.Array:
+    """Booleans and whole floats as int64; whatever else does not fit becomes null."""
+    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+        return column.cast(pa.int64(), safe=False)  # an unsigned one beyond turns negative, which nothing here may be
+    if pa.types.is_floating(column.type):
+        whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))
+        return pc.if_else(whole, column, pa.scalar(None, column.type)).cast(pa.int64(), safe=False)
+    return pa.nulls(len(column), pa.int64())
+
+
+def _nulls(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(column.is_null(), dtype=bool)

@@ -1,0 +1,129 @@
+"""Encoded rows to shuffled shards of TFRecord blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from clsd.features.encode import encode
+from clsd.features.encoded_rows import Rows
+from clsd.features.hashing import seeded
+from clsd.features.paths import place
+from clsd.features.records import serialize_block, write_records
+from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
+from clsd.features.tokens import plain
+from clsd.features.transform import Transform
+from clsd.pipeline.preprocess.columns import KEY, LABEL, SPLITS, TIME, USER
+from clsd.pipeline.preprocess.spill import Spilled, load
+from clsd.pipeline.shared.files import whole_file
+from clsd.pipeline.shared.threads import Threads
+
+
+def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> Rows:
+    """Checked rows as encoded ones, in their order."""
+    schema = transform.schema
+    ids, values = encode(transform, rows, threads.map)
+    intensity = np.full(rows.num_rows, np.nan, np.float32)
+    if schema.intensity in rows.schema.names:
+        column = rows.column(schema.intensity).cast(pa.float32())
+        intensity = np.array(column.to_numpy(zero_copy_only=False), dtype=np.float32)
+    return Rows(
+        key=rows.column(KEY).to_numpy(),
+        ids=ids,
+        values=values,
+        label=rows.column(LABEL).to_numpy().astype(np.uint8),
+        user=rows.column(USER).to_numpy(),
+        timestamp=rows.column(TIME).to_numpy(),
+        intensity=intensity,
+        passthrough=_passthrough(schema, rows),
+    )
+
+
+def _passthrough(schema: Schema, rows: pa.Table) -> pa.RecordBatch:
+    def text(name: str) -> pa.Array:
+        if name not in rows.schema.names:
+            return pa.nulls(rows.num_rows, pa.string())
+        return plain(rows.column(name)).cast(pa.string()).combine_chunks()
+
+    return pa.RecordBatch.from_arrays([text(name) for name in schema.passthrough], names=list(schema.passthrough))
+
+
+def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[str, int]:
+    """Number of shards of each split that has rows: as many as keep a shard near ``rows_per_shard``."""
+    return {split: max(1, round(n / rows_per_shard)) for split, (n, _) in rows.items() if n and split in SPLITS}
+
+
+def partition(
+    split: npt.NDArray[np.int8], rows: Rows, shards: dict[str, int], seed: int
+) -> Iterator[tuple[tuple[str, int, int], Rows]]:
+    """((split, shard, number of shards), rows). The shard is random, from the row's key and the seed alone.
+
+    Args:
+        split: int8 ``[rows]``, a position in :data:`clsd.pipeline.preprocess.columns.SPLITS` or GAP.
+        rows: the rows.
+        shards: number of shards by split.
+        seed: of the draws.
+    """
+    counts = [shards.get(name, 0) for name in SPLITS]
+    many = np.array([*counts, 0])  # GAP, -1, is the last
+    before = np.cumsum(many) - many
+    where = seeded(rows.key, seed, 0x5A4D) % np.maximum(many, 1).astype(np.uint64)[split]
+    code = np.where(many[split] > 0, before[split] + where.astype(np.int64), many.sum())
+    order, starts = sorted_codes(code)
+    ordered = rows.take(order)  # moved once; what is handed on are views
+    keys = [(name, at, n) for name, n in zip(SPLITS, counts, strict=True) for at in range(n)]
+    for start, stop in pairwise([*starts, len(order)]):  # nothing for no codes at all
+        if (at := int(code[order[start]])) < len(keys):
+            yield keys[at], ordered.take(slice(start, stop))
+
+
+def sorted_codes(codes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The stable order of codes, none of which is negative, and where in it each code that there is begins."""
+    small = (
+        codes.astype(np.uint16) if len(codes) and codes.max() < 1 << 16 else codes
+    )  # of 16 bits NumPy sorts by radix
+    order = np.argsort(small, kind="stable")
+    return order, np.flatnonzero(np.diff(codes[order], prepend=-1))
+
+
+def statistics(schema: Schema, split: str, rows: Rows) -> dict[str, tuple[int, int]]:
+    """Counts that add up: ``split/feature`` -> (missing ids or values, out-of-vocabulary ids)."""
+    counts = {}
+    for feature in schema.categorical:
+        at, owner = rows.ids[:, schema.id_slices[feature.name]], schema.owner(feature)
+        missing = (at == MISSING_ID) if at.shape[1] == 1 else (at == PADDING_ID).all(axis=1)
+        oov = (at >= FIRST_OOV_ID) & (at < FIRST_OOV_ID + owner.oov_buckets)
+        unknown = 0 if owner.encoding == "hash" else np.count_nonzero(oov)
+        counts[f"{split}/{feature.name}"] = int(np.count_nonzero(missing)), int(unknown)
+    return counts
+
+
+def write_shard(
+    schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: tuple[Any, Iterable[Spilled]]
+) -> dict[str, Any]:
+    """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
+    (split, shard, shards), parts = element
+    rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
+    name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
+    target = place(directory) / name
+    blocks = range(0, len(rows), rows_per_block)
+    with whole_file(target) as file:  # perhaps over that of an earlier attempt; its bytes are the same
+        written = write_records(
+            file,
+            (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),
+            gzipped=gzipped,
+        )
+    return {
+        "split": split,
+        "file": name,
+        "rows": len(rows),
+        "clicks": int(rows.label.sum()),
+        "blocks": written.records,
+        "bytes": written.bytes,
+        "crc32c": f"{written.crc32c:08x}",
+    }

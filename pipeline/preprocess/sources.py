@@ -1,0 +1,283 @@
+"""Pieces of click logs to Arrow batches; lines that do not parse are set aside.
+
+Every row carries a random key made from its place in its piece (column ``_key``), so that whatever is drawn for a row, its
+shard, its place in the shuffle, its sampled negatives, is the same on every engine and for any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clsd.features.errors import UserError
+from clsd.features.hashing import seeded
+from clsd.features.tokens import plain, with_dictionaries
+from clsd.pipeline.preprocess import avro
+from clsd.pipeline.preprocess.columns import KEY, POSITION
+from clsd.pipeline.preprocess.dead_letters import Refused
+from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.preprocess.parsing import (
+    DAMAGED,
+    compression_of,
+    decompressed,
+    odd_csv,
+    odd_json,
+    open_binary,
+    open_parquet,
+    parse_all,
+    parse_csv,
+    parse_json,
+)
+from clsd.pipeline.shared.config import LogSettings
+from clsd.pipeline.shared.threads import ONE, Threads
+
+#: Bytes of text that are parsed at a time: beyond it, Arrow's parser falls out of the processor's cache.
+BLOCK_BYTES = 4 << 20
+#: Rows a batch, at most: what is checked, counted and laid down together.
+BATCH_ROWS = 262_144
+
+
+class Reader:
+    """Reads pieces; one object a worker.
+
+    Args:
+        logs: formats and dialects.
+        seed: of the rows' keys.
+        threads: parse blocks of text, encode columns.
+    """
+
+    def __init__(self, logs: LogSettings, seed: int, threads: Threads = ONE) -> None:
+        self._logs, self._seed, self._threads = logs, seed, threads
+        self._before = (-1, 0)
+        self._breaks: dict[str, dict[int, int]] = {}
+        self._again: tuple[int, int, _Lines, Iterator[bytes]] | None = None
+
+    def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+        """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
+
+        Batches are of at most :data:`BATCH_ROWS` rows, unless one block of text has more.
+        """
+        read = {"parquet": self._read_parquet, "avro": self._read_avro}.get(piece.format, self._read_text)
+        waiting: list[pa.Table] = []
+        for found in chain(read(piece), [None]):
+            if isinstance(found, Refused):
+                yield found
+                continue
+            rows = sum(table.num_rows for table in waiting)
+            if waiting and (found is None or rows + found.num_rows > BATCH_ROWS):
+                yield with_dictionaries(piece.coded, pa.concat_tables(waiting), self._threads.map)
+                waiting = []
+            waiting += [found] if found is not None else []
+
+    def line(self, piece: Piece, position: int) -> int:
+        """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
+        if self._before[0] != piece.index:
+            self._before = (piece.index, self._lines_before(piece))
+        return self._before[1] + position + 1
+
+    def text(self, piece: Piece, position: int) -> str | None:
+        """A line of a text file as it stands there; None of a file that has columns. Asked for in rising order it reads once."""
+        if piece.format in ("parquet", "avro"):
+            return None
+        index, first, lines, blocks = self._again or (-1, 0, _Lines(b""), iter(()))
+        if index != piece.index or position < first:
+            blocks = self._blocks(piece)
+            first, lines = 0, _Lines(next(blocks).removesuffix(b"\n"))
+        while position >= first + len(lines):
+            first, lines = first + len(lines), _Lines(next(blocks).removesuffix(b"\n"))
+        self._again = piece.index, first, lines, blocks
+        return lines.shown(position - first)
+
+    def _lines_before(self, piece: Piece) -> int:
+        """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
+        if piece.format == "avro":
+            with open_binary(piece.path) as file:
+                return avro.records_before(file, piece.start)
+        if piece.format == "parquet":
+            with open_binary(piece.path) as file:
+                metadata = open_parquet(piece.path, file).metadata
+                return sum(metadata.row_group(group).num_rows for group in range(piece.start))
+        if piece.start == 0:
+            return int(piece.has_header)
+        # From the nearest place before it whose line breaks are counted: pieces of a large file would read it over and over.
+        known = self._breaks.setdefault(piece.path, {0: 0})
+        at = max(place for place in known if place < piece.start)
+        breaks = known[at]
+        with open_binary(piece.path) as file:
+            file.seek(at)
+            while at < piece.start and (block := file.read(min(BLOCK_BYTES, piece.start - at))):
+                breaks, at = breaks + block.count(b"\n"), at + len(block)
+        known[piece.start] = breaks
+        # The line that the piece starts in belongs to the piece before.
+        return breaks if block.endswith(b"\n") else breaks + 1
+
+    def _placed(self, piece: Piece, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
+        keys = pa.array(seeded(positions.astype(np.uint64), self._seed, piece.index))
+        return table.append_column(KEY, keys).append_column(POSITION, pa.array(positions))
+
+    def _read_parquet(self, piece: Piece) -> Iterator[pa.Table | Refused]:
+        with open_binary(piece.path) as file:
+            parquet = open_parquet(piece.path, file, coded=piece.coded)
+            batches = parquet.iter_batches(
+                BATCH_ROWS,
+                range(piece.start, piece.end),
+                columns=list(piece.types),
+                use_threads=self._threads.number > 1,
+            )
+            first = 0
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowInvalid, OSError) as error:
+                    what = f"row group {piece.start} is damaged ({error})"
+                    raise UserError(piece.path, what, "write the file again") from None
+                if batch is None:
+                    return
+                yield from self._typed(piece, pa.Table.from_batches([batch]), first)
+                first += batch.num_rows
+
+    def _read_avro(self, piece: Piece) -> Iterator[pa.Table | Refused]:
+        position = 0
+        records: list[dict[str, Any]] = []
+        with open_binary(piece.path) as file:
+            found = avro.columns_of(piece.path, file)
+            schema = pa.schema([(name, found[name]) for name in piece.types])
+            for block in chain(avro.blocks(piece.path, file, piece.start, piece.end), [None]):
+                records += block or []
+                if len(records) >= BATCH_ROWS or block is None:  # blocks of a few hundred rows are usual
+                    yield from self._typed(piece, pa.Table.from_pylist(records, schema=schema), position)
+                    position, records = position + len(records), []
+
+    def _typed(self, piece: Piece, table: pa.Table, first: int) -> Iterator[pa.Table | Refused]:
+        """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
+        target = pa.schema([*piece.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
+        table = self._placed(piece, table.select(list(piece.types)), first + np.arange(table.num_rows))
+
+        @cache
+        def readable() -> pa.Table:
+            return pa.table([plain(column) for column in table.columns], names=table.column_names)
+
+        def cast(rows: list[int]) -> pa.Table:
+            # A dictionary would condemn every row for one bad value in it.
+            part = readable().take(pa.array(rows)) if len(rows) < table.num_rows else table
+            found = pa.table({f.name: _cast(part[f.name], f) for f in target})
+            found.validate(full=True)
+            return found
+
+        good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
+        if good is not None:
+            yield good
+        for row, reason in faults:
+            values = {name: _shown(readable()[name][row]) for name in piece.types}
+            text = json.dumps(values, ensure_ascii=False, default=str)
+            yield Refused(piece.path, self.line(piece, first + row), reason, text)
+
+    def _read_text(self, piece: Piece) -> Iterator[pa.Table | Refused]:
+        def parse(lines: _Lines) -> Any:
+            return lines, *parse_all(
+                len(lines),
+                lambda rows: self._parse(piece, lines, rows),
+                lambda row: self._odd(piece, lines[row]),
+            )
+
+        position = 0
+        blocks = (_Lines(block.removesuffix(b"\n")) for block in self._blocks(piece))
+        for lines, table, places, faults in self._threads.map(parse, blocks):
+            if table is not None:
+                yield self._placed(piece, table, position + np.asarray(places))
+            for row, reason in faults:
+                yield Refused(piece.path, self.line(piece, position + row), reason, lines.shown(row))
+            position += len(lines)
+
+    def _parse(self, piece: Piece, lines: _Lines, rows: list[int]) -> pa.Table:
+        text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
+        if piece.format == "csv":
+            table = parse_csv(text, piece.columns, piece.types, self._logs)
+        else:
+            table = parse_json(text, piece.types)
+        if table.num_rows != len(rows):
+            raise pa.ArrowInvalid(
+                "an empty line"
+                if any(not line.strip() for line in text.split(b"\n"))
+                else "more or fewer rows than lines"
+            )
+        table.validate(full=True)
+        return table
+
+    def _odd(self, piece: Piece, line: bytes) -> str | None:
+        if piece.format == "csv":
+            return odd_csv(line, piece.columns, piece.types, self._logs)
+        return odd_json(line, piece.types)
+
+    def _blocks(self, piece: Piece) -> Iterator[bytes]:
+        """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the piece in which it starts."""
+        with open_binary(piece.path) as raw:
+            file = decompressed(piece.path, raw)
+            if piece.start > 0:
+                file.seek(piece.start - 1)
+                at = piece.start - 1 + len(file.readline())
+            else:
+                at = len(file.read(3)) if file.peek(3)[:3] == b"\xef\xbb\xbf" else 0
+                if piece.has_header:
+                    at += len(file.readline())
+            while piece.end < 0 or at < piece.end:
+                want = BLOCK_BYTES if piece.end < 0 else min(BLOCK_BYTES, piece.end - at)
+                try:
+                    block = file.read(want)
+                    if block and not block.endswith(b"\n"):
+                        block += file.readline()
+                except DAMAGED as error:
+                    if not compression_of(piece.path):
+                        raise
+                    what = f"the {compression_of(piece.path)} file is truncated or damaged ({error})"
+                    raise UserError(
+                        piece.path, what, "fetch or write it again, or leave it out of logs.files"
+                    ) from None
+                if not block:
+                    return
+                at += len(block)
+                yield block
+
+
+class _Lines:
+    """Lines of a block of text, taken apart only if a single one of them is asked for."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._size = text.count(b"\n") + 1
+        self._lines: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, row: int) -> bytes:
+        if self._lines is None:
+            self._lines = self.text.split(b"\n")
+        return self._lines[row]
+
+    def shown(self, row: int) -> str:
+        """A line for a dead letter, broken UTF-8 as escapes."""
+        return self[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type) and column.type.value_type == field.type:
+        return column
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"Column(/{field.name}) failed to cast: {error}") from None
+
+
+def _shown(value: pa.Scalar) -> Any:
+    """A value for a dead letter, broken UTF-8 as escapes."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes().decode(errors="backslashreplace")

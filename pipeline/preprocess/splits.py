@@ -1,0 +1,139 @@
+"""Which rows train, which validate, which test."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clsd.features.errors import UserError
+from clsd.features.hashing import hash64, seeded, unit_interval
+from clsd.pipeline.preprocess.columns import GAP, KEY, SPLIT, TIME, USER
+from clsd.pipeline.shared.config import SplitSettings
+
+
+def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch:
+    """The batch with a ``_split`` int8 column: a position in :data:`clsd.pipeline.preprocess.columns.SPLITS`."""
+    return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
+
+
+def by_hash(settings: SplitSettings, user: str, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows with equal keys stay together; a share of the keys, drawn by a seeded hash, goes to each split."""
+    keys = batch.column(USER).to_numpy() if settings.key == user else hash64(batch.column(settings.key))
+    return with_split(batch, _by_share(unit_interval(seeded(keys, seed, 0x5711)), settings))
+
+
+def by_time(boundaries: tuple[int, int], gap: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Older than the first boundary: train; from the second on: test; in the last ``gap`` of a split: left out (us)."""
+    times = batch.column(TIME).to_numpy()
+    split = (times >= boundaries[0]).astype(np.int8) + (times >= boundaries[1])
+    following = np.asarray([*boundaries, np.iinfo(np.int64).max])[split]  # the start of the split after the row's own
+    return with_split(batch, np.where(times >= following - gap, GAP, split))
+
+
+def by_user_time(settings: SplitSettings, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Each user's newest rows test, those before validate; equal times are ordered by key.
+
+    The batch must hold **all** rows of its users. A user with n rows gives round-half-up(n * share) to a split.
+    """
+    users = pc.dictionary_encode(batch.column(USER)).indices.to_numpy()
+    order = np.lexsort((batch.column(KEY).to_numpy(), batch.column(TIME).to_numpy(), users))
+    n = np.bincount(users)
+    start = np.cumsum(n) - n
+    from_end = np.empty(len(users), np.int64)
+    from_end[order] = n[users[order]] - 1 - (np.arange(len(users)) - start[users[order]])
+    test = np.floor(n * settings.test + 0.5)[users]
+    validation = np.floor(n * settings.validation + 0.5)[users]
+    return with_split(batch, np.where(from_end < test, 2, np.where(from_end < test + validation, 1, 0)))
+
+
+def _by_share(u: npt.NDArray[np.float64], settings: SplitSettings) -> npt.NDArray[np.int8]:
+    return np.where(u < settings.test, 2, np.where(u < settings.test + settings.validation, 1, 0)).astype(np.int8)
+
+
+def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
+    """The configured instants in microseconds, or None where shares are to be found from the data."""
+    if not settings.test_from:
+        return None
+
+    def instant(name: str, text: str) -> int:
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise UserError(
+                f"preprocess.split.{name}", f"'{text}' is no time", "write it as 2026-11-22T10:00:00Z"
+            ) from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return round(moment.timestamp() * 1_000_000)
+
+    first, second = instant("validation_from", settings.validation_from), instant("test_from", settings.test_from)
+    if first > second:
+        raise UserError("preprocess.split.validation_from", "is later than test_from", "swap the two")
+    return first, second
+
+
+class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
+    """The instants from which a share of the rows is newer: counts of the distinct times, merged.
+
+    Where there are more than ``most`` distinct times, they are counted by the shortest bin of a power of two of microseconds that
+    leaves no more, and a boundary is a bin's start. Of any part of the rows that bin is no longer than of all, so how the
+    counting was shared out does not matter.
+
+    Args:
+        settings: the shares.
+        most: distinct times that are kept; a boundary is wrong by the rows of one bin at most.
+    """
+
+    def __init__(self, settings: SplitSettings, most: int = 1 << 20) -> None:
+        self._settings, self._most = settings, most
+
+    def create_accumulator(self) -> list[_Times]:
+        return []
+
+    def add_input(self, accumulator: list[_Times], batch: pa.RecordBatch) -> list[_Times]:
+        times, counts = np.unique(batch.column(TIME).to_numpy(), return_counts=True)
+        accumulator.append(_Times(0, times, counts))
+        return self._merged(accumulator) if len(accumulator) >= 32 else accumulator
+
+    def merge_accumulators(self, accumulators: Any) -> list[_Times]:
+        return self._merged([part for accumulator in accumulators for part in accumulator])
+
+    def extract_output(self, accumulator: list[_Times]) -> tuple[int, int]:
+        merged = self._merged(accumulator)
+        if not merged:
+            return (0, 0)
+        bits, bins, counts = merged[0]
+        before = np.cumsum(counts)
+        total = before[-1]
+
+        def boundary(share: float) -> int:
+            # The first instant at or after which no more than `share` of the rows remain: equal times stay together.
+            at = int(np.searchsorted(before, total * (1 - share) - 1e-9, side="left")) + 1
+            return (int(bins[at]) if at < len(bins) else int(bins[-1]) + 1) << bits
+
+        return boundary(self._settings.validation + self._settings.test), boundary(self._settings.test)
+
+    def _merged(self, parts: list[_Times]) -> list[_Times]:
+        if not parts:
+            return []
+        bits = max(part.bits for part in parts)
+        bins = np.concatenate([part.bins >> (bits - part.bits) for part in parts])
+        counts = np.concatenate([part.counts for part in parts])
+        while True:
+            distinct, where = np.unique(bins, return_inverse=True)
+            if len(distinct) <= self._most:
+                return [_Times(bits, distinct, np.bincount(where, weights=counts).astype(np.int64))]
+            bins, bits = bins >> 1, bits + 1
+
+
+class _Times(NamedTuple):
+    """Rows by time: ``bins`` int64, rising, in units of 2^bits microseconds, and how many rows each has."""
+
+    bits: int
+    bins: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]

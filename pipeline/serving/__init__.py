@@ -1,0 +1,1 @@
+"""A trained model's export, and what asks exported models."""

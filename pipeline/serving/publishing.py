@@ -1,0 +1,103 @@
+"""What a model must reach before it is published."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from clsd.features.errors import OutOfBoundsError, UserError, did_you_mean
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+#: Metrics that have a better and a worse: 1 where more is better, -1 where less is.
+BETTER = {
+    "auc": 1,
+    "gauc": 1,
+    "ndcg": 1,
+    "intensity_auc": 1,
+    "log_loss": -1,
+    "log_loss_score": -1,
+    "ece": -1,
+    "ece_score": -1,
+}
+
+
+class Requirement(NamedTuple):
+    """A bound of a metric: ``auc>=0.7``."""
+
+    metric: str
+    sign: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.sign}{self.bound:g}"
+
+
+def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
+    """A requirement as it stands on the command line.
+
+    Raises:
+        UserError: it is none, or asks for a metric that is not known.
+    """
+    found = re.fullmatch(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+    try:
+        if found is None:
+            raise ValueError
+        requirement = Requirement(found[1], found[2], float(found[3]))
+    except ValueError:
+        raise UserError(f"--require {text}", "is no bound of a metric", "write it like auc>=0.7") from None
+    if requirement.metric not in {*metrics}:
+        raise UserError(
+            f"--require {text}", f"no metric {requirement.metric}", did_you_mean(requirement.metric, metrics)
+        )
+    return requirement
+
+
+def hold(metrics: Mapping[str, float], requirements: Iterable[Requirement]) -> None:
+    """Refuse a model that does not reach what is required of it.
+
+    Raises:
+        OutOfBoundsError: naming the metric, what it is and what it must be.
+    """
+    for needed in requirements:
+        value = metrics.get(needed.metric)
+        if value is None:
+            what = f"{needed.metric} is undefined for this model"
+        elif not _OPERATORS[needed.sign](value, needed.bound):
+            what = f"the model has {needed.metric} {value:.6g}"
+        else:
+            continue
+        raise OutOfBoundsError(f"--require {needed}", what, "nothing was published")
+
+
+def hold_against(
+    metrics: Mapping[str, float], served: Mapping[str, float], margins: Mapping[str, float], version: str
+) -> None:
+    """Refuse a model that is worse than the one in service by more than a margin.
+
+    Args:
+        metrics, served: of both; one that the version in service lacks is passed over.
+        margins: by metric.
+        version: the one in service, for the message.
+
+    Raises:
+        OutOfBoundsError: naming the metric and both values.
+    """
+    for name, margin in margins.items():
+        if name not in served:
+            continue
+        if name not in metrics:
+            what = f"{name} is undefined for this model, and {served[name]:.6g} for the version served"
+            raise OutOfBoundsError(f"--against {version}", what, "nothing was published")
+        worse = (served[name] - metrics[name]) * BETTER[name]
+        if worse > margin:
+            what = f"{name} {metrics[name]:.6g} is worse than {served[name]:.6g} of the version served, by more than {margin:g}"
+            raise OutOfBoundsError(
+                f"--against {version}", what, "nothing was published; export.margins says how much is let pass"
+            )

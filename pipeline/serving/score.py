@@ -1,0 +1,284 @@
+"""Logs of any size, scored by an exported model: a Beam job around Beam's RunInference.
+
+The log is read as preprocessing reads it, and the model is asked as a model server asks it, by its raw-feature signature; what
+comes out is the log's rows, in parts that are in the log's order when they are sorted by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from apache_beam.metrics.metric import Metrics
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+
+from clsd.features.errors import UserError
+from clsd.features.paths import address, place
+from clsd.features.schema import Schema
+from clsd.features.tokens import plain
+from clsd.pipeline.preprocess.columns import KEY, POSITION
+from clsd.pipeline.preprocess.dead_letters import Collector, Refused, write_dead_letters
+from clsd.pipeline.preprocess.input_splits import Piece, plan
+from clsd.pipeline.preprocess.manifest import refuse_if_refused
+from clsd.pipeline.preprocess.sources import Reader
+from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
+from clsd.pipeline.serving.predict import exported_config
+from clsd.pipeline.serving.serving_inputs import OUTPUTS, arrow_inputs, require_free_names
+from clsd.pipeline.shared import beam_patches as beam_waits
+from clsd.pipeline.shared import engine, progress
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.files import (
+    make_directory,
+    read_json,
+    remove_file,
+    remove_tree,
+    whole_directory,
+    whole_file,
+    write_json,
+)
+from clsd.pipeline.shared.log_writer import json_lines
+from clsd.pipeline.shared.threads import ONE, Threads
+
+#: What says that a directory of scores is whole, and what they are of.
+SCORES_FILE = "scores.json"
+#: Rows that the model is asked for at a time.
+ASKED_ROWS = 8192
+_DEAD = "dead"
+#: What is counted after reading, and what the stage is called.
+SCORING = (("rows scored", "scoring"),)
+
+beam_waits.shorten()
+
+
+class Part(NamedTuple):
+    """Some rows of a piece.
+
+    Args:
+        piece: its place among all pieces.
+        number: of those of one piece, in order.
+        laid: the rows.
+    """
+
+    piece: int
+    number: int
+    laid: Spilled
+
+
+class Read(beam.DoFn):  # type: ignore[misc]
+    """Pieces to rows that parse; those that do not go elsewhere."""
+
+    def __init__(self, config: Config, directory: str, threads: Threads) -> None:
+        self._reader, self._directory = Reader(config.logs, config.seed, threads), directory
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        letters, number = Collector(self._directory, piece), 0
+        for part in self._reader.read(piece):
+            if isinstance(part, Refused):
+                for laid in letters.take(part):
+                    yield beam.pvalue.TaggedOutput(_DEAD, laid)
+                progress.add("rows refused", 1, self._directory)
+            else:
+                for place_of in spill(self._directory, [part]):
+                    yield Part(piece.index, number, place_of)
+                    number += 1
+            progress.add("rows read", 1 if isinstance(part, Refused) else part.num_rows, self._directory)
+        for laid in letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, laid)
+        progress.add(progress.READ, 1, self._directory)
+
+
+class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[misc]
+    """An exported version, asked by ``serving_default``.
+
+    Args:
+        schema: which column each input reads.
+        model: directory of the version.
+        directory: the job's.
+    """
+
+    def __init__(self, schema: Schema, model: str, directory: str) -> None:
+        super().__init__(max_batch_size=1)  # each element is many rows already
+        self._schema, self._model, self._directory = schema, model, directory
+
+    def load_model(self) -> Any:
+        """The model, once a worker."""
+        from clsd.pipeline.serving.predict import Predictor
+
+        return Predictor(place(self._model))
+
+    def run_inference(
+        self, batch: Sequence[Part], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Each part's rows as a table with their scores."""
+        for part in batch:
+            table = pa.Table.from_batches([load(part.laid)])
+            answers: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
+            for at in range(0, table.num_rows, ASKED_ROWS):
+                inputs = arrow_inputs(self._schema, table.slice(at, ASKED_ROWS), model.inputs)
+                for name, values in model.ask(inputs).items():
+                    answers[name].append(values)
+            for name, values in answers.items():
+                table = table.append_column(name, pa.chunked_array(values, pa.float32()))
+            progress.add("rows scored", table.num_rows, self._directory)
+            Metrics.counter("clsd", "rows_scored").inc(table.num_rows)
+            yield PredictionResult(part, table)
+
+
+def score(
+    config: Config,
+    model: Path,
+    out: Path,
+    *,
+    form: str = "parquet",
+    overwrite: bool = False,
+    beam_options: list[str] | None = None,
+) -> dict[str, Any]:
+    """Score the config's logs.
+
+    Args:
+        config: where the logs are, and what their rows mean to the model.
+        model: an exported version.
+        out: directory of the parts, of ``dead_letters.jsonl.gz`` where lines did not parse, and of scores.json.
+        form: parquet or jsonl.
+        overwrite: replace what is there.
+        beam_options: passed through to Beam.
+
+    Returns:
+        the content of scores.json: rows, parts, and of the scores each the mean.
+
+    Raises:
+        UserError: of the logs, the model or the disk.
+    """
+    config, pieces = _to_be_scored(config, exported_config(model))
+    with whole_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as aside:
+        make_directory(aside / SPILL)
+        job = address(aside)
+        with progress.launching(job):
+            engine.run(
+                lambda pipeline, threads: build(pipeline, config, pieces, address(model), job, form, threads),
+                aside,
+                beam_options or [],
+                pieces=len(pieces),
+                threads=config.preprocess.threads,
+                stalled_minutes=config.preprocess.stalled_minutes,
+            )
+        told = read_json(aside / "job.json", "summary of the job", "run it again")
+        refuse_if_refused(config, told, aside, out)
+        for name in (SPILL, progress.REPORTS):
+            remove_tree(aside / name)
+        remove_file(aside / "job.json")
+        told = {"model": str(model), "logs": config.logs.files, **told}
+        write_json(aside / SCORES_FILE, told)
+    progress.settle({f"rows {what}": n for what, n in told["rows"].items()})
+    return dict(told)
+
+
+def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]]:
+    """The config for logs that nothing is learnt from, and their pieces: a history is what the log says it is, and the columns
+    that are no inputs are carried along where the log has them.
+
+    Raises:
+        UserError: the config's features are not the model's, a column has the name of a score, a history is not in the log.
+    """
+    require_free_names([*config.rows.columns, *(f.source for f in config.rows.histories)])
+    theirs = {f.name: f for f in config.rows.inputs}
+    for feature in exported.rows.inputs:
+        mine = theirs.get(feature.name)
+        # A log may have as text what a request has as a list, as a CSV must.
+        split = getattr(mine, "separator", "") and not getattr(feature, "separator", "") and feature.dtype == "string"  # type: ignore[union-attr]
+        for what in ("kind", "dtype", *(() if split else ("separator",))):
+            if getattr(mine, what, None) != getattr(feature, what, None):
+                said = f"the model's '{feature.name}' has {what} {getattr(feature, what)!r}"
+                raise UserError(
+                    "rows.features", said, "describe the log's features as the model's, or leave out --config"
+                )
+    dumped = config.rows.model_dump(mode="json", by_alias=True)
+    made = [feature.source for feature in config.rows.histories]
+    for feature in dumped["features"]:
+        if feature.get("clicks_of"):
+            feature["clicks_of"] = ""
+    roles = ("label", "user", "timestamp", "intensity")
+    inputs = [f for f in dumped["features"] if (f["column"] or f["name"]) not in made]
+    bare = Schema.model_validate({**dumped, "features": inputs, **dict.fromkeys(roles, ""), "passthrough": []})
+    pieces = plan(config.logs, bare)
+    there = [{*piece.unread, *piece.types} for piece in pieces]
+
+    def has(column: str) -> bool:
+        return all(column in columns for columns in there)
+
+    for column in made:
+        if not has(column):
+            what = f"has no column '{column}', which preprocessing made of the log's own clicks and a request brings"
+            raise UserError(pieces[0].path, what, "write into the log the history that the model is to see")
+    kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
+    carried = [name for name in dumped["passthrough"] if has(name)]
+    if lost := [name for name in dumped["passthrough"] if not has(name)]:
+        said = (
+            f"[yellow]warning[/yellow] the logs have no column {', '.join(lost)} (rows.passthrough): not carried along"
+        )
+        progress.console.print(said, highlight=False, soft_wrap=True)
+    rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
+    return config.model_copy(update={"rows": rows}), plan(config.logs, rows)
+
+
+def build(
+    root: Any, config: Config, pieces: list[Piece], model: str, directory: str, form: str, threads: Threads = ONE
+) -> None:
+    """The job's graph on a Beam pipeline; everything it makes is written under ``directory``."""
+    read = (
+        root
+        | "Pieces" >> beam.Create(pieces)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.ParDo(Read(config, directory, threads)).with_outputs(_DEAD, main="rows")
+    )
+    written = (
+        read.rows
+        | "Even" >> beam.Reshuffle()
+        | "Score" >> RunInference(ExportedModel(config.rows, model, directory))
+        | "Write" >> beam.Map(partial(_write_part, directory, form))
+    )
+    dead = (
+        read.dead
+        | "OneFile" >> beam.GroupBy(lambda _: 0)
+        | "DeadLetters" >> beam.Map(partial(write_dead_letters, directory))
+    )
+    _ = (
+        root
+        | "Once" >> beam.Create([directory])
+        | "Summary" >> beam.Map(_write_summary, beam.pvalue.AsList(written), beam.pvalue.AsList(dead))
+    )
+
+
+def _write_part(directory: str, form: str, result: Any) -> dict[str, Any]:
+    part, table = result.example, result.inference
+    # Blocks of text whose faults are looked for take their odd lines out of turn.
+    table = table.sort_by(POSITION).drop_columns([KEY, POSITION])
+    table = pa.table({name: plain(table[name]) for name in table.column_names})
+    name = f"part-{part.piece:05}-{part.number:05}.{form}"
+    with whole_file(place(directory) / name) as file:
+        if form == "parquet":
+            pq.write_table(table, file)
+        else:
+            for batch in table.combine_chunks().to_batches(max_chunksize=ASKED_ROWS):
+                file.write("".join(json_lines(batch).to_pylist()).encode())
+    sums = {name: float(pc.sum(table[name].cast(pa.float64())).as_py()) for name in OUTPUTS}
+    return {"file": name, "rows": table.num_rows, "sums": sums}
+
+
+def _write_summary(directory: str, written: list[dict[str, Any]], dead: list[dict[str, Any]]) -> None:
+    rows, refused = sum(part["rows"] for part in written), sum(letters["rows"] for letters in dead)
+    means = {name: sum(part["sums"][name] for part in written) / rows for name in OUTPUTS} if rows else {}
+    parts = [{name: part[name] for name in ("file", "rows")} for part in sorted(written, key=lambda part: part["file"])]
+    summary = {
+        "rows": {"read": rows + refused, "refused": refused, "scored": rows},
+        "dead": dead,
+        "mean": means,
+        "parts": parts,
+    }
+    write_json(place(directory) / "job.json", summary)

@@ -1,0 +1,139 @@
+"""What an exported model answers to, by TF Serving's names and types.
+
+========================  ==============================================  ===========================================
+signature                 asked with                                      answers, float32 unless told
+========================  ==============================================  ===========================================
+``serving_default``       raw columns, ``[rows]`` or ``[rows, any]``      ``score``, ``ctr``, ``confidence``, ``[rows]``
+``serialized_examples``   ``examples``, serialized ``tf.train.Example``s  the same
+``rank``                  a row of raw columns a request, and N values    the same, ``[requests, N]``
+                          of each candidate's column, ``[requests, N]``
+``classify``              ``inputs``, Examples                            ``classes`` string and ``scores``, ``[rows, 2]``
+``regress``               ``inputs``, Examples                            ``outputs``, the CTR, ``[rows]``
+========================  ==============================================  ===========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from clsd.features.serving_transform import ServingTransform, missing
+from clsd.features.tf_runtime import tf
+from clsd.models.clsd_model import ClsdModel, Scores
+from clsd.models.inputs import InputSpec
+from clsd.models.model_inputs import Rows
+from clsd.pipeline.serving.serving_inputs import OUTPUTS
+from clsd.pipeline.shared.model_versions import MODEL_FILE
+from clsd.pipeline.training.warm_start import VALUE, names_in_checkpoint
+
+#: The classes that ``classify`` tells the probabilities of.
+CLASSES = ("no click", "click")
+Score: TypeAlias = Callable[[Rows], Scores]
+
+_METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
+
+
+class ServingModel(tf.Module):  # type: ignore[misc]
+    """Raw rows in; ``score``, ``ctr`` and ``confidence`` out.
+
+    score = sigmoid(s), to rank by; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, how much
+    a click on the row would be believed (1 is the mean click).
+
+    Args:
+        transform: the raw-feature transform, whose tables become assets.
+        spec: of the model's inputs.
+        score: rows to :class:`clsd.models.clsd_model.Scores`, by a model on one device.
+        candidates: the features of ``rank`` that differ between a request's candidates; without any there is no ``rank``.
+    """
+
+    def __init__(
+        self, transform: ServingTransform, spec: InputSpec, score: Score, candidates: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name="clsd_serving")
+        self.transform = transform
+        self.spec = spec
+        self.candidates = list(candidates)
+
+        def answer(rows: Rows, shape: Any = None) -> dict[str, Any]:
+            scores = score(rows)
+            found = zip(
+                OUTPUTS, (tf.sigmoid(scores.logit), tf.sigmoid(scores.ctr_logit), scores.confidence), strict=True
+            )
+            return {name: tf.identity(x if shape is None else tf.reshape(x, shape), name=name) for name, x in found}
+
+        def of_rows(raw: dict[str, Any]) -> dict[str, Any]:
+            return answer(Rows(spec, transform(raw)))
+
+        def of_examples(examples: Any) -> dict[str, Any]:
+            return of_rows(transform.parse_examples(examples))
+
+        def of_requests(raw: dict[str, Any]) -> dict[str, Any]:
+            request, columns, shape = transform.rank(raw, candidates)
+            return answer(Rows(spec, columns, request), shape)
+
+        def classify(inputs: Any) -> dict[str, Any]:
+            ctr = of_examples(inputs)["ctr"]
+            classes = tf.broadcast_to(tf.constant([CLASSES]), [tf.shape(ctr)[0], 2])
+            return {"classes": classes, "scores": tf.stack([1.0 - ctr, ctr], axis=1)}
+
+        examples, inputs = (tf.TensorSpec([None], tf.string, name=name) for name in ("examples", "inputs"))
+        self.answers = {
+            "serving_default": _concrete(lambda **raw: of_rows(raw), **transform.signature()),
+            "serialized_examples": _concrete(lambda examples: of_examples(examples), examples),
+            "classify": _concrete(classify, inputs),
+            "regress": _concrete(lambda inputs: {"outputs": of_examples(inputs)["ctr"]}, inputs),
+        }
+        if candidates:
+            self.answers["rank"] = _concrete(lambda **raw: of_requests(raw), **transform.rank_signature(candidates))
+        # What the graph reads: the Keras objects would bring their optimizers, training graphs and unasked teachers along.
+        self.weights = list(self.answers["serving_default"].variables)
+
+    @property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """The inputs' ``tf.TensorSpec`` by name, by signature."""
+        named = {"serialized_examples": "examples", "classify": "inputs", "regress": "inputs"}
+        found = {name: answer.structured_input_signature for name, answer in self.answers.items()}
+        return {name: {named[name]: a[0]} if name in named else dict(k) for name, (a, k) in found.items()}
+
+    def names(self, model: ClsdModel) -> dict[str, str]:
+        """The name of each weight in the SavedModel's files, by that in a run's checkpoint: to train on from here."""
+        theirs = names_in_checkpoint(model)
+        return {
+            theirs[id(weight)]: f"weights/{at}{VALUE}" for at, weight in enumerate(self.weights) if id(weight) in theirs
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write the SavedModel."""
+        tf.saved_model.save(self, str(directory), signatures=self.answers)
+        _finish(directory)
+
+
+def _concrete(function: Callable[..., Any], /, *specs: Any, **named: Any) -> Any:
+    return tf.function(function).get_concrete_function(*specs, **named)
+
+
+def _finish(directory: Path) -> None:
+    """Say in a SavedModel what TensorFlow 2 has no words for: which signatures are TF Serving's classify and regress, and what
+    stands for a raw input that a request leaves out, for the server and for a session that feeds by names."""
+    from tensorflow.core.protobuf import (
+        saved_model_pb2,
+    )  # not before clsd.features.tf_runtime, which TensorFlow must not precede
+
+    saved = saved_model_pb2.SavedModel.FromString((directory / MODEL_FILE).read_bytes())
+    (meta,) = saved.meta_graphs
+    nodes = {node.name: node for node in meta.graph_def.node}
+    for name, signature in meta.signature_def.items():
+        signature.method_name = _METHODS.get(name, signature.method_name)
+        for key, info in signature.inputs.items() if name in ("serving_default", "rank") else ():
+            value = tf.make_tensor_proto(missing(tf.as_dtype(info.dtype), len(info.tensor_shape.dim)))
+            signature.defaults[key].CopyFrom(value)
+            node = nodes[info.name.partition(":")[0]]
+            default = meta.graph_def.node.add(name=f"{node.name}/default", op="Const")
+            default.attr["dtype"].type = info.dtype
+            default.attr["value"].tensor.CopyFrom(value)
+            node.op = "PlaceholderWithDefault"
+            node.input.append(default.name)
+    (directory / MODEL_FILE).write_bytes(saved.SerializeToString())
+    # It is the fingerprint of the file as it was, and nothing needs it.
+    (directory / "fingerprint.pb").unlink(missing_ok=True)

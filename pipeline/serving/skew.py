@@ -1,0 +1,346 @@
+"""Requests that a model in service answered, against what training would have made of them.
+
+Two things go wrong between training and serving: a model that scores the same inputs otherwise, and inputs that are not what the
+model was trained on. The first is looked for row by row, the second feature by feature.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from clsd.features.encode import encode
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.records import begins_as_records, read_records
+from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
+from clsd.features.tokens import as_float32, raw_type
+from clsd.features.transform import first_value_id
+from clsd.pipeline.evaluation.drift import psi
+from clsd.pipeline.preprocess.data_statistics import QUANTILES, TOP
+from clsd.pipeline.serving.export import scoring_of, trainer_scores
+from clsd.pipeline.serving.predict import exported_config, read_rows
+from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import read_json
+from clsd.pipeline.shared.model_versions import PROVENANCE_FILE
+from clsd.pipeline.training.checkpoints import RUN_FILE
+from clsd.pipeline.training.train import load_trained
+
+
+def skew(
+    log: Path,
+    dataset: Dataset,
+    run: Path,
+    *,
+    max_difference: float,
+    max_psi: float,
+    model: Path | None = None,
+    ignore: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compare a log of served requests with a training run and its data set.
+
+    A feature's stability index is held against ``max_psi`` after what chance alone makes of so few rows is taken off.
+
+    Args:
+        log: JSON lines, or TFRecords of TF Serving's PredictionLog.
+        dataset, run: that the model in service is from.
+        max_difference: of a score; what is more differs, and so does what is no number.
+        max_psi: stability index of a feature; one that has more moved.
+        model: the exported version in service, whose settings say how it scores; the run's own config does if None.
+        ignore: features that may move.
+
+    Returns:
+        rows; scores (by output: how many were compared, how many differ, the largest difference and its row, from 1, None where
+        it is no number); features (the one that moved most first: psi, how much of it may be chance, shares that are
+        missing, shares that training does not know, each of training and served); and the names under differ and moved.
+
+    Raises:
+        UserError: of the log, the run or the model.
+    """
+    schema = dataset.schema
+    require_free_names([name for f in schema.features for name in (f.name, f.source)])
+    config, trained = load_trained(run, dataset)
+    if model is not None:
+        told = read_json(model / PROVENANCE_FILE, "model that clsd exported", "leave out --model")
+        if told["fingerprint"] != read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]:
+            raise UserError(str(model), f"is not from the run in {run}", "give the run that it was exported from")
+        config = config.model_copy(update={"export": exported_config(model).export})
+    for name in ignore:
+        if name not in {f.name for f in schema.inputs}:
+            raise UserError(
+                f"--ignore {name}", "is no input of the model", did_you_mean(name, [f.name for f in schema.inputs])
+            )
+    rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(raw_type(f)) for f in schema.inputs}))
+    if not rows:
+        raise UserError(str(log), "holds no request", "give a log of requests and their answers")
+    table = _as_table(schema, rows, str(log))
+    try:
+        expected = trainer_scores(dataset, trained.spec, scoring_of(config, dataset, trained), table)
+    except pa.ArrowInvalid as error:  # a text of numbers, of which one is none
+        what = f"holds a value that a log is refused for ({error})"
+        raise UserError(str(log), what, "see which of the requests it is of, and mend the client") from None
+    scores, differ = {}, []
+    for name in OUTPUTS:
+        known = np.array([row.get(name) is not None for row in rows])
+        if not known.any():
+            continue
+        logged = np.array([_number(row.get(name), log, at, name) for at, row in enumerate(rows, 1)])
+        off = np.abs(logged - np.array(expected[name]))
+        off = np.where(known, np.where(np.isfinite(off), off, np.inf), 0.0)
+        at = int(np.argmax(off))
+        scores[name] = {
+            "compared": int(known.sum()),
+            "differ": int((off > max_difference).sum()),
+            "largest": _finite(off[at]),
+            "row": at + 1,
+            "served": _finite(logged[at]),
+            "trained": _finite(expected[name][at]),
+        }
+        differ += [name] if scores[name]["differ"] else []
+    features = _features(dataset, table)
+    return {
+        "rows": len(rows),
+        "scores": scores,
+        "features": [feature._asdict() for feature in features],
+        "differ": differ,
+        "moved": [f.feature for f in features if f.psi - f.chance > max_psi and f.feature not in ignore],
+    }
+
+
+def _number(value: Any, log: Path, row: int, name: str) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{log}:{row}", f"'{name}' is {json.dumps(value)[:80]}, and no number", "correct the row")
+    return float(value)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class Compared(NamedTuple):
+    """One feature as it was trained on and as it was asked, both encoded.
+
+    Args:
+        feature: its name.
+        psi: population stability index, missing and unknown values among the bins.
+        chance: what the index of so few rows of the trained distribution stays below, 19 times of 20.
+        missing, unknown: shares of rows without a value, and with one that no vocabulary has, trained and served.
+        what: the bin or value whose share differs most, with both shares.
+    """
+
+    feature: str
+    psi: float
+    chance: float
+    missing: tuple[float, float]
+    unknown: tuple[float, float]
+    what: str
+
+
+def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
+    """Every input of the model, the one that moved most first: the training split by its first shard, which is a random part of
+    it, and the requests as training would have encoded them."""
+    (batch,) = table.combine_chunks().to_batches()
+    served: tuple[Any, Any] = encode(dataset.transform, batch)
+    rows = dataset.read("train", shards=1)
+    trained: tuple[Any, Any] = rows.ids, rows.values
+    found, numeric = [], [f.name for f in dataset.schema.numeric]
+    for feature in dataset.schema.inputs:
+        sides: list[Any] = []
+        for ids, values in (trained, served):
+            if feature.name in dataset.schema.id_slices:
+                sides.append(ids[:, dataset.schema.id_slices[feature.name]])
+            else:
+                sides.append(values[:, numeric.index(feature.name)])
+        compare = _ids if feature.name in dataset.schema.id_slices else _numbers
+        labels, p, q = compare(dataset, feature, *sides)
+        absent = _missing(dataset, feature, batch, *sides)
+        unknown = _unknown(dataset, feature, *sides)
+        at = int(np.argmax(np.abs(q - p)))
+        what = f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"
+        found.append(Compared(feature.name, psi(p, q), _chance(p, table.num_rows), absent, unknown, what))
+    return sorted(found, key=lambda compared: (-compared.psi, compared.feature))
+
+
+def _chance(shares: Any, rows: int) -> float:
+    drawn = np.random.default_rng(0).multinomial(rows, shares / shares.sum(), 200) / rows
+    return float(np.quantile([psi(shares, found) for found in drawn], 0.95))
+
+
+def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+    """Shares of the most frequent ids of training, and of all others together."""
+    counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
+    top = np.argsort(-counts[0], kind="stable")[:TOP]
+    top = top[counts[0][top] > 0]
+    shares = []
+    for count in counts:
+        named = np.append(count, 0)[np.minimum(top, len(count))]
+        shares.append(np.append(named, count.sum() - named.sum()) / max(count.sum(), 1))
+    if isinstance(feature, NumericFeature):
+        names = {int(i): f"bucket {int(i) - FIRST_OOV_ID}" if i != MISSING_ID else "(missing)" for i in top}
+    else:
+        names = dict(enumerate(dataset.transform.id_names(feature.name)))
+    return [*(names.get(int(i), str(i)) for i in top), "all others"], shares[0], shares[1]
+
+
+def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+    """Shares between the quantiles of training, of scaled numbers; a missing one is the mean."""
+    cuts = np.unique(np.quantile(trained, QUANTILES[1:-1]))
+    shares = [
+        np.diff([0, *np.searchsorted(np.sort(x), cuts, side="right"), len(x)]) / len(x) for x in (trained, served)
+    ]
+    ends = [-math.inf, *cuts, math.inf]
+    return [f"{low:.3g} to {high:.3g}, scaled" for low, high in pairwise(ends)], shares[0], shares[1]
+
+
+def _missing(dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Any, served: Any) -> tuple[float, float]:
+    if feature.name in dataset.schema.id_slices:
+        absent = [np.mean(((ids == MISSING_ID) | (ids == PADDING_ID)).all(axis=1)) for ids in (trained, served)]
+        return float(absent[0]), float(absent[1])
+    counted = dataset.statistics["features"][feature.name]["missing"].get("train", {"rows": 0, "of": 0})
+    there = feature.source in batch.schema.names
+    asked = float(np.mean(np.isnan(as_float32(batch.column(feature.source))))) if there else 1.0
+    return counted["rows"] / max(counted["of"], 1), asked
+
+
+def _unknown(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[float, float]:
+    if isinstance(feature, NumericFeature) or dataset.schema.owner(feature).encoding == "hash":
+        return 0.0, 0.0
+    first = first_value_id(dataset.schema.owner(feature))
+    found = [np.mean(((ids >= FIRST_OOV_ID) & (ids < first)).any(axis=1)) for ids in (trained, served)]
+    return float(found[0]), float(found[1])
+
+
+def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Table:
+    """The inputs of the rows as columns of the log, those that no row has left out."""
+    columns: dict[str, pa.Array] = {}
+    for feature in schema.features:
+        if not any(feature.name in row or feature.source in row for row in rows):
+            continue
+        kind = raw_type(feature)
+        found = [row.get(feature.name, row.get(feature.source)) for row in rows]
+        if not pa.types.is_list(kind):  # in an Example one value is a list, too
+            found = [(value[0] if value else None) if isinstance(value, list) else value for value in found]
+        try:
+            columns[feature.source] = pa.array(found, kind)
+        except _UNFIT:
+            at = next(at for at, value in enumerate(found) if not _fits(value, kind))
+            what = f"'{feature.name}' is {json.dumps(found[at], default=str)[:80]}, the model takes {kind}"
+            raise UserError(f"{where}:{at + 1}", what, "correct the row") from None
+    if not columns:
+        raise UserError(
+            where, "names none of the model's inputs", f"known: {', '.join(f.name for f in schema.features)}"
+        )
+    return pa.table(columns)
+
+
+#: What Arrow raises for a value that is none of a type.
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], kind)
+    except _UNFIT:
+        return False
+    return True
+
+
+def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Inputs and outputs of each row, by name; ``ranks`` are those of a single request's inputs."""
+    try:
+        with log.open("rb") as file:
+            recorded = begins_as_records(file.read(12))
+    except OSError as error:
+        raise UserError(
+            str(log), f"cannot be read ({error.strerror})", "give a log of requests and their answers"
+        ) from None
+    if recorded:
+        with log.open("rb") as file:
+            for number, record in enumerate(read_records(file, str(log))):
+                yield from _rows_of(record, ranks, f"{log}: record {number}")
+        return
+    try:
+        with log.open(encoding="utf-8-sig", newline="\n") as lines:
+            yield from read_rows(lines, str(log))
+    except UnicodeDecodeError:
+        raise UserError(str(log), "is no UTF-8 text", "give JSON lines, or TFRecords of PredictionLog") from None
+
+
+def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[str, Any]]:
+    """The rows of a ``PredictionLog``; a request that brings no answer has inputs alone."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+    from clsd.features.tf_runtime import tf  # TensorFlow must not come first
+
+    try:
+        log = PredictionLog.FromString(record)
+        kind = log.WhichOneof("log_type")
+        if kind is None:
+            raise DecodeError
+    except DecodeError:
+        raise UserError(
+            where, "is no PredictionLog of TF Serving", "give JSON lines, or TFRecords of PredictionLog"
+        ) from None
+    told = getattr(log, kind)
+    if kind == "predict_log":
+        arrays = {name: tf.make_ndarray(tensor) for name, tensor in told.request.inputs.items()}
+        answers = {name: tf.make_ndarray(tensor) for name, tensor in told.response.outputs.items()}
+        if set(arrays) == {"examples"} and "examples" not in ranks:
+            try:
+                rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
+            except DecodeError:
+                raise UserError(where, "holds what is no tf.train.Example", "see what the client sent") from None
+        else:
+            rows = _of_arrays(arrays, ranks)
+        answers = {name: answer.ravel() for name, answer in answers.items() if name in OUTPUTS}
+    elif kind in ("classify_log", "regress_log"):
+        rows = [_of_example(example) for example in told.request.input.example_list.examples]
+        if kind == "classify_log":
+            ctr = [answer.classes[-1].score for answer in told.response.result.classifications]
+        else:
+            ctr = [answer.value for answer in told.response.result.regressions]
+        answers = {"ctr": np.array(ctr)}
+    else:
+        raise UserError(where, f"is a {kind}, which holds no rows", "log predict, classify or regress requests")
+    for at, row in enumerate(rows):
+        yield {**row, **{name: float(answer[at]) for name, answer in answers.items() if at < len(answer)}}
+
+
+def _of_arrays(arrays: dict[str, Any], ranks: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of a request's tensors, one for each of its candidates where it has some, which a dimension more tells; one row
+    stands for all."""
+    cells = {
+        name: array if array.ndim > ranks.get(name, array.ndim) else np.expand_dims(array, 1)
+        for name, array in arrays.items()
+    }
+    shapes = [array.shape[:2] for array in cells.values()]
+    rows, many = (0 if 0 in sizes else max(sizes) for sizes in zip(*shapes, strict=True)) if shapes else (0, 0)
+    wide = {name: np.broadcast_to(array, (rows, many, *array.shape[2:])) for name, array in cells.items()}
+    return [{name: _plain(array[i, j]) for name, array in wide.items()} for i in range(rows) for j in range(many)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _of_example(example: Any) -> dict[str, Any]:
+    row = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        found = [_plain(value) for value in getattr(feature, kind).value] if kind else []
+        row[name] = found
+    return row

@@ -1,0 +1,1 @@
+"""What several stages share: settings, files, data sets, engines, progress."""

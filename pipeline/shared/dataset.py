@@ -1,0 +1,217 @@
+"""A data set on disk: TFRecord shards and ``dataset.json``, which is written last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from clsd.features.encoded_rows import Rows
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.paths import place
+from clsd.features.records import open_records, parse_block, read_records
+from clsd.features.schema import Schema
+from clsd.features.transform import Transform
+from clsd.pipeline.shared.config import as_user_error
+from clsd.pipeline.shared.files import read_json, sizes
+
+FORMAT_VERSION = 1
+GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
+_AGAIN = "run `clsd preprocess` again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was written whole.
+
+    Args:
+        directory: where it is.
+        manifest: the content of ``dataset.json``.
+        schema: the schema it was written with.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    schema: Schema
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Dataset:
+        """Open a data set and check that every shard is there with its full length.
+
+        Raises:
+            UserError: no ``dataset.json``, one of another format version, a shard missing or cut short.
+        """
+        directory = place(directory)
+        if not directory.is_dir():
+            raise UserError(str(directory), "no such data set", "run `clsd preprocess` first")
+        mend = "preprocessing did not end; run `clsd preprocess` again"
+        manifest = read_json(directory / "dataset.json", "data set", mend)
+        if manifest.get("format_version") != FORMAT_VERSION:
+            found = manifest.get("format_version")
+            raise UserError(
+                str(directory / "dataset.json"), f"has format version {found}, this is {FORMAT_VERSION}", _AGAIN
+            )
+        try:
+            schema = Schema.model_validate(manifest["schema"])
+            dataset = cls(directory, manifest, schema)
+            dataset._check_lengths()
+        except ValidationError as error:
+            raise as_user_error(error, str(directory / "dataset.json"), Schema) from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(str(directory / "dataset.json"), f"is not whole (no {error})", _AGAIN) from None
+        return dataset
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Every file of the data set with its bytes and CRC-32C: shards first, then vocabularies and golden rows."""
+        shards = [shard for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
+        return [*shards, *self.manifest["files"]]
+
+    def _check_lengths(self) -> None:
+        expected = {entry["file"]: entry["bytes"] for entry in self._entries()}
+        for name, size in sizes(self.directory, list(expected)).items():
+            if size is None:
+                raise UserError(str(self.directory / name), "is missing", f"restore it, or {_AGAIN}")
+            if size != expected[name]:
+                what = f"has {size} bytes instead of {expected[name]}"
+                raise UserError(str(self.directory / name), what, f"restore it, or {_AGAIN}")
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have rows."""
+        return list(self.manifest["splits"])
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows a record."""
+        return int(self.manifest["rows_per_block"])
+
+    def rows(self, split: str) -> int:
+        """Number of rows of a split; 0 where it has none."""
+        return int(self.manifest["splits"].get(split, {}).get("rows", 0))
+
+    def clicks(self, split: str) -> int:
+        """Number of clicks of a split that has rows."""
+        return int(self.manifest["splits"][split]["clicks"])
+
+    def ctr(self, split: str) -> float:
+        """Share of clicks among a split's rows."""
+        return self.clicks(split) / self.rows(split)
+
+    @property
+    def kept_negatives(self) -> float:
+        """Share of the training split's non-clicks that were kept; 1 where none were dropped."""
+        return float(self.manifest.get("kept_negatives", 1.0))
+
+    @property
+    def log_ctr(self) -> float:
+        """Share of clicks among the training split's rows in the log, before non-clicks were dropped."""
+        clicks = self.clicks("train")
+        return clicks / (clicks + (self.rows("train") - clicks) / self.kept_negatives)
+
+    def files(self, split: str) -> list[str]:
+        """Paths of a split's shards.
+
+        Raises:
+            UserError: the data set has no rows in that split.
+        """
+        if split not in self.manifest["splits"]:
+            known = did_you_mean(split, self.splits)
+            raise UserError(
+                str(self.directory), f"has no rows in split '{split}'", f"{known}; see preprocess.split in the config"
+            )
+        return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
+
+    def shards(self) -> list[str]:
+        """Names of the shards of all splits, relative to the data set's directory."""
+        return [shard["file"] for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
+
+    def file_rows(self, split: str) -> list[int]:
+        """Rows of each of a split's shards, in the order of :meth:`files`."""
+        return [shard["rows"] for shard in self.manifest["splits"][split]["shards"]]
+
+    @cached_property
+    def transform(self) -> Transform:
+        """What was learnt from the training split."""
+        return Transform.load(self.schema, self.manifest, self.directory)
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """What its rows look like, see :func:`clsd.pipeline.preprocess.data_statistics.describe`."""
+        return dict(read_json(self.directory / STATISTICS_FILE, "data set with statistics", _AGAIN))
+
+    def golden(self) -> pa.Table:
+        """Raw test rows as the log has them, with their ``_key``, for the export's canary."""
+        with (self.directory / GOLDEN_FILE).open("rb") as file:
+            return pq.read_table(file)
+
+    def read(self, split: str, shards: int | None = None) -> Rows:
+        """All rows of a split, or of its first shards, in memory, in the order on disk; every record's checksum is verified."""
+        parts = []
+        for path in self.files(split)[:shards]:
+            with open_records(path) as file:
+                parts += [parse_block(self.schema, record) for record in read_records(file, path)]
+        return Rows.concat(parts)
+
+    def verify(self) -> int:
+        """Read every file and compare its CRC-32C with ``dataset.json``; returns the number of files.
+
+        Raises:
+            UserError: a file is damaged; it is named, with the record where that can be told.
+        """
+        for entry in self._entries():
+            path = self.directory / entry["file"]
+            if ".tfrecord" in path.suffixes:
+                with open_records(str(path)) as file:
+                    for _ in read_records(file, str(path)):
+                        pass
+            if describe_file(self.directory, entry["file"])["crc32c"] != entry["crc32c"]:
+                raise UserError(str(path), "is not the file that preprocessing wrote", f"restore it, or {_AGAIN}")
+        return len(self._entries())
+
+    def require(self, schema: Schema) -> None:
+        """Refuse a config whose rows are not those of this data set.
+
+        Raises:
+            UserError: a feature that the data set has not, or has otherwise.
+        """
+        if schema.digest == self.schema.digest:
+            return
+        where = f"config rows against {self.directory}"
+        have = {f.name: f for f in self.schema.features}
+        for feature in schema.features:
+            if feature.name not in have:
+                raise UserError(
+                    where,
+                    f"the data set has no feature '{feature.name}'",
+                    f"{did_you_mean(feature.name, have)}; or {_AGAIN}",
+                )
+            if feature != have[feature.name]:
+                differs = _difference(feature.model_dump(), have[feature.name].model_dump())
+                raise UserError(where, f"feature '{feature.name}' differs in {differs}", _AGAIN)
+        for name in [name for name in have if name not in {f.name for f in schema.features}]:
+            raise UserError(
+                where,
+                f"the data set has a feature '{name}' that the config has not",
+                f"set input: false for it, or {_AGAIN}",
+            )
+        raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)
+
+
+def describe_file(directory: Path, name: str) -> dict[str, Any]:
+    """A file's name, length and CRC-32C as ``dataset.json`` has them."""
+    crc = size = 0
+    with (directory / name).open("rb") as file:
+        while block := file.read(1 << 20):
+            crc, size = google_crc32c.extend(crc, block), size + len(block)
+    return {"file": name, "bytes": size, "crc32c": f"{crc:08x}"}
+
+
+def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    name = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
+    return f"{name} ({mine.get(name)!r} in the config, {theirs.get(name)!r} in the data set)"

@@ -1,0 +1,339 @@
+"""Writing whole files and whole directories, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from clsd.features.errors import UserError
+from clsd.features.paths import is_remote
+from clsd.pipeline.shared.threads import Threads
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+#: Libraries whose errors are those of an object store.
+_STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
+#: In a directory of an object store that is being published, or was when its process ended.
+UNFINISHED = ".clsd-unfinished"
+#: Objects that are moved at a time.
+_STREAMS = Threads(16, ahead=2)
+#: Held by the process that writes into a directory.
+LOCK = ".lock"
+_NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
+
+
+def no_room(error: BaseException, where: str) -> UserError | None:
+    """The error for a full disk, if that is what ``error`` comes from; also where an engine wrapped it into text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        code = seen.errno if isinstance(seen, OSError) else None
+        if code in _NO_ROOM or any(text in str(seen) for text in _NO_ROOM_TEXTS):
+            return UserError(where, "the disk is full", "make room, then run the same command again")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def no_store(error: BaseException, where: str) -> UserError | None:
+    """The error for an object store that cannot be reached or refuses, if that is what ``error`` comes from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            mend = "see that the address is right, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
+            return UserError(where, f"the object store refuses or cannot be reached ({reason})", mend)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def clear_errors(where: str) -> Iterator[None]:
+    """Turn a full disk or a forbidden directory into a UserError that names ``where``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = no_room(error, where)
+        if full is not None:
+            raise full from error
+        if unreachable := no_store(error, where):
+            raise unreachable from error
+        if isinstance(error, OSError) and error.errno in _NO_PLACE:
+            raise UserError(where, f"cannot be written to ({error.strerror})", "choose another place") from error
+        raise
+
+
+def local_path(text: str | Path) -> Path:
+    """A place on this machine, for what an object store cannot hold.
+
+    Raises:
+        UserError: it is an address of an object store.
+    """
+    if is_remote(text):
+        raise UserError(str(text), "is no local path", "give a directory of this machine")
+    return Path(text)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all that is in it; one that is not there is none."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        deque(_STREAMS.map(lambda name: remove_file(path / name), files_in(path)), maxlen=0)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; one that is not there is none."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:  # not by the path's own method, which takes the name for a pattern
+        with suppress(FileNotFoundError):
+            path.fs.rm_file(path.path)
+
+
+def files_in(directory: Path) -> list[str]:
+    """Names of all files under a directory, relative to it and in order."""
+    if isinstance(directory, Path):
+        return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    # Not by a pattern: an object's name may hold characters that mean something in one.
+    return sorted(name.removeprefix(directory.path).lstrip("/") for name in directory.fs.find(directory.path))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, local or remote, to a place that may be either."""
+    with source.open("rb") as found, target.open("wb") as made:
+        shutil.copyfileobj(found, made)
+
+
+def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
+    """Bytes of files under a directory, by name; None for one that is not there. Of an object store one listing tells them."""
+    if isinstance(directory, Path):
+        return {name: path.stat().st_size if (path := directory / name).exists() else None for name in names}
+    found = directory.fs.find(directory.path, detail=True)
+    return {name: found[key]["size"] if (key := f"{directory.path}/{name}") in found else None for name in names}
+
+
+def _is_empty(target: Path) -> bool:
+    return target.is_dir() and not any(True for _ in target.iterdir())
+
+
+def require_ours(target: Path, markers: tuple[str, ...]) -> None:
+    """Refuse to overwrite a directory that holds none of the files which say that clsd made it.
+
+    Raises:
+        UserError: it is a file, or holds something else.
+    """
+    if (
+        target.exists()
+        and not _is_empty(target)
+        and not any((target / marker).is_file() for marker in (*markers, UNFINISHED) if marker)
+    ):
+        raise UserError(
+            str(target), "holds something that clsd did not make", "choose another place, or empty it yourself"
+        )
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it; an object store has none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if is_remote(path):
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_room(error, str(path)) or UserError(
+            str(path), f"cannot be made ({error.strerror})", "choose another place"
+        ) from error
+
+
+@contextmanager
+def whole_directory(
+    target: Path, *, marker: str = "", done: str = "", overwrite: bool = False, shared: bool = False
+) -> Iterator[Path]:
+    """A directory that appears under its name only when the block ends well.
+
+    Yields a directory to write into; at the end it takes the target's place, on this machine by one rename, in an object
+    store, which has none, by copies of which ``marker`` is the last. On an error before that it is removed and the target is
+    what it was; an error among the copies leaves a target without a marker, which may be overwritten.
+
+    Args:
+        target: the directory.
+        marker: a file that a directory of this kind has, and without which it is none; only such a one is ever overwritten.
+        done: a file that, in an object store, comes after the marker.
+        overwrite: whether one that exists is replaced.
+        shared: whether other machines write into it too. If not, what goes to an object store is made on this machine.
+
+    Raises:
+        UserError: the target exists and is not to be overwritten, the disk is full, or writing is not permitted.
+    """
+    with clear_errors(str(target)):
+        if target.exists() and not _is_empty(target):
+            if not overwrite:
+                raise UserError(str(target), "exists already", "choose another place, or pass --overwrite")
+            require_ours(target, (marker,))
+        if is_remote(target) and not shared:
+            aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-"))
+        else:
+            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            make_directory(aside)
+            yield aside
+            if is_remote(target):
+                _publish_objects(aside, target, [name for name in (marker, done) if name])
+            else:
+                _publish(aside, target)
+        finally:
+            remove_tree(aside)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Be the only process that writes into a directory of this machine, while the block runs.
+
+    It is made if it is not there, and gone again if the block wrote nothing.
+
+    Raises:
+        UserError: another one is there.
+    """
+    if is_remote(directory):
+        yield
+        return
+    made = not directory.exists()
+    make_directory(directory)
+    with (directory / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                str(directory), "another process writes there", "wait for it, or choose another --out or --runs"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            if made and [entry.name for entry in directory.iterdir()] == [LOCK]:
+                remove_tree(directory)
+
+
+def clear(directory: Path) -> None:
+    """Remove all that is in a directory but its lock."""
+    if is_remote(directory):
+        remove_tree(directory)
+        return
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            remove_tree(entry)
+        elif entry.name != LOCK:
+            remove_file(entry)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what :func:`whole_directory` left in a directory of this machine when its process was killed."""
+    for name in ("*.partial", "*.old") if directory.is_dir() and not is_remote(directory) else ():
+        for left in directory.glob(f".{name}"):
+            remove_tree(left)
+
+
+def _publish(aside: Path, target: Path) -> None:
+    if not target.exists():
+        aside.rename(target)
+        return
+    old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
+    target.rename(old)
+    aside.rename(target)
+    remove_tree(old)
+
+
+def _publish_objects(aside: Path, target: Path, last: list[str]) -> None:
+    """The ``last`` files of the old directory go first, the last of them at once, and those of the new one come last: in between
+    there is none that is whole."""
+    (target / UNFINISHED).write_bytes(b"")  # what is begun and not ended must be known for ours
+    for name in reversed(last):
+        remove_file(target / name)
+    for name in files_in(target):
+        if name != UNFINISHED:
+            remove_file(target / name)
+    files = files_in(aside)
+    for names in ([name for name in files if name not in last], *([name] for name in last if name in files)):
+        deque(_STREAMS.map(lambda name: _publish_object(aside / name, target / name), names), maxlen=0)
+    remove_file(target / UNFINISHED)
+
+
+def _publish_object(source: Any, target: Any) -> None:
+    if isinstance(source, Path):
+        target.fs.put_file(str(source), target.path)
+    else:
+        target.fs.cp_file(source.path, target.path)  # within the store
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name only when it is whole, in the place of one that another attempt left.
+
+    An object appears whole or not at all; a file of this machine is written aside and renamed.
+    """
+    aside = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        file = aside.open("wb")
+        try:
+            yield file
+        except BaseException:
+            if hasattr(file, "discard"):  # closing it would put half an object in the place of a whole one
+                file.discard()
+            else:
+                file.close()
+            raise
+        file.close()
+        if aside != path:
+            aside.replace(path)
+    finally:
+        if aside != path:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, or not at all."""
+    with clear_errors(str(path)), whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON a person can read, whole or not at all; NaN is refused, absent is absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str, mend: str) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        UserError: it is not there or not whole; ``what`` says what it should be.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path.parent), f"is no {what}: it has no {path.name}", mend) from None
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read ({error})", mend) from None

@@ -1,0 +1,161 @@
+"""What a person sees while something takes long."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from rich.console import Console
+
+from clsd.features.paths import place
+from clsd.pipeline.shared.files import files_in, make_directory, whole_file
+
+#: Everything for people goes to standard error; standard output is for what a script reads.
+console = Console(stderr=True)
+
+#: Counted to know how far a job is, and not shown themselves.
+PLANNED, READ = "pieces planned", "pieces read"
+#: The stages of preprocessing after reading, in order: what is counted in each, and its name.
+PREPROCESSING = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
+#: Name of the directory, within that of a job, where its workers in other processes tell their counts; and how often, in seconds.
+REPORTS, _EVERY = ".progress", 1.0
+
+_counts: Counter[str] = Counter()
+_lock = threading.Lock()
+#: The job that this process launched.
+_launched = ""
+
+
+class _Report:
+    """The counts of a worker for its job, in a file of its own."""
+
+    def __init__(self, job: str) -> None:
+        self._file = place(job) / REPORTS / f"{uuid.uuid4().hex}.json"
+        self._counts: Counter[str] = Counter()
+        self._due = 0.0
+
+    def add(self, what: str, n: int) -> None:
+        self._counts[what] += n
+        if time.monotonic() < self._due:
+            return
+        # No reason to fail: what the job itself writes there tells what is wrong.
+        with suppress(Exception), whole_file(self._file) as file:
+            file.write(json.dumps(self._counts).encode())
+        self._due = time.monotonic() + _EVERY
+
+
+_reports: dict[str, _Report] = {}
+
+
+def add(what: str, n: int, job: str = "") -> None:
+    """Count something that was done.
+
+    Args:
+        what: a name as it is shown.
+        n: how many more.
+        job: directory of the job that it is for. A worker in another process than the one that launched it tells its
+            counts there, on any engine; where one engine tries something twice, both tries are counted.
+    """
+    with _lock:
+        if not job or job == _launched:
+            _counts[what] += n
+            return
+        if job not in _reports:
+            _reports.clear()  # of a job that is over
+            _reports[job] = _Report(job)
+        _reports[job].add(what, n)
+
+
+def say_there_already() -> None:
+    """What a stage says that uses again what it made before."""
+    console.print("    there already, made from the same settings and data", style="dim")
+
+
+def settle(totals: dict[str, int]) -> None:
+    """Show these counts and no others: what a finished job says of itself, whatever was counted on the way."""
+    with _lock:
+        _counts.clear()
+        _counts.update(totals)
+
+
+@contextmanager
+def launching(job: str) -> Iterator[None]:
+    """Count what the workers of a job do, this process's own and others, while the block runs.
+
+    Args:
+        job: the directory that its workers share.
+    """
+    global _launched
+    # Here and nowhere else: a worker that outlives its job must not make again what was removed.
+    make_directory(place(job) / REPORTS)
+    before, _launched = _launched, job
+    try:
+        yield
+    finally:
+        _launched = before
+
+
+def told(job: str) -> Counter[str]:
+    """The sums of what workers in other processes told."""
+    found: Counter[str] = Counter()
+    directory = place(job) / REPORTS
+    with suppress(Exception):  # of a store that is slow to answer, or a job that has just ended
+        for name in files_in(directory):
+            if name.endswith(".json") and not name.startswith("."):
+                found.update(json.loads((directory / name).read_bytes()))
+    return found
+
+
+def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> str:
+    """What a job does at the moment, and about how many seconds are left; "" where nothing is planned.
+
+    Reading, counting, encoding and writing are taken to cost alike; how many rows there are is extrapolated from the pieces read.
+    """
+    if not counts.get(PLANNED):
+        return ""
+    read = counts.get(READ, 0) / counts[PLANNED]
+    rows = counts.get("rows read", 0) / read if read else 0.0
+    shares = [read, *(min(counts.get(what, 0) / rows, 1.0) if rows else 0.0 for what, _ in stages)]
+    names = ["reading", *(name for _, name in stages)]
+    stage = next((name for name, share in zip(names, shares, strict=True) if share < 1.0), "finishing")
+    share = sum(shares) / len(shares)
+    left = f", about {elapsed * (1 - share) / share:.0f} s left" if 0.05 < share < 1.0 else ""
+    return f"  [dim]{stage}{left}[/dim]"
+
+
+@contextmanager
+def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> Iterator[None]:
+    """A line with the counts and their rate while the block runs."""
+    with _lock:
+        _counts.clear()
+    started, done = time.monotonic(), threading.Event()
+
+    def line() -> str:
+        elapsed = time.monotonic() - started
+        elsewhere = told(_launched) if _launched else Counter()
+        with _lock:
+            counts = dict(_counts + elsewhere)
+        shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))
+        rate = f"  {counts['rows read'] / elapsed:,.0f} rows/s" if counts.get("rows read") and elapsed > 1 else ""
+        stage = "" if done.is_set() else stage_of(counts, elapsed, stages)
+        return f"[bold]{title}[/bold]  {elapsed:.0f} s  {shown}{rate}{stage}"
+
+    with console.status(line()) as status:
+
+        def refresh() -> None:
+            while not done.wait(0.5):
+                status.update(line())
+
+        thread = threading.Thread(target=refresh, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+    console.print(line(), highlight=False, soft_wrap=True)

@@ -1,0 +1,104 @@
+"""What a run tells of itself by step: ``metrics.jsonl`` for scripts, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsd.features.tf_runtime import tf
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+#: Values of a group that are shown, the most frequent ones.
+_SHOWN = 20
+#: Calls that are not profiled.
+_WARMING = 2
+
+
+class Journal:
+    """The figures of one run, each with the step after which it holds.
+
+    A line is ``{"step": 640, "part": "train", "loss": …}``. The file is written at each checkpoint, as far as that goes: a run
+    that is killed and goes on tells each step once.
+
+    Args:
+        out: directory of the run.
+        tensorboard: whether to write events, too.
+    """
+
+    def __init__(self, out: Path, tensorboard: bool) -> None:
+        self._file, self._lines = out / METRICS_FILE, list[str]()
+        self._writer = tf.summary.create_file_writer(str(out / "tensorboard")) if tensorboard else None
+
+    def resume(self, step: int) -> None:
+        """Take up what was written by so many steps, and forget what was written after them."""
+        if step and self._file.exists():
+            lines = self._file.read_text(encoding="utf-8").splitlines()
+            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+
+    def note(self, part: str, step: int, figures: dict[str, float]) -> None:
+        """Keep some figures of a part of the run, such as ``train`` or ``validation``."""
+        told = {name: value for name, value in figures.items() if np.isfinite(value)}
+        self._lines.append(json.dumps({"step": step, "part": part, **told}))
+        if self._writer is not None:
+            with self._writer.as_default(step=step):
+                for name, value in figures.items():
+                    tf.summary.scalar(f"{part}/{name}", value)
+
+    def write(self) -> None:
+        """Write all of it, whole or not at all."""
+        write_text(self._file, "".join(line + "\n" for line in self._lines))
+
+
+class Profiler:
+    """Traces some calls of the step by TensorFlow's profiler, after two that build and warm what they need.
+
+    Args:
+        out: directory of the run; the trace goes where TensorBoard looks.
+        calls: how many; 0 for none.
+    """
+
+    def __init__(self, out: Path, calls: int) -> None:
+        self._target, self._calls, self._seen, self._on = str(out / "tensorboard"), calls, 0, False
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around each call."""
+        if self._calls and self._seen == _WARMING:
+            tf.profiler.experimental.start(self._target)
+            self._on = True
+        yield
+        self._seen += 1
+        if self._seen == _WARMING + self._calls:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is running."""
+        if self._on:
+            tf.profiler.experimental.stop()
+        self._on = False
+
+
+def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, float]:
+    """Mean confidence of the clicks of each group, by ``group=value``, of its most frequent values.
+
+    Args:
+        dataset: that the rows are of.
+        rows: as :class:`clsd.pipeline.training.scoring.Scorer` gives them.
+    """
+    found = {}
+    clicked = rows["label"] > 0
+    for group in dataset.schema.groups:
+        ids = rows["ids"][clicked, dataset.schema.id_slices[group].start]
+        clicks, total = np.bincount(ids), np.bincount(ids, weights=rows["confidence"][clicked])
+        names = dataset.transform.id_names(group)
+        for value in np.argsort(-clicks, kind="stable")[:_SHOWN]:
+            if clicks[value]:
+                found[f"{group}={names[value]}"] = float(total[value] / clicks[value])
+    return found

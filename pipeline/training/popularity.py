@@ -1,0 +1,85 @@
+"""What the training split says of each item: its clicks, and the odds of a click on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.schema import CategoricalFeature
+from clsd.features.transform import first_value_id
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+
+#: Rows of an average item that every item starts with: about where the spread of CTR over items outweighs that of counting.
+_SMOOTHING = 20.0
+
+
+def item_feature(config: Config) -> CategoricalFeature | None:
+    """The feature that names the item, if its ids are those of a vocabulary, which knows what it counted.
+
+    It is ``evaluate.item``, or the one that reads the item column of sampled non-clicks; None where there is none, or it has
+    no vocabulary.
+
+    Raises:
+        UserError: ``evaluate.item`` is no feature.
+    """
+    item = config.evaluate.item
+    if not item and config.preprocess.negatives:
+        source = config.preprocess.negatives.item
+        item = next((f.name for f in config.rows.categorical if f.source == source), "")
+    if not item:
+        return None
+    try:
+        feature = config.rows.feature(item)
+    except KeyError:
+        hint = did_you_mean(item, [f.name for f in config.rows.categorical])
+        raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
+    if not isinstance(feature, CategoricalFeature) or config.rows.owner(feature).encoding != "vocabulary":
+        return None
+    return feature
+
+
+def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
+    """The item's feature and training clicks by its ids, float32 ``[size]`` (0 for reserved ids); None without such a feature.
+
+    Raises:
+        UserError: as :func:`item_feature`.
+    """
+    feature = item_feature(config)
+    return (
+        None if feature is None else (feature.name, _by_id(config, dataset, feature.name, "clicks").astype(np.float32))
+    )
+
+
+def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
+    """The feature that names the item, and what ``confidence.source`` counts for each of its ids, float32 ``[size]``.
+
+    popularity: clicks by the most clicked item's; item: the smoothed odds of a click,
+    ``(clicks + k CTR) / (non-clicks + k (1 - CTR))``, with k rows of an average item, which are all that an id without rows
+    has. None for any other source.
+
+    Raises:
+        UserError: no vocabulary feature names the item.
+    """
+    source = config.confidence.source
+    if not config.confidence.counts_items:
+        return None
+    found = item_popularity(config, dataset)
+    if found is None:
+        what = "needs the feature that names the item, with a vocabulary"
+        raise UserError(f"confidence.source: {source}", what, "set evaluate.item")
+    name, clicks = found
+    if source == "popularity":
+        return name, clicks / max(float(clicks.max()), 1.0)
+    rows = _by_id(config, dataset, name, "rows")
+    ctr = dataset.ctr("train")
+    odds = (clicks + _SMOOTHING * ctr) / (rows - clicks + _SMOOTHING * (1 - ctr))
+    return name, odds.astype(np.float32)
+
+
+def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:
+    """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for the reserved ones."""
+    owner = config.rows.owner(config.rows.feature(item))  # type: ignore[arg-type]
+    return np.concatenate([np.zeros(first_value_id(owner)), getattr(dataset.transform.vocabularies[owner.name], count)])

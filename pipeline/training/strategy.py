@@ -1,0 +1,218 @@
+"""Replicas: every GPU of the machine, or logical CPU devices; and the machines that train together, as TF_CONFIG names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from clsd.features.errors import TryAgainError, UserError
+from clsd.features.tf_runtime import keras, tf
+from clsd.pipeline.shared.progress import console
+
+#: What a collective of several machines ends with where one of them is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+
+def workers() -> tuple[int, int]:
+    """(how many processes train together, which of them this is), by ``TF_CONFIG``; (1, 0) without one.
+
+    The first of them, the chief, is the one that writes.
+
+    Raises:
+        UserError: TF_CONFIG is no JSON of a cluster of workers alone.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return 1, 0
+    try:
+        told = json.loads(text)
+        cluster, task = told["cluster"], told["task"]
+        if set(cluster) != {"worker"} or task["type"] != "worker":
+            raise UserError("TF_CONFIG", "names other tasks than workers", "list every machine under cluster.worker")
+        many, mine = len(cluster["worker"]), int(task["index"])
+        if not 0 <= mine < many:
+            raise UserError("TF_CONFIG", f"task {mine} is none of {many} workers", "number them from 0 on")
+        for address in cluster["worker"]:
+            port = str(address).rpartition(":")[2]
+            if ":" not in address or not port.isdigit() or not 0 < int(port) < 1 << 16:
+                raise UserError(
+                    "TF_CONFIG", f"{address} is no HOST:PORT", "give every machine's address and a free port"
+                )
+        if len({*cluster["worker"]}) < many:
+            raise UserError("TF_CONFIG", "names a machine twice", "give each its own address and port")
+        return many, mine
+    except (ValueError, KeyError, TypeError) as error:
+        mend = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
+        raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", mend) from None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Where several machines work together: what TensorFlow raises if one of them is lost, told as that.
+
+    Raises:
+        TryAgainError: one is lost.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if workers()[0] == 1:
+            raise
+        mend = "start all of them again: they go on from the newest checkpoint"
+        said = [line for line in str(error).splitlines() if line.strip() and line != "Graph execution error:"]
+        reason = said[0][:200] if said else type(error).__name__
+        raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
+
+
+class Machines:
+    """The machines that train together, at a moment of the program that all of them come to.
+
+    Args:
+        strategy: of the training.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self._many = workers()[0]
+
+        @tf.function
+        def gather(mine: Any) -> Any:
+            # An identity, which lies on the replica's device: what comes in from the host lies on none.
+            context = tf.distribute.get_replica_context
+            found = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(mine,))
+            return strategy.experimental_local_results(found)[0]
+
+        self._gather = gather
+
+    def tell(self, mine: int) -> list[int]:
+        """What all of them tell, one number each below 2**32; waits for all of them."""
+        if self._many == 1:
+            return [mine]
+        return [int(told) for told in self._gather(tf.constant([mine], tf.int64)).numpy()]
+
+
+def is_chief() -> bool:
+    """Whether this process is the one that writes."""
+    return workers()[1] == 0
+
+
+def distribute(strategy: Any, data: Any) -> Any:
+    """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
+    many, mine = workers()
+    if many == 1:
+        return strategy.experimental_distribute_dataset(data)
+    replicas = strategy.num_replicas_in_sync
+    own = slice(mine * replicas // many, (mine + 1) * replicas // many)
+
+    def split(batch: dict[str, Any]) -> Any:
+        parts = {
+            name: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]])[own] for name, x in batch.items()
+        }
+        return tf.data.Dataset.from_tensor_slices(parts)
+
+    return strategy.distribute_datasets_from_function(lambda context: data.flat_map(split).prefetch(4))
+
+
+def make_strategy(replicas: int, batch_size: int) -> Any:
+    """A MirroredStrategy over ``replicas`` devices; one device needs no mirror; several machines by TF_CONFIG.
+
+    GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
+    serve to test that a step is the same on one and on several replicas.
+
+    Args:
+        replicas: 0 for every GPU, or one CPU device.
+        batch_size: global batch; it must divide evenly, so that no replica's rows count more than another's.
+
+    Raises:
+        UserError: more replicas than GPUs, a batch that does not divide, CPU devices already made otherwise.
+    """
+    if workers()[0] > 1:
+        return _of_several_machines(batch_size)
+    gpus = tf.config.list_physical_devices("GPU")
+    count = replicas or max(1, len(gpus))
+    if gpus and count > len(gpus):
+        raise UserError("train.replicas", f"{count} replicas on {len(gpus)} GPUs", f"set it to at most {len(gpus)}")
+    _require_divides(batch_size, count)
+    if gpus:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        devices = [f"/gpu:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(devices) if count > 1 else tf.distribute.OneDeviceStrategy(devices[0])
+    if count == 1:
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    _make_logical_cpus(count)
+    devices = [f"/cpu:{i}" for i in range(count)]
+    # Summing on one device: collectives among logical CPUs break when a process makes a second strategy.
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def _of_several_machines(batch_size: int) -> Any:
+    """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
+    with _ended_by_ctrl_c():
+        console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    _require_divides(batch_size, strategy.num_replicas_in_sync)
+    return strategy
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process at once: TensorFlow waits where Python's handlers are not heard. SIGTERM it takes for itself."""
+    before = signal.getsignal(signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN
+    if heard:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)
+
+
+def _require_divides(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        larger = -(-batch_size // count) * count
+        raise UserError("train.batch_size", f"{batch_size} rows do not divide into {count} replicas", f"take {larger}")
+
+
+def _make_logical_cpus(count: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    made = tf.config.get_logical_device_configuration(cpu)
+    if made is not None and len(made) >= count:
+        return
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        hint = "start a new process for it"
+        raise UserError(
+            "train.replicas", f"TensorFlow runs already, with other devices than {count} CPUs", hint
+        ) from None
+
+
+def make_reproducible(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and TensorFlow; and, if asked, make every op deterministic: same seed and machine, same weights."""
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def compile_by_xla(on: bool) -> None:
+    """Whether XLA compiles clusters of a function's ops, on CPUs too; to be said before the functions are first called.
+
+    Clusters, because XLA has no kernels for the sparse updates of tables: these and the input stay TensorFlow's own.
+    """
+    flag = "--tf_xla_cpu_global_jit"  # TensorFlow reads it when it first compiles
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if on and flag not in flags:
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {flag}".strip()
+    tf.config.optimizer.set_jit("autoclustering" if on else False)

@@ -1,0 +1,64 @@
+"""A frozen teacher's scores of the training clicks, computed once and looked up by the reader ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clsd.features.input_pipeline import batches
+from clsd.features.tf_runtime import tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+
+_BATCH = 16_384
+
+
+def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
+    """Whether a cache is cheaper than asking the teacher in each step.
+
+    Filling it costs what asking costs in one epoch, so it pays from the second one on; only a teacher that no longer
+    changes can be cached, and only its scores of clicks, which the gate's calibration is not content with.
+    """
+    settings = config.confidence
+    asked = settings.source == "teacher" and settings.control in ("none", "constant", "permuted")
+    of_clicks_alone = settings.gate != "calibration" and settings.soften == 0
+    frozen = settings.teacher == "frozen" and settings.refresh_steps == 0
+    fits = clicks <= config.train.teacher_cache_clicks
+    return asked and of_clicks_alone and frozen and fits and epochs_left >= 2
+
+
+def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
+    """Keys int64 ``[clicks]`` and teacher's scores q float32 ``[clicks]`` of the training split's clicks."""
+
+    @tf.function
+    def score(batch: dict[str, Any]) -> tuple[Any, Any]:
+        rows = tf.where(batch["label"] * batch["valid"] > 0)[:, 0]
+        ids, values = tf.gather(batch["ids"], rows), tf.gather(batch["values"], rows)
+        return tf.gather(batch["key"], rows), tf.sigmoid(model.teacher_logit(ids, values))
+
+    columns = ("ids", "values", "label", "key")
+    data = batches(
+        dataset.schema, dataset.files("train"), _BATCH, columns=columns, rows_per_block=dataset.rows_per_block
+    )
+    keys, scores = zip(*(score(batch) for batch in data), strict=True)
+    return np.concatenate(keys), np.concatenate(scores)
+
+
+def lookup(keys: Any, scores: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What the reader maps over its batches: ``key`` goes, ``teacher`` float32 ``[B]`` comes, 0 for a non-click."""
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.int64), tf.constant(scores, tf.float32)), 0.0
+    )
+
+    def add(batch: dict[str, Any]) -> dict[str, Any]:
+        rows = tf.where(batch["label"] > 0)
+        found = table.lookup(tf.gather_nd(batch["key"], rows))
+        scores = tf.scatter_nd(rows, found, tf.shape(batch["label"], out_type=tf.int64))
+        taught = {**batch, "teacher": tf.ensure_shape(scores, batch["label"].shape)}
+        taught.pop("key")
+        return taught
+
+    return add

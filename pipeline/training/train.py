@@ -1,0 +1,243 @@
+"""A data set to a trained model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from clsd.features.errors import UserError
+from clsd.features.paths import place
+from clsd.features.schema import digest_of
+from clsd.features.tf_runtime import reach, tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.inputs import InputSpec
+from clsd.models.settings import ConfidenceSettings
+from clsd.pipeline.shared.config import Config, dump_config, load_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import (
+    LOCK,
+    alone_in,
+    clear,
+    clear_errors,
+    read_json,
+    require_ours,
+    write_json,
+    write_text,
+)
+from clsd.pipeline.shared.package_versions import versions
+from clsd.pipeline.shared.progress import say_there_already
+from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Checkpoints
+from clsd.pipeline.training.loop import Loop, State, steps_per_epoch, warmup_steps
+from clsd.pipeline.training.popularity import item_feature, item_scores
+from clsd.pipeline.training.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
+from clsd.pipeline.training.warm_start import load_base, require_next
+
+WARMUP_FILE = "warmup.json"
+
+
+def build_model(config: Config, dataset: Dataset, precision: str = "float32") -> ClsdModel:
+    """The model that a config describes, for a data set; to be called inside the strategy's scope.
+
+    Its layers compute in float32, those of a model in training in ``train.precision``: rounding that depends on the batch is
+    no matter there, but a served model must score as the evaluated one.
+
+    Raises:
+        UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
+    """
+    transform = dataset.transform
+    names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
+    sizes = {name: transform.table_size(name) for name in names}
+    spec = InputSpec.build(config.rows, sizes, config.model.max_table_rows)
+    return ClsdModel(
+        spec,
+        config.model,
+        config.confidence,
+        warmup_steps=warmup_steps(config, dataset),
+        embedding_optimizer=config.train.embedding_optimizer,
+        dense_optimizer=config.train.dense_optimizer,
+        l2=config.train.l2,
+        prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
+        kept_negatives=dataset.kept_negatives,
+        items=item_scores(config, dataset),
+        precision=precision,
+    )
+
+
+def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
+    """The config and the best model of a finished run, on one device.
+
+    Raises:
+        UserError: no finished run there, or one of another data set.
+    """
+    run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
+    if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
+        raise UserError(
+            str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
+        )
+    reach([directory])
+    config = load_config(directory / "config.yaml")
+    model = build_model(config, dataset)
+    try:
+        tf.train.Checkpoint(model=model).read(str(directory / BEST)).expect_partial().assert_existing_objects_matched()
+    except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
+        raise UserError(
+            str(directory / BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
+        ) from error
+    return config, model
+
+
+def train(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    start: Path | None = None,
+    base: Path | None = None,
+) -> dict[str, Any]:
+    """Train; a run that was stopped, killed too, goes on after its newest checkpoint and ends as if it had not been.
+
+    Args:
+        config: the whole run's settings.
+        dataset: what to train on.
+        out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
+        overwrite: start anew whatever is in ``out``.
+        start: what :func:`warm_up` left for this config: the warm-up is taken from there. The run ends as without it.
+        base: a finished run on the data set whose ids this one keeps, or the model exported from one: the run begins with it, see
+            :mod:`clsd.pipeline.training.warm_start`.
+
+    Returns:
+        the content of run.json.
+
+    Raises:
+        UserError: the config does not fit the data set, ``out`` holds another run, the disk is full, a shard is damaged, the
+            run collapsed, no checkpoint is whole.
+        Terminated: by SIGTERM, after a checkpoint.
+    """
+    dataset.require(config.rows)
+    if base and place(base).resolve() == place(out).resolve():
+        raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
+    before = load_base(base) if base else None
+    if before:
+        require_next(config, dataset, before)
+    fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
+    require_ours(out, (RUN_FILE, "config.yaml", LOCK))  # the lock alone: another machine of the job was here first
+    if (out / RUN_FILE).exists() and not overwrite:
+        run = read_json(out / RUN_FILE, "run", "")
+        if run["fingerprint"] == fingerprint:
+            say_there_already()
+            return dict(run)
+        raise UserError(
+            str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
+        )
+    warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
+    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
+        state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
+        loop = _begin(config, dataset, out, state, overwrite=overwrite)
+        if before and weights is None:
+            loop.begin_with(before)
+        else:
+            loop.restore(weights)
+        state = loop.go()
+        run = {
+            "fingerprint": fingerprint,
+            "dataset_fingerprint": dataset.manifest["fingerprint"],
+            "epochs": state.epoch,
+            "best_epoch": state.best_epoch,
+            "stopped": state.stopped or "all epochs done",
+            "collapsed": state.collapsed,
+            "warmup_steps": warmup_steps(config, dataset),
+            "seconds_per_step": state.seconds / state.timed_steps if state.timed_steps else None,
+            "history": state.history,
+            "base": {"run": str(base), "fingerprint": before.fingerprint} if before else None,
+        }
+        if is_chief():
+            write_json(out / RUN_FILE, run)
+        loop.end()
+    return run
+
+
+def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = False) -> None:
+    """Train the warm-up alone, once, as a start for every config that differs from this one in ``confidence`` only.
+
+    Args:
+        config: its ``confidence`` says how long the warm-up is; all else of it is left out.
+        dataset: what to train on.
+        out: directory; a warm-up that was stopped goes on, one that is done is left alone.
+        overwrite: start anew where ``out`` holds a warm-up of other settings or data.
+
+    Raises:
+        UserError: as :func:`train`, and a warm-up that leaves no step to weigh.
+    """
+    steps, total = warmup_steps(config, dataset), config.train.epochs * steps_per_epoch(config, dataset)
+    if steps >= total:
+        what = f"the warm-up takes all {total} steps"
+        raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
+    config = _warmup_config(config, dataset)
+    fingerprint = run_fingerprint(config, dataset)
+    with clear_errors(str(out)), alone_in(out):
+        there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
+        anew = there is not None and there[1]["fingerprint"] != fingerprint
+        state, weights = (State(fingerprint), None) if anew else _state(out, fingerprint)
+        if (out / WARMUP_FILE).exists() and not anew:
+            return
+        loop = _begin(config, dataset, out, state, overwrite=anew)
+        loop.restore(weights)
+        loop.go(until=steps)
+        write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
+
+
+def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
+    """Equal if and only if the same training would run; ``base`` is the fingerprint of the run that it begins with."""
+    parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
+    for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "profile_calls"):  # how and not what
+        parts["train"].pop(name)
+    parts["dataset"] = dataset.manifest["fingerprint"]
+    if base:
+        parts["base"] = base
+    if config.confidence.counts_items and (item := item_feature(config)):
+        parts["item"] = item.name
+    return digest_of(parts)
+
+
+def _warmup_config(config: Config, dataset: Dataset) -> Config:
+    """The same for all configs that differ in ``confidence`` only and warm up for as many steps."""
+    plain = ConfidenceSettings(preset="plain", warmup_steps=warmup_steps(config, dataset))
+    return config.model_copy(update={"confidence": plain})
+
+
+def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = "") -> tuple[State, Path | None]:
+    """Where a run stands, and the weights that belong to it; ``begun`` is the fingerprint of ``start``."""
+    if there := Checkpoints(out / CHECKPOINTS).newest():
+        weights, state = there[0], State(**there[1])
+        if state.fingerprint != fingerprint:
+            raise UserError(
+                str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
+            )
+        return state, weights
+    # A warm-up of no steps left no checkpoint.
+    there = Checkpoints(start / CHECKPOINTS).newest() if start else None
+    if there is None:
+        return State(fingerprint), None
+    weights, state = there[0], State(**there[1])
+    if state.fingerprint != begun:
+        raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
+    state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
+    state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
+    return state, weights
+
+
+def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:
+    reach([out])
+    make_reproducible(config.seed, config.train.deterministic)
+    compile_by_xla(config.train.xla)
+    strategy = make_strategy(config.train.replicas, config.train.batch_size)
+    with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
+        model = build_model(config, dataset, config.train.precision)
+    if is_chief():
+        if overwrite:  # not before all that can be refused has been looked at
+            clear(out)
+        write_text(out / "config.yaml", dump_config(config))
+        write_json(out / "versions.json", versions())
+    return Loop(config, dataset, out, strategy, model, state)

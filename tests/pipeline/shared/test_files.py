@@ -1,0 +1,85 @@
+"""Whole directories in an object store: fsspec's own store in memory stands for one, a server is asked in tests/e2e."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clsd.features.errors import UserError
+from clsd.features.paths import address, is_remote, place
+from clsd.pipeline.shared.files import read_json, remove_tree, sizes, whole_directory, write_json
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> Path:
+    root = place(f"memory://{request.node.name}")
+    remove_tree(root)
+    return root
+
+
+def _names(root: Any) -> set[str]:
+    return {name.removeprefix(root.path).lstrip("/") for name in root.fs.find(root.path)}
+
+
+def test_places_are_told_apart(tmp_path: Path) -> None:
+    assert not is_remote("runs/s3")
+    assert place("runs") == Path("runs")
+    assert address(Path("runs")) == str(Path.cwd() / "runs")
+    assert address(place("memory://a/b")).startswith("memory://")
+    with pytest.raises(UserError, match=r"nosuch://x: cannot be reached"):
+        place("nosuch://x")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_directory_appears_whole_and_its_marker_last(
+    store: Path, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target: Any = store / "made"
+    order: list[str] = []
+    how = "cp_file" if shared else "put_file"
+    real = getattr(type(target.fs), how)
+    monkeypatch.setattr(type(target.fs), how, lambda self, a, b, **more: order.append(b) or real(self, a, b, **more))
+    with whole_directory(target, marker="m.json", shared=shared) as aside:
+        assert is_remote(aside) == shared
+        write_json(aside / "m.json", {"a": 1})
+        write_json(aside / "b.json", {})
+        if not shared:
+            (aside / "deep").mkdir()
+        write_json(aside / "deep" / "c.json", {})
+        assert not target.exists()
+    assert _names(target) == {"m.json", "b.json", "deep/c.json"}
+    assert [name.rpartition("/")[2] for name in order][-1] == "m.json"
+    assert len(order) == 3
+    assert _names(store) == {"made/m.json", "made/b.json", "made/deep/c.json"}  # nothing is left beside it
+    assert read_json(target / "m.json", "", "") == {"a": 1}
+    assert sizes(target, ["m.json", "none"]) == {"m.json": len('{\n  "a": 1\n}\n'), "none": None}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_error_leaves_what_was_there(store: Path, shared: bool) -> None:
+    target = store / "made"
+    write_json(target / "m.json", {"old": 1})
+    with (
+        pytest.raises(RuntimeError, match="midway"),
+        whole_directory(target, marker="m.json", overwrite=True, shared=shared) as aside,
+    ):
+        write_json(aside / "m.json", {"new": 1})
+        raise RuntimeError("midway")
+    assert _names(store) == {"made/m.json"}
+    assert read_json(target / "m.json", "", "") == {"old": 1}
+
+
+def test_what_is_there_is_replaced_only_when_told_to(store: Path) -> None:
+    target = store / "made"
+    write_json(target / "m.json", {"old": 1})
+    write_json(target / "gone.json", {})
+    with pytest.raises(UserError, match="exists already"), whole_directory(target, marker="m.json"):
+        pass
+    with pytest.raises(UserError, match="did not make"), whole_directory(target, marker="x.json", overwrite=True):
+        pass
+    with whole_directory(target, marker="m.json", overwrite=True) as aside:
+        write_json(aside / "m.json", {"new": 1})
+    assert _names(target) == {"m.json"}
+    assert read_json(target / "m.json", "", "") == {"new": 1}

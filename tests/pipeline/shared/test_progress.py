@@ -1,0 +1,80 @@
+"""What the terminal says of a job under way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clsd.pipeline.shared import progress
+from clsd.pipeline.shared.progress import PLANNED, READ, stage_of
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({}, ""),
+        ({PLANNED: 8}, "reading"),
+        ({PLANNED: 8, READ: 4, "rows read": 500}, "reading, about 70 s left"),  # an eighth of the whole in 10 s
+        ({PLANNED: 8, READ: 8, "rows read": 1000}, "counting, about 30 s left"),
+        ({PLANNED: 8, READ: 8, "rows read": 1000, "rows counted": 1000}, "encoding, about 10 s left"),
+        (
+            {PLANNED: 8, READ: 8, "rows read": 1000, "rows counted": 1000, "rows encoded": 1000, "rows written": 500},
+            "writing, about 1 s left",
+        ),
+        (
+            {PLANNED: 8, READ: 8, "rows read": 1000, "rows counted": 5000, "rows encoded": 5000, "rows written": 5000},
+            "finishing",
+        ),  # negatives
+        ({PLANNED: 8, READ: 8, "rows read": 0}, "counting, about 30 s left"),
+    ],
+)
+def test_the_stage_and_what_is_left_of_it(counts: dict[str, int], said: str) -> None:
+    assert stage_of(counts, 10.0).replace("[dim]", "").replace("[/dim]", "").strip() == said
+
+
+def _count_elsewhere(job: str) -> None:
+    """What a worker does, in a process of its own."""
+    work = "import sys; from pipeline import progress; progress.add('rows read', 5, sys.argv[1])"
+    subprocess.run([sys.executable, "-c", work, job], check=True, cwd=ROOT)
+
+
+def test_the_counts_of_other_processes_are_shown_while_the_job_runs_and_its_own_in_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = str(tmp_path)
+    told: list[str] = []
+    monkeypatch.setattr(progress.console, "status", lambda line: _Status(told, line))
+    with progress.watching("preprocess"):
+        with progress.launching(job):
+            for _ in range(2):
+                _count_elsewhere(job)
+            progress.add("rows read", 2, job)
+            progress.add("rows read", 9, str(tmp_path / "another job"))
+            deadline = time.monotonic() + 60
+            while not any("rows read 12 " in line for line in told):
+                assert time.monotonic() < deadline, told
+                time.sleep(0.1)
+        progress.settle({"rows read": 13, "rows refused": 0})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rows read 13" in line and "refused" not in line
+
+
+class _Status:
+    def __init__(self, told: list[str], line: str) -> None:
+        self._told = told
+        self.update(line)
+
+    def update(self, line: str) -> None:
+        self._told.append(line + " ")
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
