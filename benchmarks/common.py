@@ -60,7 +60,7 @@ def rates(
     One round first is not counted: it warms caches and compiles. Each round takes the sides in another order, so that
     neither a drift nor being first favours one. ``before`` is given a side's name and makes ready for it, untimed.
     """
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    result: dict[str, list[float]] = {name: [] for name in sides}
     orders = itertools.cycle(itertools.permutations(sides))
     for number, order in zip(range(rounds + 1), orders, strict=False):
         for name in order:
@@ -68,39 +68,39 @@ def rates(
             start = time.perf_counter()
             units = sides[name]()
             if number:
-                found[name].append(units / (time.perf_counter() - start))
-    return found
+                result[name].append(units / (time.perf_counter() - start))
+    return result
 
 
-def median_ratio(found: dict[str, list[float]], above: str, below: str) -> float:
+def median_ratio(result: dict[str, list[float]], above: str, below: str) -> float:
     """Median over the rounds of one side's rate divided by the other's of the same round."""
-    return statistics.median(a / b for a, b in zip(found[above], found[below], strict=True))
+    return statistics.median(a / b for a, b in zip(result[above], result[below], strict=True))
 
 
-def show(title: str, unit: str, found: dict[str, list[float]]) -> None:
+def show(title: str, unit: str, result: dict[str, list[float]]) -> None:
     """Print the table of sides that were measured together."""
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("side")
     for column in ("median", "lowest", "highest"):
         table.add_column(f"{column}, {unit}", justify="right")
-    first = next(iter(found))
+    first = next(iter(result))
     table.add_column(f"{first} is faster by", justify="right")
-    for name, values in found.items():
+    for name, values in result.items():
         figures = (f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values)))
-        table.add_row(name, *figures, "" if name == first else f"{median_ratio(found, first, name):.4g}")
+        table.add_row(name, *figures, "" if name == first else f"{median_ratio(result, first, name):.4g}")
     Console().print(table)
 
 
-def finish(unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
+def finish(unit: str, result: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
     """Write JSON if asked, print the goals' lines and leave with the exit code that scripts expect."""
     if out:
-        out.write_text(json.dumps({"rates": found, "unit": unit, "goals": [asdict(goal) for goal in goals]}, indent=2))
+        out.write_text(json.dumps({"rates": result, "unit": unit, "goals": [asdict(goal) for goal in goals]}, indent=2))
     for goal in goals:
         print(goal.line())
     sys.exit(0 if all(goal.holds for goal in goals) else 1)
 
 
-def conclude(title: str, unit: str, found: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
+def conclude(title: str, unit: str, result: dict[str, list[float]], goals: list[Goal], out: Path | None) -> None:
     """The end of a benchmark of one table: :func:`show`, then :func:`finish`."""
-    show(title, unit, found)
-    finish(unit, found, goals, out)
+    show(title, unit, result)
+    finish(unit, result, goals, out)

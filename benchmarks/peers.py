@@ -141,9 +141,9 @@ def make_data(directory: Path, rows: int, seed: int = 1) -> np.ndarray[Any, Any]
     dataset = preprocess(config, directory / "dataset")
     arrays: dict[str, Any] = {}
     for split in ("train", "test"):
-        found = dataset.read(split)
-        arrays |= {f"{split}_ids": found.ids, f"{split}_values": found.values}
-        arrays[f"{split}_label"] = found.label.astype(np.float32)
+        result = dataset.read(split)
+        arrays |= {f"{split}_ids": result.ids, f"{split}_values": result.values}
+        arrays[f"{split}_label"] = result.label.astype(np.float32)
     sizes = [dataset.transform.table_size(f"c{i}") for i in range(CATEGORICAL)]
     np.savez(directory / "data.npz", sizes=sizes, directory=str(directory), **arrays)
     return np.asarray(arrays["test_label"])
@@ -167,8 +167,8 @@ def choose_rates(pythons: dict[str, Path], rows: int) -> None:
         for backbone in GOALS:
             for side in RATES[backbone]:
                 for rate in TRIED:
-                    found = [train(side, pythons[side], Path(name), backbone, seed, rate)[1] for seed in (1, 2)]
-                    auc = statistics.mean(float(roc_auc_score(labels, scores)) for scores in found)
+                    result = [train(side, pythons[side], Path(name), backbone, seed, rate)[1] for seed in (1, 2)]
+                    auc = statistics.mean(float(roc_auc_score(labels, scores)) for scores in result)
                     print(f"{backbone} {side} of rate {rate:g}: AUC {auc:.4f}", flush=True)
 
 
@@ -185,26 +185,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         labels = make_data(Path(name), rows)
         for backbone, goal in GOALS.items():
-            found: dict[str, list[float]] = {side: [] for side in pythons}
+            result: dict[str, list[float]] = {side: [] for side in pythons}
             aucs: dict[str, list[float]] = {side: [] for side in pythons}
             for number in range(rounds):
                 for side in list(pythons)[number:] + list(pythons)[:number]:
                     of_adam = RATES[backbone].get(side.partition(",")[0], 1e-3)
                     rate, scores = train(side, pythons[side], Path(name), backbone, number + 1, of_adam)
-                    found[side].append(rate)
+                    result[side].append(rate)
                     aucs[side].append(float(roc_auc_score(labels, scores)))
                     print(f"{backbone} {side}: {rate:,.0f} rows/s, AUC {aucs[side][-1]:.4f}", flush=True)
             others = ("Keras", *PEERS)
-            found["best"] = [max(found[side][i] for side in others) for i in range(rounds)]
+            result["best"] = [max(result[side][i] for side in others) for i in range(rounds)]
             best_auc = max(statistics.median(aucs[side]) for side in others)
             goals += [
-                Goal(f"peers_{backbone}_best", median_ratio(found, "clsd", "best"), goal),
-                Goal(f"peers_{backbone}_by_hand", median_ratio(found, "clsd, Adagrad", "by hand"), 0.95),
+                Goal(f"peers_{backbone}_best", median_ratio(result, "clsd", "best"), goal),
+                Goal(f"peers_{backbone}_by_hand", median_ratio(result, "clsd, Adagrad", "by hand"), 0.95),
                 Goal(f"peers_{backbone}_auc", statistics.median(aucs["clsd"]) / best_auc, 1.0),
             ]
-            found.pop("best")
-            show(f"{backbone}, one epoch of batches of 4,096", "rows/s", found)
-            every |= {f"{backbone}/{side}": values for side, values in found.items()}
+            result.pop("best")
+            show(f"{backbone}, one epoch of batches of 4,096", "rows/s", result)
+            every |= {f"{backbone}/{side}": values for side, values in result.items()}
             every |= {f"{backbone}/{side}/auc": values for side, values in aucs.items()}
     finish("rows/s, and AUC where it says so", every, goals, options.json)
 

@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from common import Goal, arguments, finish, median_ratio, rates, show
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
@@ -106,7 +106,7 @@ def by_hand(log: Path, out: Path, schema: Schema) -> dict[str, int]:
         x = table[name].to_numpy().astype(np.float32)
         mine = x[split == 0]
         values[:, at] = (x - mine.mean()) / mine.std()
-    rows = Rows(
+    rows = EncodedRows(
         key=rng.integers(0, 2**63, len(table)).astype(np.uint64),
         ids=ids,
         values=values,
@@ -132,8 +132,10 @@ def check(config: Config, log: Path, directory: Path, rows: int) -> None:
     (directory / "hand").mkdir()
     sizes = by_hand(log, directory / "hand", config.rows)
     for name, size in sizes.items():
-        found = len(made.transform.vocabularies[name])
-        assert abs(found - size) <= 0.1 * size + 5, f"{name}: {found} values, by hand {size}"  # of other training users
+        result = len(made.transform.vocabularies[name])
+        assert abs(result - size) <= 0.1 * size + 5, (
+            f"{name}: {result} values, by hand {size}"
+        )  # of other training users
     assert len(Dataset.load(directory / "check").read("test")) == made.rows("test")
 
 
@@ -146,10 +148,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         logs = {}
-        for form, n in (("jsonl", rows), ("parquet", rows), ("few.jsonl", few), ("long.parquet", LONGER * rows)):
+        for format, n in (("jsonl", rows), ("parquet", rows), ("few.jsonl", few), ("long.parquet", LONGER * rows)):
             made = SyntheticSettings(rows=n, extra_categorical=15, extra_numeric=9)
-            logs[form] = write_dataset(
-                "synthetic", directory / "logs" / form, format=form.split(".")[-1], synthetic=made
+            logs[format] = write_dataset(
+                "synthetic", directory / "logs" / format, format=format.split(".")[-1], synthetic=made
             )
         config = make_config(logs["parquet"])
         check(config, logs["parquet"], directory, rows)
@@ -160,13 +162,13 @@ def main() -> None:
             (directory / side).mkdir()
             os.sync()
 
-        def job(side: str, form: str, workers: int = 0) -> Callable[[], int]:
-            config = make_config(logs[form], threads=1 if workers else 0)
+        def job(side: str, format: str, workers: int = 0) -> Callable[[], int]:
+            config = make_config(logs[format], threads=1 if workers else 0)
             beam_options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
 
             def work() -> int:
                 preprocess(config, directory / side / "dataset", beam_options=beam_options if workers else None)
-                return LONGER * rows if form == "long.parquet" else rows
+                return LONGER * rows if format == "long.parquet" else rows
 
             return work
 
@@ -180,18 +182,18 @@ def main() -> None:
 
         sides = {"usual": do_usual, "jsonl": job("jsonl", "jsonl"), "parquet": job("parquet", "parquet")}
         few_workers = {"one": job("one", "parquet", 1), "two": job("two", "parquet", 2)}
-        found = rates({**sides, "by hand": do_by_hand, **few_workers}, rounds, settle)
+        result = rates({**sides, "by hand": do_by_hand, **few_workers}, rounds, settle)
         longer = {side: job(side, "long.parquet", n) for side, n in (("one, longer", 1), ("two, longer", 2))}
-        found |= rates(longer, rounds, settle)
-    show(f"{rows:,} rows, {len(CATEGORICAL)} categorical and {len(NUMERIC)} numeric features", "rows/s", found)
+        result |= rates(longer, rounds, settle)
+    show(f"{rows:,} rows, {len(CATEGORICAL)} categorical and {len(NUMERIC)} numeric features", "rows/s", result)
     goals = [
-        Goal("preprocess_jsonl_usual", median_ratio(found, "jsonl", "usual"), 15),
-        Goal("preprocess_parquet_usual", median_ratio(found, "parquet", "usual"), 40),
-        Goal("preprocess_parquet_by_hand", median_ratio(found, "parquet", "by hand"), 0.7),
-        Goal("preprocess_two_one", median_ratio(found, "two", "one"), 1.6),
-        Goal("preprocess_two_one_longer", median_ratio(found, "two, longer", "one, longer"), 1.6),
+        Goal("preprocess_jsonl_usual", median_ratio(result, "jsonl", "usual"), 15),
+        Goal("preprocess_parquet_usual", median_ratio(result, "parquet", "usual"), 40),
+        Goal("preprocess_parquet_by_hand", median_ratio(result, "parquet", "by hand"), 0.7),
+        Goal("preprocess_two_one", median_ratio(result, "two", "one"), 1.6),
+        Goal("preprocess_two_one_longer", median_ratio(result, "two, longer", "one, longer"), 1.6),
     ]
-    finish("rows/s", found, goals, options.json)
+    finish("rows/s", result, goals, options.json)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ def main() -> None:
     """See the module."""
     options = arguments(__doc__ or "")
     rows = 200_000 if options.quick else 5_000_000
-    found: dict[str, list[float]] = {}
+    result: dict[str, list[float]] = {}
     for size in (rows, 4 * rows):
         with tempfile.TemporaryDirectory() as name:
             made = SyntheticSettings(rows=size, extra_categorical=15, extra_numeric=9)
             log = write_dataset("synthetic", Path(name) / "log", format="parquet", synthetic=made)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[f"{size:,} rows"] = [pool.apply(peak, (log, Path(name) / "out"))]
+                result[f"{size:,} rows"] = [pool.apply(peak, (log, Path(name) / "out"))]
             shutil.rmtree(Path(name) / "out")
-    show("peak memory of one process", "MiB", found)
-    few, many = (values[0] for values in found.values())
-    finish("MiB", found, [Goal("preprocess_memory", many / few, 1.3, at_most=True)], options.json)
+    show("peak memory of one process", "MiB", result)
+    few, many = (values[0] for values in result.values())
+    finish("MiB", result, [Goal("preprocess_memory", many / few, 1.3, at_most=True)], options.json)
 
 
 if __name__ == "__main__":

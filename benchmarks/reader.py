@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from common import Goal, arguments, conclude, median_ratio, rates
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.input_pipeline import batches
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import Schema
@@ -32,9 +32,9 @@ SCHEMA = Schema(
 )
 
 
-def _rows(n: int) -> Rows:
+def _rows(n: int) -> EncodedRows:
     rng = np.random.default_rng(1)
-    return Rows(
+    return EncodedRows(
         key=rng.integers(0, 2**63, n).astype(np.uint64),
         ids=rng.integers(3, 10**6, (n, CATEGORICAL)).astype(np.int32),
         values=rng.normal(size=(n, NUMERIC)).astype(np.float32),
@@ -46,13 +46,13 @@ def _rows(n: int) -> Rows:
     )
 
 
-def _write_blocks(rows: Rows, path: Path) -> None:
+def _write_blocks(rows: EncodedRows, path: Path) -> None:
     with path.open("wb") as file:
         starts = range(0, len(rows), BLOCK)
         write_records(file, (serialize_block(SCHEMA, rows.take(slice(at, at + BLOCK))) for at in starts))
 
 
-def _write_examples(rows: Rows, path: Path) -> None:
+def _write_examples(rows: EncodedRows, path: Path) -> None:
     def feature(values: Any) -> Any:
         if isinstance(values[0], float):
             return tf.train.Feature(float_list=tf.train.FloatList(value=values))
@@ -136,14 +136,14 @@ def main() -> None:
 
         # A fast reader reads the file more often, so that no side's time is that of starting tf.data.
         often = dict(zip(readers, (24, 4, 1), strict=True))
-        found = rates({name: read(make, often[name]) for name, make in readers.items()}, rounds)
+        result = rates({name: read(make, often[name]) for name, make in readers.items()}, rounds)
     ours, batched, single = readers
     # The design's figures are 3.6-6.0 M rows/s of blocks against 0.4-0.5 M by batch; row by row nobody should read.
     goals = [
-        Goal("reader_vs_batched", median_ratio(found, ours, batched), 7),
-        Goal("reader_vs_single", median_ratio(found, ours, single), 100),
+        Goal("reader_vs_batched", median_ratio(result, ours, batched), 7),
+        Goal("reader_vs_single", median_ratio(result, ours, single), 100),
     ]
-    conclude(f"reading {n:,} rows of {CATEGORICAL} + {NUMERIC} features", "rows/s", found, goals, options.json)
+    conclude(f"reading {n:,} rows of {CATEGORICAL} + {NUMERIC} features", "rows/s", result, goals, options.json)
 
 
 if __name__ == "__main__":

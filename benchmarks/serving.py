@@ -34,12 +34,12 @@ from clsd.features.encode import encode
 from clsd.features.records import write_records
 from clsd.features.serving_transform import ServingTransform
 from clsd.features.tf_runtime import tf
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 from clsd.pipeline.serving.export import scoring_of
-from clsd.pipeline.serving.serving_inputs import as_arrays, raw_inputs
+from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
 from clsd.pipeline.serving.signatures import ServingModel
 from clsd.pipeline.shared.config import Config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
@@ -84,8 +84,8 @@ def make_model(config: Config, dataset: Dataset, directory: Path) -> dict[str, d
 
     def encoded(ids: Any, values: Any, request_ids: Any, request_values: Any) -> dict[str, Any]:
         own, shared = columns(names["encoded"], ids, values), columns(names["request"], request_ids, request_values)
-        found = score(Rows(model.spec, own, shared))
-        return {"score": tf.sigmoid(found.logit), "ctr": tf.sigmoid(found.ctr_logit), "confidence": found.confidence}
+        result = score(ModelInputs(model.spec, own, shared))
+        return {"score": tf.sigmoid(result.logit), "ctr": tf.sigmoid(result.ctr_logit), "confidence": result.confidence}
 
     def backbone(ids: Any, values: Any) -> dict[str, Any]:
         return {"score": tf.sigmoid(model({"ids": ids, "values": values}))}
@@ -133,7 +133,7 @@ def requests(config: Config, dataset: Dataset, inputs: dict[str, dict[str, Any]]
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
     table, out = dataset.golden().drop_columns([KEY]), {}
-    raw = raw_inputs(dataset.schema, table, list(inputs["serving_default"]))
+    raw = serving_inputs(dataset.schema, table, list(inputs["serving_default"]))
     for size in SIZES:
         of_user = {name: values[:1] for name, values in raw.items() if name not in config.export.candidates}
         of_candidates = {name: values[:size] for name, values in raw.items() if name in config.export.candidates}
@@ -150,10 +150,10 @@ def requests(config: Config, dataset: Dataset, inputs: dict[str, dict[str, Any]]
         shared = [name for name in [*OF_USER, *NUMERIC] if name not in config.export.candidates]
         arrays["encoded"] = cut(config.export.candidates, ids, values) | cut(shared, ids[:1], values[:1], "request_")
         arrays["backbone"] = {"ids": ids, "values": values}
-        for name, found in arrays.items():
+        for name, result in arrays.items():
             log = PredictionLog()
             log.predict_log.request.model_spec.signature_name = name
-            for key, array in found.items():
+            for key, array in result.items():
                 log.predict_log.request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
             out[f"{name.replace('serving_default', 'repeated')} {size:,}"] = log.SerializeToString()
     return out
@@ -191,7 +191,7 @@ def main() -> None:
         dataset = preprocess(config, directory / "dataset")
         asked = requests(config, dataset, make_model(config, dataset, directory))
         subprocess.run([sys.executable, SESSION, "--describe", directory / "messages"], check=True, capture_output=True)
-        found: dict[str, list[float]] = {side: [] for side in asked}
+        result: dict[str, list[float]] = {side: [] for side in asked}
         every: dict[str, list[float]] = {side: [] for side in asked}
         for number in range(passes + 1):
             order = list(asked)[number % len(asked) :] + list(asked)[: number % len(asked)]
@@ -200,7 +200,7 @@ def main() -> None:
             for side, answer in zip(order, told, strict=True):
                 scores[side] = np.ravel(answer["outputs"]["score"])
                 if number:  # the first pass warms the machine up
-                    found[side].append(statistics.median(answer["seconds"]))
+                    result[side].append(statistics.median(answer["seconds"]))
                     every[side] += answer["seconds"]
             for size in SIZES:
                 for side in ("repeated", "encoded", "backbone"):
@@ -214,8 +214,8 @@ def main() -> None:
             cells += [f"{1e3 * float(np.quantile(every[f'{side} {size:,}'], p)):.3f} ms" for p in (0.5, 0.99)]
         table.add_row(f"{size:,}", *cells)
     Console(width=140).print(table)
-    shares = [1 - a / b for a, b in zip(found["encoded 100"], found["rank 100"], strict=True)]
-    ratios = [a / b for a, b in zip(found["rank 1,000"], found["repeated 1,000"], strict=True)]
+    shares = [1 - a / b for a, b in zip(result["encoded 100"], result["rank 100"], strict=True)]
+    ratios = [a / b for a, b in zip(result["rank 1,000"], result["repeated 1,000"], strict=True)]
     goals = [
         Goal("serving_rank_repeated", statistics.median(ratios), 0.6, at_most=True),
         Goal("serving_transform", statistics.median(shares), 0.25, at_most=True),

@@ -24,7 +24,7 @@ import numpy as np
 from common import Goal, arguments, finish, median_ratio, rates, show
 
 from clsd.features.tf_runtime import tf
-from clsd.models import step_metrics as figures
+from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import Field, InputSpec
 from clsd.models.settings import ConfidenceSettings, ModelSettings
@@ -92,11 +92,11 @@ def make_run(strategy: Any, model: ClsdModel) -> Callable[[Any, Any], Any]:
 
     @tf.function
     def run_steps(iterator: Any, steps: Any) -> Any:
-        totals, each = figures.nothing(), tf.TensorArray(tf.float32, steps)
+        totals, each = step_metrics.empty_sums(), tf.TensorArray(tf.float32, steps)
         for i in tf.range(steps):
-            now = strategy.run(model.train_totals, args=(next(iterator),))
+            now = strategy.run(model.train_metric_sums, args=(next(iterator),))
             first = strategy.experimental_local_results(now)[0]
-            totals = figures.merged(tf.stack([totals, first]))
+            totals = step_metrics.merged(tf.stack([totals, first]))
             each = each.write(i, first)
         return totals, each.stack()
 
@@ -134,7 +134,7 @@ def make_lookup(model: ClsdModel, data: Batches) -> Any:
 
 def check(plain: Any, asked: Any, cached: Any) -> None:
     """Of the totals of each step after the warm-up, ``[steps, 10]``: the sides compute what they should."""
-    at = {name: i for i, name in enumerate(figures.TOTALS)}
+    at = {name: i for i, name in enumerate(step_metrics.METRIC_SUMS)}
     least, largest = at["least_weight"], at["largest_weight"]
     assert (plain[:, [least, largest]] == 1.0).all(), "the plain side weighs clicks"
     assert (asked[:, least] < 0.99).all() and (asked[:, largest] > 1.01).all(), "the weights of clicks are all near 1"
@@ -173,12 +173,12 @@ def main() -> None:
     every, goals = {}, []
     for backbone in BACKBONES:
         for ctr, goal in GOALS.items():
-            found = measure(strategy, backbone, ctr, batches, rounds)
-            show(f"{backbone}, CTR {ctr:.0%}, {BATCH:,} rows a step", "rows/s", found)
+            result = measure(strategy, backbone, ctr, batches, rounds)
+            show(f"{backbone}, CTR {ctr:.0%}, {BATCH:,} rows a step", "rows/s", result)
             name = f"step_cost_{backbone}_ctr{ctr * 100:.0f}"
-            every.update({f"{name}/{side}": values for side, values in found.items()})
+            every.update({f"{name}/{side}": values for side, values in result.items()})
             for suffix, side in (("", "cached"), ("_asked", "asked")):
-                goals.append(Goal(name + suffix, median_ratio(found, "plain", side), goal, at_most=True))
+                goals.append(Goal(name + suffix, median_ratio(result, "plain", side), goal, at_most=True))
             tf.keras.backend.clear_session()
     finish("rows/s", every, goals, options.json)
 

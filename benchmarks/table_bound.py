@@ -52,7 +52,7 @@ def main() -> None:
     lengths = {}
     with tempfile.TemporaryDirectory() as name:
         make_log(Path(name) / "log.parquet", rows)
-        for side, found in aucs.items():
+        for side, result in aucs.items():
             config = bounded(make_config(Path(name) / "log.parquet"), side)
             dataset = preprocess(config, Path(name) / side)
             for seed in range(1, seeds + 1):
@@ -60,14 +60,14 @@ def main() -> None:
                 train(config.model_copy(update={"seed": seed}), dataset, run)
                 _, model = load_trained(run, dataset)
                 scored = Scorer(model, dataset, tf.distribute.get_strategy()).score("test")
-                found.append(float(roc_auc_score(scored["label"], scored["logit"])))
+                result.append(float(roc_auc_score(scored["label"], scored["logit"])))
                 lengths[side] = sum(table.shape[0] for table in split_variables(model.backbone)[0])
                 tf.keras.backend.clear_session()
     shown = Shown(title=f"{len(SIZES)} features of {SIZES.sum():,} ids, one epoch of {rows * 4 // 5:,} rows", box=None)
     for column in ("side", "rows of all tables", "AUC, median", "lowest", "highest"):
         shown.add_column(column, justify="left" if column == "side" else "right")
-    for side, found in aucs.items():
-        figures = (f"{value:.4f}" for value in (statistics.median(found), min(found), max(found)))
+    for side, result in aucs.items():
+        figures = (f"{value:.4f}" for value in (statistics.median(result), min(result), max(result)))
         shown.add_row(side, f"{lengths[side]:,}", *figures)
     Console().print(shown)
     ratio = statistics.median(aucs["composed"]) / statistics.median(aucs["hashed"])

@@ -56,12 +56,12 @@ def main() -> None:
     every, goals = {}, []
     for device, optimizer in [*(("one", name) for name in OPTIMIZERS), ("mirrored", "adagrad")]:
         sides = {f"{size:,} rows": work(strategies[device], optimizer, size) for size in (SMALL, LARGE)}
-        found = rates(sides, rounds)
-        show(f"{optimizer}, {device} device, {BATCH:,} rows a step", "rows/s", found)
+        result = rates(sides, rounds)
+        show(f"{optimizer}, {device} device, {BATCH:,} rows a step", "rows/s", result)
         few, many = sides
         name = f"table_growth_{device}_{optimizer}"
-        every |= {f"{name}/{side}": values for side, values in found.items()}
-        goals.append(Goal(name, median_ratio(found, few, many), 1.2, at_most=True))
+        every |= {f"{name}/{side}": values for side, values in result.items()}
+        goals.append(Goal(name, median_ratio(result, few, many), 1.2, at_most=True))
         tf.keras.backend.clear_session()
     finish("rows/s", every, goals, options.json)
 

@@ -58,10 +58,10 @@ def main() -> None:
             chosen = config.model_copy(update={"model": model})
             sides = {side: work(chosen, dataset, strategy, side == "constant") for side in ("constant", "real")}
             # Steps that are not timed first: while one side ran, the other's batches were made ready, and would be free.
-            found = rates(sides, rounds, before=lambda side, sides=sides: sides[side]())
-            show(f"{backbone}, {BATCH:,} rows a step", "rows/s", found)
-            every |= {f"{backbone}/{side}": values for side, values in found.items()}
-            goals.append(Goal(f"train_input_{backbone}", median_ratio(found, "constant", "real"), 1.05, at_most=True))
+            result = rates(sides, rounds, before=lambda side, sides=sides: sides[side]())
+            show(f"{backbone}, {BATCH:,} rows a step", "rows/s", result)
+            every |= {f"{backbone}/{side}": values for side, values in result.items()}
+            goals.append(Goal(f"train_input_{backbone}", median_ratio(result, "constant", "real"), 1.05, at_most=True))
             tf.keras.backend.clear_session()
     finish("rows/s", every, goals, options.json)
 

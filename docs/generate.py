@@ -22,7 +22,7 @@ One YAML file describes a whole run. Unknown keys are errors. Made by `make docs
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+    return [result for inner in get_args(annotation) for result in _models_in(inner)]
 
 
 def _kind(annotation: Any) -> str:

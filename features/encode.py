@@ -20,7 +20,7 @@ from clsd.features.schema import (
     NumericFeature,
     SequenceFeature,
 )
-from clsd.features.tokens import Column, as_float32, coded, coded_lists, raw_type
+from clsd.features.tokens import Column, arrow_type, as_float32, coded, coded_lists
 from clsd.features.transform import NumericState, Transform, first_value_id
 
 Ids: TypeAlias = npt.NDArray[np.int32]
@@ -34,7 +34,7 @@ def encode(
 
     Args:
         transform: the schema and what was learnt.
-        rows: columns as :func:`clsd.features.tokens.raw_type` gives them, dictionary-encoded or not; a column that is not there
+        rows: columns as :func:`clsd.features.tokens.arrow_type` gives them, dictionary-encoded or not; a column that is not there
             is all missing. The chunks of a table are looked up together: what a look-up in a large vocabulary costs does not
             depend on how many rows there are.
         each: does the same with every feature, as ``map`` does; features are independent.
@@ -75,7 +75,7 @@ def scale(feature: NumericFeature, state: NumericState, x: Floats) -> Floats:
 
 def _column(rows: pa.RecordBatch | pa.Table, feature: Categorical | NumericFeature) -> Column:
     at = rows.schema.get_field_index(feature.source)
-    return pa.nulls(rows.num_rows, raw_type(feature)) if at < 0 else rows.column(at)
+    return pa.nulls(rows.num_rows, arrow_type(feature)) if at < 0 else rows.column(at)
 
 
 def _boundaries(state: NumericState) -> Floats:
@@ -89,19 +89,19 @@ def _categorical_ids(transform: Transform, feature: Categorical, column: Column)
 
 def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArray) -> npt.NDArray[np.int64]:
     """Ids of tokens, none of which is missing."""
-    owner = transform.schema.owner(feature)
-    first = first_value_id(owner)
-    if owner.encoding == "hash":
-        return first + bin_of(tokens, owner.size)
-    if owner.encoding == "identity":
+    vocabulary_source = transform.schema.vocabulary_source(feature)
+    first = first_value_id(vocabulary_source)
+    if vocabulary_source.encoding == "hash":
+        return first + bin_of(tokens, vocabulary_source.size)
+    if vocabulary_source.encoding == "identity":
         numbers = tokens.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        found = np.where((numbers >= 0) & (numbers < owner.size), numbers, -1)
+        result = np.where((numbers >= 0) & (numbers < vocabulary_source.size), numbers, -1)
     else:
-        found = transform.vocabularies[owner.name].index(tokens).astype(np.int64)
+        result = transform.vocabularies[vocabulary_source.name].index(tokens).astype(np.int64)
     unknown: Any = FIRST_OOV_ID
-    if owner.oov_buckets > 1 and bool((found < 0).any()):
-        unknown = FIRST_OOV_ID + bin_of(tokens, owner.oov_buckets)
-    return np.asarray(np.where(found >= 0, first + found, unknown), dtype=np.int64)
+    if vocabulary_source.oov_buckets > 1 and bool((result < 0).any()):
+        unknown = FIRST_OOV_ID + bin_of(tokens, vocabulary_source.oov_buckets)
+    return np.asarray(np.where(result >= 0, first + result, unknown), dtype=np.int64)
 
 
 def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> Ids:
@@ -110,11 +110,11 @@ def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> I
     there = codes >= 0
     row = np.repeat(np.arange(len(lengths)), lengths)[there]
     kept = np.bincount(row, minlength=len(lengths))
-    place = np.arange(len(row)) - np.repeat(np.cumsum(kept) - kept, kept)
+    position = np.arange(len(row)) - np.repeat(np.cumsum(kept) - kept, kept)
     if isinstance(feature, SequenceFeature):  # the newest values stand last, and they are the ones to keep
-        place = place - np.repeat(np.maximum(kept - feature.max_length, 0), kept)
-    inside = (place >= 0) & (place < feature.max_length)
+        position = position - np.repeat(np.maximum(kept - feature.max_length, 0), kept)
+    inside = (position >= 0) & (position < feature.max_length)
     out = np.full((len(lengths), feature.max_length), PADDING_ID, dtype=np.int32)
     ids = _value_ids(transform, feature, tokens)[codes[there]]
-    out[row[inside], place[inside]] = ids[inside]
+    out[row[inside], position[inside]] = ids[inside]
     return out

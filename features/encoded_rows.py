@@ -16,7 +16,7 @@ _CARRIED = "passthrough."
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """n encoded rows; every array's first axis is the row.
 
     Args:
@@ -42,29 +42,29 @@ class Rows:
     def __len__(self) -> int:
         return len(self.key)
 
-    def take(self, order: npt.NDArray[Any] | slice) -> Rows:
+    def take(self, order: npt.NDArray[Any] | slice) -> EncodedRows:
         """The rows at ``order`` (positions, a mask or a slice), in that order."""
         if isinstance(order, slice) or order.dtype == np.bool_:
             arrays = {name: getattr(self, name)[order] for name in (*_FLAT, *_WIDE)}
         else:  # whole rows are moved faster so
             arrays = {name: np.take(getattr(self, name), order, axis=0) for name in (*_FLAT, *_WIDE)}
         if self.passthrough.num_columns == 0:
-            return Rows(**arrays, passthrough=self.passthrough)
+            return EncodedRows(**arrays, passthrough=self.passthrough)
         if isinstance(order, slice):
             start, stop, _ = order.indices(len(self))
-            return Rows(**arrays, passthrough=self.passthrough.slice(start, stop - start))
+            return EncodedRows(**arrays, passthrough=self.passthrough.slice(start, stop - start))
         positions = np.flatnonzero(order) if order.dtype == np.bool_ else order
-        return Rows(**arrays, passthrough=self.passthrough.take(pa.array(positions)))
+        return EncodedRows(**arrays, passthrough=self.passthrough.take(pa.array(positions)))
 
     @staticmethod
-    def concat(parts: list[Rows]) -> Rows:
+    def concat(parts: list[EncodedRows]) -> EncodedRows:
         """The rows of all parts, one after the other; there must be at least one part."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_FLAT, *_WIDE)}
         passthrough = parts[0].passthrough
         if passthrough.num_columns:
             table = pa.Table.from_batches([part.passthrough for part in parts]).combine_chunks()
             passthrough = table.to_batches()[0] if table.num_rows else passthrough
-        return Rows(**arrays, passthrough=passthrough)
+        return EncodedRows(**arrays, passthrough=passthrough)
 
     def to_batch(self) -> pa.RecordBatch:
         """The rows as Arrow columns, to be laid on disk: a row's ids are one list, its values another."""
@@ -82,7 +82,7 @@ class Rows:
         return pa.RecordBatch.from_pydict(columns)
 
     @staticmethod
-    def from_batch(batch: pa.RecordBatch) -> Rows:
+    def from_batch(batch: pa.RecordBatch) -> EncodedRows:
         """What :meth:`to_batch` made; the arrays are views of the batch."""
         arrays = {name: batch.column(name).to_numpy() for name in _FLAT}
         for name, kind in _WIDE.items():
@@ -95,8 +95,8 @@ class Rows:
         passthrough = pa.RecordBatch.from_arrays(
             [batch.column(name) for name in carried], names=[name.removeprefix(_CARRIED) for name in carried]
         )
-        return Rows(**arrays, passthrough=passthrough)
+        return EncodedRows(**arrays, passthrough=passthrough)
 
-    def shuffled(self) -> Rows:
+    def shuffled(self) -> EncodedRows:
         """The rows by their random key: the same order however the parts arrived."""
         return self.take(np.argsort(self.key, kind="stable"))

@@ -94,8 +94,8 @@ class EpochOrder:
         return Start(file, int(first - ends[file] + blocks[file]), window, chunk, row)
 
 
-def _within(sizes: npt.NDArray[np.int64], many: int, row: int) -> tuple[int, int]:
-    """Which group of ``many`` sizes a row is in, and its place there."""
-    ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), many)))
+def _within(sizes: npt.NDArray[np.int64], group_size: int, row: int) -> tuple[int, int]:
+    """Which group of ``group_size`` sizes a row is in, and its place there."""
+    ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), group_size)))
     group = int(np.searchsorted(ends, row, side="right"))
     return group, int(row - (ends[group - 1] if group else 0))

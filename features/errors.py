@@ -16,18 +16,18 @@ class UserError(Exception):
     Args:
         where: the file, row or setting, as the user would look for it.
         what: what is wrong there.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     exit_code = 2
 
-    def __init__(self, where: str, what: str, mend: str) -> None:
-        self.where, self.what, self.mend = where, what, mend
-        super().__init__(f"{where}: {what}; {mend}" if mend else f"{where}: {what}")
+    def __init__(self, where: str, what: str, hint: str) -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(f"{where}: {what}; {hint}" if hint else f"{where}: {what}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         # Beam pickles exceptions between workers; the default would call __init__ with the one joined message.
-        return (type(self), (self.where, self.what, self.mend))
+        return (type(self), (self.where, self.what, self.hint))
 
 
 class TryAgainError(UserError):

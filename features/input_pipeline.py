@@ -12,7 +12,7 @@ from typing import Any
 from clsd.features.epoch_order import EpochOrder, Start
 from clsd.features.records import is_gzipped, offset_of, open_records, read_records
 from clsd.features.schema import Schema
-from clsd.features.tf_runtime import reach, tf
+from clsd.features.tf_runtime import register_file_systems, tf
 
 #: What training reads; evaluation adds the rest.
 TRAINING_COLUMNS = ("ids", "values", "label")
@@ -100,7 +100,7 @@ def batches(
     Returns:
         batches of the columns and ``valid`` float32 ``[B]``: 1 for a row, 0 for padding.
     """
-    reach(files)
+    register_file_systems(files)
     together = max(1, min(64, -(-batch_size // rows_per_block)))
     if shuffle_seed is None:
         chunks = _in_turn(files).batch(together)

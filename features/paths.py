@@ -20,7 +20,7 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path) and not str(path).startswith(_LOCAL)
 
 
-def place(path: str | Path) -> Path:
+def as_path(path: str | Path) -> Path:
     """The path of a local file or of an object.
 
     Raises:
@@ -32,13 +32,13 @@ def place(path: str | Path) -> Path:
         from upath import UPath
 
         # Without a cache of listings: other processes write what a kept listing would not show.
-        found = UPath(str(path), use_listings_cache=False)
-        _ = found.fs  # imports the client
+        result = UPath(str(path), use_listings_cache=False)
+        _ = result.fs  # imports the client
     except (ImportError, ValueError) as error:
         raise UserError(
             str(path), f"cannot be reached ({error})", "pip install 'clsd[s3]' for s3://, gcsfs for gs://"
         ) from None
-    return cast(Path, found)
+    return cast(Path, result)
 
 
 def address(path: Path) -> str:

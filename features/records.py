@@ -28,9 +28,9 @@ import numpy as np
 import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.schema import Schema
 
 # Level 6 halves the speed of writing for files hardly smaller.
@@ -52,23 +52,23 @@ def _example_class() -> Any:
                 added.oneof_index = 0
         return made
 
-    one, many, sub = field.LABEL_OPTIONAL, field.LABEL_REPEATED, field.TYPE_MESSAGE
-    message("BytesList", ("value", 1, many, field.TYPE_BYTES, ""))
-    message("FloatList", ("value", 1, many, field.TYPE_FLOAT, ""))
-    message("Int64List", ("value", 1, many, field.TYPE_INT64, ""))
+    optional, repeated, sub = field.LABEL_OPTIONAL, field.LABEL_REPEATED, field.TYPE_MESSAGE
+    message("BytesList", ("value", 1, repeated, field.TYPE_BYTES, ""))
+    message("FloatList", ("value", 1, repeated, field.TYPE_FLOAT, ""))
+    message("Int64List", ("value", 1, repeated, field.TYPE_INT64, ""))
     message(
         "Feature",
-        ("bytes_list", 1, one, sub, ".clsd.BytesList"),
-        ("float_list", 2, one, sub, ".clsd.FloatList"),
-        ("int64_list", 3, one, sub, ".clsd.Int64List"),
+        ("bytes_list", 1, optional, sub, ".clsd.BytesList"),
+        ("float_list", 2, optional, sub, ".clsd.FloatList"),
+        ("int64_list", 3, optional, sub, ".clsd.Int64List"),
         oneof=True,
     )
-    features = message("Features", ("feature", 1, many, sub, ".clsd.Features.FeatureEntry"))
+    features = message("Features", ("feature", 1, repeated, sub, ".clsd.Features.FeatureEntry"))
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
-    entry.field.add(name="value", number=2, label=one, type=sub, type_name=".clsd.Feature")
-    message("Example", ("features", 1, one, sub, ".clsd.Features"))
+    entry.field.add(name="key", number=1, label=optional, type=field.TYPE_STRING)
+    entry.field.add(name="value", number=2, label=optional, type=sub, type_name=".clsd.Feature")
+    message("Example", ("features", 1, optional, sub, ".clsd.Features"))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("clsd.Example"))
@@ -79,7 +79,7 @@ Example = _example_class()
 _PLAIN = {"label": "u1", "key": "<u8", "user": "<u8", "timestamp": "<i8", "intensity": "<f4"}
 
 
-def serialize_block(schema: Schema, rows: Rows) -> bytes:
+def serialize_block(schema: Schema, rows: EncodedRows) -> bytes:
     """One block as the bytes of a ``tf.train.Example``; equal rows give equal bytes."""
     example = Example()
     feature = example.features.feature
@@ -104,7 +104,7 @@ def serialize_block(schema: Schema, rows: Rows) -> bytes:
     return bytes(example.SerializeToString(deterministic=True))
 
 
-def parse_block(schema: Schema, serialized: bytes) -> Rows:
+def parse_block(schema: Schema, serialized: bytes) -> EncodedRows:
     """What :func:`serialize_block` wrote; the NumPy twin of :func:`clsd.features.input_pipeline.parse_blocks`."""
     feature = Example.FromString(serialized).features.feature
     n = feature["rows"].int64_list.value[0]
@@ -123,7 +123,7 @@ def parse_block(schema: Schema, serialized: bytes) -> Rows:
             passthrough = reader.read_next_batch()
     else:
         passthrough = pa.RecordBatch.from_arrays([], names=[])
-    return Rows(
+    return EncodedRows(
         ids=ids,
         values=buffer("values", "<f4").reshape(n, len(schema.numeric)),
         passthrough=passthrough,
@@ -164,7 +164,7 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
 
 def open_records(path: str) -> IO[bytes]:
     """A TFRecord file to be read, through gzip if its name says so."""
-    file = place(path).open("rb")
+    file = as_path(path).open("rb")
     return cast(IO[bytes], gzip.open(file) if is_gzipped(path) else file)
 
 
@@ -205,7 +205,7 @@ def offset_of(path: str, record: int) -> int:
         UserError: the file has fewer records.
     """
     at = 0
-    with place(path).open("rb") as file:
+    with as_path(path).open("rb") as file:
         for number in range(record):
             file.seek(at)
             length = file.read(8)

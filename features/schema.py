@@ -151,11 +151,11 @@ class Schema(Strict):
             if group not in singles:
                 raise ValueError(f"groups: '{group}' is no categorical feature; {did_you_mean(group, singles)}")
         for reader in self.categorical:
-            owner = next((f for f in self.categorical if f.name == reader.share), None)
-            if reader.share and (owner is None or owner.share or owner is reader):
+            vocabulary_source = next((f for f in self.categorical if f.name == reader.share), None)
+            if reader.share and (vocabulary_source is None or vocabulary_source.share or vocabulary_source is reader):
                 raise ValueError(f"'{reader.name}': share: '{reader.share}' is no feature with a vocabulary of its own")
-            if owner is not None and owner.dtype != reader.dtype:
-                raise ValueError(f"'{reader.name}': dtype must be that of '{reader.share}', {owner.dtype}")
+            if vocabulary_source is not None and vocabulary_source.dtype != reader.dtype:
+                raise ValueError(f"'{reader.name}': dtype must be that of '{reader.share}', {vocabulary_source.dtype}")
         for made in self.histories:
             read = [f.source for f in self.features if isinstance(f, CategoricalFeature) and f.dtype == made.dtype]
             if made.clicks_of not in read:
@@ -228,7 +228,7 @@ class Schema(Strict):
                 return feature
         raise KeyError(f"no feature '{name}'; {did_you_mean(name, [f.name for f in self.features])}")
 
-    def owner(self, feature: Categorical) -> Categorical:
+    def vocabulary_source(self, feature: Categorical) -> Categorical:
         """The feature whose vocabulary and table ``feature`` uses: itself, unless it shares."""
         return next(f for f in self.categorical if f.name == (feature.share or feature.name))
 

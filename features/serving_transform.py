@@ -154,9 +154,13 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         # Of the stack, not of `raw`: lookups that are all ready at once are handed to as many threads, which costs a request of
         # 100 candidates a tenth of its time.
         tokens = tf.unstack(_as_text(together), num=len(features))
-        places = tf.cast(tf.stack([self._places(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32)
-        first = _each([first_value_id(self._transform.schema.owner(f)) for f in features], np.int32, together)
-        return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + places)
+        value_indices = tf.cast(
+            tf.stack([self._value_indices(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32
+        )
+        first = _each(
+            [first_value_id(self._transform.schema.vocabulary_source(f)) for f in features], np.int32, together
+        )
+        return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + value_indices)
 
     def _buckets(self, features: list[NumericFeature], raw: list[Any]) -> Any:
         """Ids int32 of numbers, by the quantile that they fall into, ``[features, ...]``."""
@@ -170,23 +174,25 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         ids = FIRST_OOV_ID + 1 + tf.reshape(tf.stack(buckets), tf.shape(together))
         return tf.where(tf.math.is_finite(together), ids, MISSING_ID)
 
-    def _places(self, feature: Categorical, tokens: Any) -> Any:
+    def _value_indices(self, feature: Categorical, tokens: Any) -> Any:
         """Ids less that of the first value; int64, the shape of the tokens."""
-        owner = self._transform.schema.owner(feature)
-        if owner.encoding == "hash":
-            return tf.strings.to_hash_bucket_fast(tokens, owner.size)
-        if owner.encoding == "identity":
+        vocabulary_source = self._transform.schema.vocabulary_source(feature)
+        if vocabulary_source.encoding == "hash":
+            return tf.strings.to_hash_bucket_fast(tokens, vocabulary_source.size)
+        if vocabulary_source.encoding == "identity":
             small = (tokens != "") & (tf.strings.length(tokens) < 19)
             numbers = tf.strings.to_number(tf.where(small, tokens, "-1"), tf.int64)
-            found = tf.where((numbers >= 0) & (numbers < owner.size), numbers, tf.constant(-1, tf.int64))
-        elif owner.name in self.tables:
-            found = self.tables[owner.name].lookup(tokens)
+            result = tf.where((numbers >= 0) & (numbers < vocabulary_source.size), numbers, tf.constant(-1, tf.int64))
+        elif vocabulary_source.name in self.tables:
+            result = self.tables[vocabulary_source.name].lookup(tokens)
         else:
-            found = tf.fill(tf.shape(tokens), tf.constant(-1, tf.int64))
-        if owner.oov_buckets == 1:  # -1 is the bin before the first value
-            return found
-        unknown = tf.strings.to_hash_bucket_fast(tokens, owner.oov_buckets) + (FIRST_OOV_ID - first_value_id(owner))
-        return tf.where(found >= 0, found, unknown)
+            result = tf.fill(tf.shape(tokens), tf.constant(-1, tf.int64))
+        if vocabulary_source.oov_buckets == 1:  # -1 is the bin before the first value
+            return result
+        unknown = tf.strings.to_hash_bucket_fast(tokens, vocabulary_source.oov_buckets) + (
+            FIRST_OOV_ID - first_value_id(vocabulary_source)
+        )
+        return tf.where(result >= 0, result, unknown)
 
     def _ragged(self, feature: Any, raw: Any) -> Any:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
@@ -202,8 +208,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             if isinstance(feature, SequenceFeature)
             else tokens[:, : feature.max_length]
         )
-        first = first_value_id(self._transform.schema.owner(feature))
-        ids = kept.with_flat_values(first + self._places(feature, kept.flat_values))
+        first = first_value_id(self._transform.schema.vocabulary_source(feature))
+        ids = kept.with_flat_values(first + self._value_indices(feature, kept.flat_values))
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
     def _scaled(self, features: list[NumericFeature], raw: list[Any]) -> Any:

@@ -52,7 +52,7 @@ _tf_utils.get_random_seed = _drawn_seed
 _backend.RandomGenerator._create_seed = lambda self, given: _drawn_seed() if given is None else given
 
 
-def reach(paths: Iterable[str | Path]) -> None:
+def register_file_systems(paths: Iterable[str | Path]) -> None:
     """Make TensorFlow read from and write to the places of these paths: tensorflow-io's file systems for object stores.
 
     The endpoint of botocore's variable holds for them too.

@@ -30,7 +30,7 @@ class Coded(NamedTuple):
     codes: npt.NDArray[np.int64]
 
 
-def raw_type(feature: Categorical | NumericFeature) -> pa.DataType:
+def arrow_type(feature: Categorical | NumericFeature) -> pa.DataType:
     """Arrow type of a feature's column in the log."""
     if isinstance(feature, NumericFeature):
         return pa.float64()
@@ -82,7 +82,7 @@ def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArra
         the values, and int64 ``[rows]``.
     """
     kind = pa.string() if feature.dtype == "string" else pa.int64()
-    lists = column.cast(raw_type(feature))
+    lists = column.cast(arrow_type(feature))
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     if separator := getattr(feature, "separator", ""):
         lists = pc.split_pattern(lists, pattern=separator)
@@ -107,10 +107,10 @@ def coded_as(kind: pa.DataType, column: Column) -> Coded:
     for chunk in as_dictionary(column).chunks if isinstance(column, pa.ChunkedArray) else [as_dictionary(column)]:
         values = _null_where_missing(chunk.dictionary.cast(kind)).cast(pa.string())
         there = np.asarray(values.is_valid())
-        places = np.append(np.where(there, known + np.cumsum(there) - 1, -1), -1)  # the last is null's
+        code_of = np.append(np.where(there, known + np.cumsum(there) - 1, -1), -1)  # the last is null's
         at = pc.fill_null(chunk.indices, len(there)).to_numpy(zero_copy_only=False)
         tokens.append(values.drop_null())
-        codes.append(places[at])
+        codes.append(code_of[at])
         known += len(tokens[-1])
     if not codes:
         return Coded(pa.array([], pa.string()), np.array([], np.int64))

@@ -72,17 +72,21 @@ class Transform:
         feature = self.schema.feature(name)
         if isinstance(feature, NumericFeature):
             return FIRST_OOV_ID + 1 + len(self.numerics[name].boundaries) + 1
-        owner = self.schema.owner(feature)
-        own = len(self.vocabularies[owner.name]) if owner.encoding == "vocabulary" else owner.size
-        return first_value_id(owner) + own
+        vocabulary_source = self.schema.vocabulary_source(feature)
+        num_values = (
+            len(self.vocabularies[vocabulary_source.name])
+            if vocabulary_source.encoding == "vocabulary"
+            else vocabulary_source.size
+        )
+        return first_value_id(vocabulary_source) + num_values
 
     def id_names(self, name: str) -> list[str]:
         """What each id of a vocabulary feature means, for reports: ``(missing)``, ``(unknown)``, then the values."""
-        owner = self.schema.owner(self.schema.feature(name))  # type: ignore[arg-type]
-        reserved = ["(padding)", "(missing)"] + ["(unknown)"] * owner.oov_buckets
-        if owner.encoding == "vocabulary":
-            return reserved + [str(token) for token in self.vocabularies[owner.name].tokens.to_pylist()]
-        return reserved + [str(value) for value in range(owner.size)]
+        vocabulary_source = self.schema.vocabulary_source(self.schema.feature(name))  # type: ignore[arg-type]
+        reserved = ["(padding)", "(missing)"] + ["(unknown)"] * vocabulary_source.oov_buckets
+        if vocabulary_source.encoding == "vocabulary":
+            return reserved + [str(token) for token in self.vocabularies[vocabulary_source.name].tokens.to_pylist()]
+        return reserved + [str(value) for value in range(vocabulary_source.size)]
 
     def describe(self) -> dict[str, Any]:
         """What ``dataset.json`` says of it; the values themselves are in the Parquet files that it names."""
@@ -121,6 +125,6 @@ def numeric_entry(number: NumericState) -> dict[str, Any]:
     return {"mean": number.mean, "sd": number.sd, "boundaries": list(number.boundaries)}
 
 
-def first_value_id(owner: Categorical) -> int:
+def first_value_id(vocabulary_source: Categorical) -> int:
     """The id of the first value that is neither padding, missing nor out of vocabulary."""
-    return FIRST_OOV_ID + owner.oov_buckets
+    return FIRST_OOV_ID + vocabulary_source.oov_buckets

@@ -93,8 +93,8 @@ class Vocabulary:
 
     def index(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
         """Position of each token in the vocabulary, int32 ``[n]``; -1 where it is unknown or null."""
-        found = pc.index_in(tokens, value_set=self.tokens, skip_nulls=True)
-        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
+        result = pc.index_in(tokens, value_set=self.tokens, skip_nulls=True)
+        return np.asarray(pc.fill_null(result, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
 
     def table(self) -> pa.Table:
         """The vocabulary as a table of schema :data:`COUNTS`, in the order of the ids."""

@@ -43,5 +43,5 @@ class Calibrator(NamedTuple):
 
     def log_weight(self, logit: Any, correction: Any) -> Any:
         """log w of rows, float32 ``[B]``, as a graph or eagerly."""
-        found = self.intercept + self.of_logit * logit + self.of_correction * correction
-        return tf.clip_by_value(found, self.low, self.high)
+        result = self.intercept + self.of_logit * logit + self.of_correction * correction
+        return tf.clip_by_value(result, self.low, self.high)

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import keras, tf
-from clsd.models import controls, weights
-from clsd.models import step_metrics as figures
+from clsd.models import controls, step_metrics, weights
 from clsd.models.adgate import AdGate
 from clsd.models.backbones.registry import build_backbone
 from clsd.models.calibration import Calibrator
 from clsd.models.inputs import InputSpec
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 from clsd.models.optimizers import build_optimizer, split_variables
-from clsd.models.replicas import gather, own, replicas, sum_over
+from clsd.models.replicas import gather, local_slice, replicas, sum_over
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 from clsd.models.teacher import TeacherUpdates
 
@@ -41,7 +40,7 @@ class Scores(NamedTuple):
     ctr_logit: Any
 
 
-class Weighted(NamedTuple):
+class BatchWeights(NamedTuple):
     """What the weighting makes of a batch, float32 ``[B]`` each: weights of clicks and of non-clicks, targets, the gate's
     losses and the rows they count for."""
 
@@ -53,7 +52,7 @@ class Weighted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Updated:
+class TrainableGroups:
     """What the optimizers of the tables and of the dense part move.
 
     No lists of the model itself, by whose places Keras would name the variables of a checkpoint: a table that is composed when it
@@ -127,7 +126,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             self._item = items[0]
             self._item_scores = tf.Variable(items[1], dtype=tf.float32, name="item_scores", trainable=False)
         self._build_weights()
-        self._updated = Updated(*split_variables(self.backbone))
+        self._updated = TrainableGroups(*split_variables(self.backbone))
         self.table_optimizer = build_optimizer(embedding_optimizer)
         self.dense_optimizer = build_optimizer(dense_optimizer)
         self.gate_optimizer = build_optimizer(
@@ -137,7 +136,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
     def _build_weights(self) -> None:
         """Create every variable on two rows of padding, so that teacher and student can be told apart and copied."""
         ids, values = tf.zeros([2, self.spec.width], tf.int32), tf.zeros([2, len(self.spec.value_columns)])
-        rows = Rows.of(self.spec, ids, values)
+        rows = ModelInputs.of(self.spec, ids, values)
         self._check_output(rows.logit(self.backbone))
         self._updates: Any = None
         if self.teacher is not None:
@@ -152,9 +151,9 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def score(self, ids: Any, values: Any) -> Scores:
         """Scores of encoded rows as evaluation sees them (dropout off)."""
-        return self.score_rows(Rows.of(self.spec, ids, values))
+        return self.score_rows(ModelInputs.of(self.spec, ids, values))
 
-    def score_rows(self, rows: Rows) -> Scores:
+    def score_rows(self, rows: ModelInputs) -> Scores:
         """As :meth:`score`, of rows that may come in parts, of which a graph keeps some weights (`model_inputs.through`)."""
         settings = self.confidence_settings
         logit = self._logit(self.backbone, rows)
@@ -182,13 +181,13 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         ctr = weights.calibrated_logit(logit, weight, self._log_kept)
         return Scores(logit, tf.where(begun, confidence, 1.0), weight, g, ctr)
 
-    def score_cheaply(self, rows: Rows, calibrator: Calibrator) -> Scores:
+    def score_cheaply(self, rows: ModelInputs, calibrator: Calibrator) -> Scores:
         """As :meth:`score_rows`, without asking the teacher: weight and confidence are what the calibrator makes of s and g."""
         logit = self._logit(self.backbone, rows)
         g = self._correction(rows, logit)
         weight = tf.exp(calibrator.log_weight(logit, g))
-        found = weights.confidence_of_weight(weight, self.confidence_settings.blend)
-        return Scores(logit, found, weight, g, weights.calibrated_logit(logit, weight, self._log_kept))
+        result = weights.confidence_of_weight(weight, self.confidence_settings.blend)
+        return Scores(logit, result, weight, g, weights.calibrated_logit(logit, weight, self._log_kept))
 
     @property
     def asks_teacher(self) -> bool:
@@ -196,7 +195,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
 
-    def group_ids(self, rows: Rows) -> Any:
+    def group_ids(self, rows: ModelInputs) -> Any:
         """AdGate's input, int32 ``[B, K]``: the ids of the groups' features."""
         return tf.stack([rows.column(name) for name, _ in self.spec.groups], axis=1)
 
@@ -218,16 +217,16 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def teacher_logit(self, ids: Any, values: Any) -> Any:
         """Log odds of the separate teacher, float32 ``[B]``."""
-        return self._logit(self.teacher, Rows.of(self.spec, ids, values))
+        return self._logit(self.teacher, ModelInputs.of(self.spec, ids, values))
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         """Logits float32 ``[B]`` of a batch, by the backbone alone."""
         return self._logit(self.backbone, self._rows(inputs), training=training)
 
-    def _rows(self, data: dict[str, Any]) -> Rows:
-        return Rows.of(self.spec, data["ids"], data["values"])
+    def _rows(self, data: dict[str, Any]) -> ModelInputs:
+        return ModelInputs.of(self.spec, data["ids"], data["values"])
 
-    def _logit(self, backbone: Any, rows: Rows, training: bool = False) -> Any:
+    def _logit(self, backbone: Any, rows: ModelInputs, training: bool = False) -> Any:
         logit = rows.logit(backbone, training)
         return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
 
@@ -238,14 +237,14 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
-    def _of_item(self, rows: Rows) -> Any:
+    def _of_item(self, rows: ModelInputs) -> Any:
         return tf.gather(self._item_scores, rows.column(self._item))
 
-    def _correction(self, rows: Rows, q: Any) -> Any:
+    def _correction(self, rows: ModelInputs, q: Any) -> Any:
         if self.gate is None:
             return tf.zeros_like(q)
         if all(name in rows.request for name, _ in self.spec.groups):
-            return rows.spread(self.gate(self.group_ids(Rows(self.spec, rows.request))))
+            return rows.spread(self.gate(self.group_ids(ModelInputs(self.spec, rows.request))))
         return self.gate(self.group_ids(rows))
 
     def _confidence(self, q: Any, g: Any, c: Any) -> Any:
@@ -256,7 +255,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
 
     def train_step(self, data: dict[str, Any]) -> dict[str, Any]:
         """One step, for ``compile`` and ``fit``; the figures are those of the global batch."""
-        return figures.figures(self.train_totals(data))
+        return step_metrics.metrics_from(self.train_metric_sums(data))
 
     def test_step(self, data: dict[str, Any]) -> dict[str, Any]:
         """Mean loss and predicted / real CTR of a batch, unweighted."""
@@ -267,8 +266,8 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         )
         return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
 
-    def train_totals(self, data: dict[str, Any]) -> Any:
-        """One step; returns :data:`clsd.models.step_metrics.TOTALS` over the global batch, the same on every replica."""
+    def train_metric_sums(self, data: dict[str, Any]) -> Any:
+        """One step; returns :data:`clsd.models.step_metrics.METRIC_SUMS` over the global batch, the same on every replica."""
         settings = self.confidence_settings
         y, valid = data["label"], data["valid"]
         positive = y * valid
@@ -279,16 +278,16 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             s = self._logit(self.backbone, self._rows(data), training=True)
             p = tf.stop_gradient(tf.sigmoid(s))
             if settings.weighted:
-                found = self._weigh(data, p, positive)
+                result = self._weigh(data, p, positive)
             else:
-                found = Weighted(tf.ones_like(s), tf.ones_like(s), y, tf.zeros_like(s), tf.zeros_like(s))
-            w = found.click
-            click, other, target = (tf.stop_gradient(x) for x in (w, found.non_click, found.target))
+                result = BatchWeights(tf.ones_like(s), tf.ones_like(s), y, tf.zeros_like(s), tf.zeros_like(s))
+            w = result.click
+            click, other, target = (tf.stop_gradient(x) for x in (w, result.non_click, result.target))
             losses = weights.row_losses(s, y, click, other, target) * valid
-            gate_losses = found.gate_losses * found.gate_rows
+            gate_losses = result.gate_losses * result.gate_rows
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
-            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, found.gate_rows)]
-            totals = figures.over_replicas(tf.stop_gradient(figures.local_totals(local, w, positive)))
+            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, result.gate_rows)]
+            totals = step_metrics.over_replicas(tf.stop_gradient(step_metrics.local_metric_sums(local, w, positive)))
             # Sums over this replica by the count of all: the optimizers add replicas' gradients up to the global mean.
             objective = local[1] / tf.maximum(totals[0], 1.0) + local[6] / tf.maximum(totals[7], 1.0)
             if self.l2 > 0:
@@ -316,7 +315,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
     def _weighted(self) -> Any:
         return self.step >= self.warmup_steps
 
-    def _weigh(self, data: dict[str, Any], p: Any, positive: Any) -> Weighted:
+    def _weigh(self, data: dict[str, Any], p: Any, positive: Any) -> BatchWeights:
         """Weights of clicks and non-clicks and the gate's losses; all weights are 1 and the gate rests in warm-up."""
         settings, weighted = self.confidence_settings, self._weighted()
         valid, one = data["valid"], tf.ones_like(p)
@@ -326,11 +325,11 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
                 w, non_click = controls.reweighted(p, settings.rce_exponent)
             else:
                 share = controls.drop_share(self.step - self.warmup_steps, settings.tce_share, settings.tce_ramp_steps)
-                w = own(controls.truncated(gather(p), gather(positive), share), p)
+                w = local_slice(controls.truncated(gather(p), gather(positive), share), p)
             # The moments say that weighting has begun.
             self._move(self.moments, sum_over(weights.moment_sums(p, p, positive, 1.0)), weighted)
             w, non_click = tf.where(weighted, w, 1.0), tf.where(weighted, non_click, 1.0)
-            return Weighted(w, non_click, data["label"], gate_losses, gate_rows)
+            return BatchWeights(w, non_click, data["label"], gate_losses, gate_rows)
         t = self._probabilities(data, p, positive, weighted)
         target = data["label"]
         if settings.soften > 0:
@@ -345,10 +344,10 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
         if settings.source == "intensity":
             w = tf.where(known < positive, 1.0, w)
         if settings.control == "constant":
-            w = own(controls.constant(gather(w), gather(positive)), w)
+            w = local_slice(controls.constant(gather(w), gather(positive)), w)
         elif settings.control == "permuted":
             seed = tf.stack([tf.constant(self._seed, tf.int64), self.step])
-            w = own(controls.permuted(gather(w), gather(positive), seed), w)
+            w = local_slice(controls.permuted(gather(w), gather(positive), seed), w)
         if self.gate is not None:
             centre = weights.mean_confidence(moments)
             gate_losses, counted = weights.gate_losses(
@@ -356,7 +355,7 @@ class ClsdModel(keras.Model):  # type: ignore[misc]
             )
             counted = known if settings.gate == "centre" else counted * valid
             gate_rows = tf.where(weighted, counted, 0.0)
-        return Weighted(tf.where(weighted, w, 1.0), non_click, target, gate_losses, gate_rows)
+        return BatchWeights(tf.where(weighted, w, 1.0), non_click, target, gate_losses, gate_rows)
 
     def _scores_of_clicks(self, data: dict[str, Any], t: Any) -> Any:
         """q ``[B]`` on its scale, without gradient; NaN where an intensity is missing."""

@@ -74,7 +74,7 @@ class InputSpec:
                 kind = "bag"
             elif isinstance(feature, SequenceFeature):
                 kind = "sequence"
-            table = schema.owner(feature).name
+            table = schema.vocabulary_source(feature).name
             fields.append(Field(feature.name, kind, table, table_sizes[table], feature.max_length, max_rows))
         return cls(
             fields=tuple(fields),
@@ -94,15 +94,15 @@ class InputSpec:
         leading = max(single.values(), default=-1) + 1
         columns = tf.unstack(ids if leading == self.width else ids[:, :leading], num=leading, axis=1)
         numbers = tf.unstack(values, num=len(self.value_columns), axis=1)
-        out |= {name: columns[place] for name, place in single.items()}
-        return out | {name: numbers[place] for name, place in self.value_columns.items()}
+        out |= {name: columns[index] for name, index in single.items()}
+        return out | {name: numbers[index] for name, index in self.value_columns.items()}
 
     @property
     def width(self) -> int:
         """Number of columns of the ids."""
         return max((at.stop for at in self.id_slices.values()), default=0)
 
-    def places(self, inputs: Collection[str]) -> tuple[list[int], list[int]]:
+    def positions(self, inputs: Collection[str]) -> tuple[list[int], list[int]]:
         """Which of the embedded and which of the numeric fields are among these names: their places in either, in order."""
         numbers = [field for field in self.fields if field.kind == "number"]
         sides = ([i for i, field in enumerate(side) if field.name in inputs] for side in (self.embedded, numbers))
@@ -113,9 +113,9 @@ class InputSpec:
 
         None stands for what comes after the first ``dim`` elements of a vector that is ``width`` long here.
         """
-        vectors, numbers = self.places(inputs)
-        columns = [place * dim + i if i < dim else None for place in vectors for i in range(width)]
-        return columns + [len(self.embedded) * dim + place for place in numbers]
+        vectors, numbers = self.positions(inputs)
+        columns = [index * dim + i if i < dim else None for index in vectors for i in range(width)]
+        return columns + [len(self.embedded) * dim + index for index in numbers]
 
     def numbers(self, inputs: dict[str, Any]) -> Any:
         """The numeric fields of what :meth:`columns` gave, in order: float32 ``[B, n]``, n may be 0."""
@@ -167,11 +167,11 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
             if field.kind == "number":
                 vectors.append(x[:, None] * self.number_vectors[self._numbers.index(field.name)])
                 continue
-            found = self.tables[field.table](x)
+            result = self.tables[field.table](x)
             if field.kind != "id":
-                there = tf.cast(x != 0, found.dtype)[:, :, None]
-                found = tf.reduce_sum(found * there, axis=1) / tf.maximum(tf.reduce_sum(there, axis=1), 1.0)
-            vectors.append(found)
+                there = tf.cast(x != 0, result.dtype)[:, :, None]
+                result = tf.reduce_sum(result * there, axis=1) / tf.maximum(tf.reduce_sum(there, axis=1), 1.0)
+            vectors.append(result)
         return tf.stack(vectors, axis=1) if vectors else tf.zeros([_rows(inputs), 0, self._dim])
 
 
@@ -185,7 +185,7 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
 
     Call arguments:
         numbers: float32 ``[B, n]``.
-        places: which of the numeric fields these are; all, where it is not said.
+        positions: which of the numeric fields these are; all, where it is not said.
 
     Returns:
         (sum_i x_i v_i, sum_i (x_i v_i)**2), float32 ``[B, D]`` each; 0 where n is 0.
@@ -203,12 +203,12 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
             self.vectors = self.add_weight(name="vectors", shape=(input_shape[-1], self._dim), initializer=_small())
         super().build(input_shape)
 
-    def call(self, numbers: Any, places: Sequence[int] | None = None) -> Any:
+    def call(self, numbers: Any, positions: Sequence[int] | None = None) -> Any:
         """See the class."""
         if not self._there:
             nothing = tf.zeros([tf.shape(numbers)[0], self._dim])
             return nothing, nothing
-        vectors = _at(self.vectors, places)
+        vectors = _at(self.vectors, positions)
         return numbers @ vectors, tf.square(numbers) @ tf.square(vectors)
 
 
@@ -223,7 +223,7 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
     Call arguments:
         vectors: float32 ``[B, F, D]``.
         numbers: float32 ``[B, n]``.
-        places: which of the numeric fields these are; all, where it is not said.
+        positions: which of the numeric fields these are; all, where it is not said.
 
     Returns:
         float32 ``[B, F * D + n]``.
@@ -238,19 +238,19 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
         self.scales = self.add_weight(name="scales", shape=(input_shape[1][-1],), initializer=start)
         super().build(input_shape)
 
-    def call(self, inputs: tuple[Any, Any], places: Sequence[int] | None = None) -> Any:
+    def call(self, inputs: tuple[Any, Any], positions: Sequence[int] | None = None) -> Any:
         """See the class."""
         vectors, numbers = inputs
         rows = tf.shape(vectors)[0]  # -1 could not be inferred from no vectors
         wide = tf.reshape(vectors, [rows, vectors.shape[1] * vectors.shape[2]])
-        return tf.concat([wide, numbers * _at(self.scales, places)], axis=1)
+        return tf.concat([wide, numbers * _at(self.scales, positions)], axis=1)
 
 
-def _at(weights: Any, places: Sequence[int] | None) -> Any:
+def _at(weights: Any, positions: Sequence[int] | None) -> Any:
     return (
         weights
-        if places is None or len(places) == weights.shape[0]
-        else tf.gather(weights, tf.constant(places, tf.int32))
+        if positions is None or len(positions) == weights.shape[0]
+        else tf.gather(weights, tf.constant(positions, tf.int32))
     )
 
 

@@ -16,7 +16,7 @@ from clsd.models.inputs import InputSpec
 
 
 @dataclass(frozen=True)
-class Rows:
+class ModelInputs:
     """A batch.
 
     Args:
@@ -30,7 +30,7 @@ class Rows:
     request: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: InputSpec, ids: Any, values: Any) -> Rows:
+    def of(cls, spec: InputSpec, ids: Any, values: Any) -> ModelInputs:
         """Of ids int32 ``[B, width]`` and values float32 ``[B, n]``."""
         return cls(spec, spec.columns(ids, values))
 
@@ -41,9 +41,11 @@ class Rows:
     def logit(self, backbone: Any, training: bool = False) -> Any:
         """What a backbone makes of the rows: in parts where it reads these, else put together."""
         names = [field.name for field in self.spec.fields]
-        own, shared = ({name: part[name] for name in names if name in part} for part in (self.columns, self.request))
-        if own and shared and "request" in inspect.signature(backbone.call).parameters:
-            return backbone(own, training=training, request=shared)
+        candidate, shared = (
+            {name: part[name] for name in names if name in part} for part in (self.columns, self.request)
+        )
+        if candidate and shared and "request" in inspect.signature(backbone.call).parameters:
+            return backbone(candidate, training=training, request=shared)
         return backbone({name: self.column(name) for name in names}, training=training)
 
     def spread(self, x: Any) -> Any:
@@ -54,7 +56,7 @@ class Rows:
         return tf.reshape(wide, tf.stack([rows, *rest]))
 
 
-def added_up(parts: Sequence[Any]) -> Any:
+def add_parts(parts: Sequence[Any]) -> Any:
     """The sum of float32 ``[R, w]``, a row for each of R groups of consecutive rows, and ``[B, w]``; of one part, itself."""
     *shared, total = parts
     for x in shared:
@@ -64,7 +66,9 @@ def added_up(parts: Sequence[Any]) -> Any:
     return total
 
 
-def through(network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int | None]], training: bool = False) -> Any:
+def apply_mlp(
+    network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int | None]], training: bool = False
+) -> Any:
     """Outputs of `inputs.mlp` for inputs that come in parts: its first layer reads what a request's rows have in
     common once.
 
@@ -85,9 +89,9 @@ def through(network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int |
         kernels = [tf.gather(padded, tf.constant([nothing if at is None else at for at in some])) for some in columns]
     products = [x @ kernel for x, kernel in zip(parts, kernels, strict=True)]
     if not network.layers:  # it gives its inputs
-        return added_up(products)
+        return add_parts(products)
     first, *others = network.layers
-    hidden = first.activation(added_up([products[0] + first.bias, *products[1:]]))
+    hidden = first.activation(add_parts([products[0] + first.bias, *products[1:]]))
     for layer in others:
         hidden = layer(hidden)
     return hidden

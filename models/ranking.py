@@ -66,8 +66,8 @@ def ndcg_by_user(user: Array, score: Array, gain: Array, k: int = 10) -> tuple[A
     g = np.asarray(gain, np.float64)
     g = np.where(np.isnan(g), 0.0, g)
     rows = np.bincount(code)
-    place = np.arange(len(code)) - np.repeat(np.cumsum(rows) - rows, rows)
-    discount = np.where(place < k, 1 / np.log2(place + 2.0), 0.0)
+    position = np.arange(len(code)) - np.repeat(np.cumsum(rows) - rows, rows)
+    discount = np.where(position < k, 1 / np.log2(position + 2.0), 0.0)
     # Both orders go user by user, so one place and one discount serve both. The gain orders ties: sums are then equal to the bit.
     order = np.lexsort((-g, fall, code))
     run, length = _runs(code[order], fall[order])

@@ -26,7 +26,7 @@ def gather(values: Any) -> Any:
     return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
 
-def own(values: Any, like: Any) -> Any:
+def local_slice(values: Any, like: Any) -> Any:
     """This replica's rows of a global column: what :func:`gather` made of ``like`` and what it became since."""
     if replicas() == 1:
         return values

@@ -10,11 +10,11 @@ from clsd.models.replicas import gather
 #: What one step adds up over the global batch.
 SUMS = ("rows", "loss", "predicted", "clicks", "weight", "weight_squared", "gate_loss", "gate_rows")
 #: The sums, then the least and the largest weight of a click (infinity and minus infinity without clicks).
-TOTALS = (*SUMS, "least_weight", "largest_weight")
+METRIC_SUMS = (*SUMS, "least_weight", "largest_weight")
 
 
-def local_totals(sums: list[Any], w: Any, positive: Any) -> Any:
-    """:data:`TOTALS` of this replica's rows, float32 ``[10]``.
+def local_metric_sums(sums: list[Any], w: Any, positive: Any) -> Any:
+    """:data:`METRIC_SUMS` of this replica's rows, float32 ``[10]``.
 
     Args:
         sums: :data:`SUMS`, scalars.
@@ -26,9 +26,9 @@ def local_totals(sums: list[Any], w: Any, positive: Any) -> Any:
     return tf.stack([*sums, least, largest])
 
 
-def over_replicas(totals: Any) -> Any:
-    """:data:`TOTALS` of the global batch, the same on every replica."""
-    return merged(gather(totals[None]))
+def over_replicas(sums: Any) -> Any:
+    """:data:`METRIC_SUMS` of the global batch, the same on every replica."""
+    return merged(gather(sums[None]))
 
 
 def merged(parts: Any) -> Any:
@@ -39,15 +39,15 @@ def merged(parts: Any) -> Any:
     return tf.concat([sums, [least, largest]], axis=0)
 
 
-def nothing() -> Any:
+def empty_sums() -> Any:
     """The totals of no batch at all, float32 ``[10]``: merging it changes nothing."""
     return tf.constant([0.0] * len(SUMS) + [float("inf"), float("-inf")])
 
 
-def figures(totals: Any) -> dict[str, Any]:
+def metrics_from(sums: Any) -> dict[str, Any]:
     """Totals as figures: mean loss, predicted and real CTR; of the clicks: mean, least and largest weight, and their share
     of effective sample size ``(sum w)**2 / (n * sum w**2)``, all 0 without clicks; and the gate's mean squared error."""
-    t = dict(zip(TOTALS, tf.unstack(totals), strict=True))
+    t = dict(zip(METRIC_SUMS, tf.unstack(sums), strict=True))
     n, clicks = t["rows"], t["clicks"]
     return {
         "loss": t["loss"] / n,

@@ -152,23 +152,25 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # cheap to make again from the model, so an older report is no loss
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from clsd.pipeline.serving.export import Gates, export, is_of, withdrawn
+    from clsd.pipeline.serving.export import PublishingRequirements, export, is_of, withdrawn
     from clsd.pipeline.serving.predict import Predictor
     from clsd.pipeline.shared.model_versions import GOLDEN_FILE, versions_in
 
     _say(5, "export", str(paths.export))
-    found = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]
-    gone = None if found else withdrawn(paths.export, mark, config.export)
+    result = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]
+    gone = None if result else withdrawn(paths.export, mark, config.export)
     if gone is not None:
         said = f"[yellow]warning[/yellow] {gone} is of this run and was taken out of service: not exported again"
         console.print(said, highlight=False, soft_wrap=True)
-        found = versions_in(paths.export)[-1:]
-    if found:
-        model = found[-1]
+        result = versions_in(paths.export)[-1:]
+    if result:
+        model = result[-1]
         if not gone:
             say_there_already()
     else:
-        model = export(dataset, paths.train, paths.export, settings=config.export, gates=Gates(headline(metrics)))
+        model = export(
+            dataset, paths.train, paths.export, settings=config.export, gates=PublishingRequirements(headline(metrics))
+        )
 
     _say(6, "predict", str(model))
     golden = json.loads((model / GOLDEN_FILE).read_text(encoding="utf-8"))

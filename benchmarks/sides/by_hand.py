@@ -52,8 +52,8 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
             rows = look_up(ids)
             with tf.GradientTape() as tape:
                 tape.watch(rows)
-                found = logit(rows, values)
-                loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(label, found))
+                result = logit(rows, values)
+                loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(label, result))
             dense = [*([numbers] if fm else []), *deep.trainable_variables, *head.trainable_variables]
             dense += [variable for cross in crosses for variable in cross.trainable_variables]
             gradients = tape.gradient(loss, [*rows, *dense])

@@ -33,8 +33,8 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     config = config.model_copy(update={"model": model, "seed": seed, "train": config.train.model_copy(update=settings)})
     looks = Loop._look
 
-    def look(self: Loop, shown: Any, found: Any, steps: int, watched: bool) -> None:
-        looks(self, shown, found, steps, watched)
+    def look(self: Loop, shown: Any, result: Any, steps: int, watched: bool) -> None:
+        looks(self, shown, result, steps, watched)
         clock.tick(steps)
 
     Loop._look = look  # type: ignore[method-assign]
@@ -43,9 +43,9 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
         _, trained = load_trained(Path(name) / "run", dataset)
     scored = Scorer(trained, dataset, tf.distribute.get_strategy()).score("test")
     # By each row's random key to the rows' order in the file of arrays.
-    found, wanted = np.argsort(scored["key"].view(np.uint64)), np.argsort(dataset.read("test").key)
+    result, wanted = np.argsort(scored["key"].view(np.uint64)), np.argsort(dataset.read("test").key)
     logits = np.empty(len(wanted), np.float32)
-    logits[wanted] = scored["logit"][found]
+    logits[wanted] = scored["logit"][result]
     return logits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
-from clsd.models.model_inputs import added_up, through
+from clsd.models.model_inputs import add_parts, apply_mlp
 
 
 class DeepFM(keras.Model):  # type: ignore[misc]
@@ -49,15 +49,15 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         """See the class."""
         parts = [inputs] if request is None else [request, inputs]
         sums, squares, flat, columns = zip(*(self._read(part, len(parts) == 1) for part in parts), strict=True)
-        sums, squares = added_up(sums), added_up(squares)
+        sums, squares = add_parts(sums), add_parts(squares)
         pairs = 0.5 * tf.reduce_sum((tf.square(sums) - squares)[:, :-1], axis=1)
-        return sums[:, -1] + pairs + self.head(through(self.deep, flat, columns, training))[:, 0]
+        return sums[:, -1] + pairs + self.head(apply_mlp(self.deep, flat, columns, training))[:, 0]
 
     def _read(self, inputs: dict[str, Any], whole: bool) -> tuple[Any, Any, Any, list[int | None]]:
         """Of some fields or all: the sums of their rows and of the squares, and inputs of the MLP of these columns."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
-        places = self._spec.places(inputs)[1]
-        sums, squares = self.number_vectors(numbers, places)
+        positions = self._spec.positions(inputs)[1]
+        sums, squares = self.number_vectors(numbers, positions)
         # Not tf.add_n of the fields, if faster: it begins with whichever of its inputs nobody else holds any more, so the weights
         # would not be the same from run to run.
         sums += tf.reduce_sum(rows, axis=1)
@@ -65,4 +65,4 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         if whole:  # of parts the first-order weights stay, which to leave out would be a copy more
             rows = tf.split(rows, [self._dim, 1], axis=2)[0]
         columns = self._spec.flat_columns(inputs, self._dim, rows.shape[2])
-        return sums, squares, self.flat((rows, numbers), places), columns
+        return sums, squares, self.flat((rows, numbers), positions), columns

@@ -86,8 +86,8 @@ class DIN(keras.Model):  # type: ignore[misc]
 
 def _target(sequence: Field, fields: tuple[Field, ...]) -> Field | None:
     candidates = [field for field in fields if field.kind == "id" and field.table == sequence.table]
-    own = [field for field in candidates if field.name == sequence.table]
-    return next(iter([*own, *candidates]), None)
+    same_name = [field for field in candidates if field.name == sequence.table]
+    return next(iter([*same_name, *candidates]), None)
 
 
 class _Interest(keras.layers.Layer):  # type: ignore[misc]
@@ -99,10 +99,10 @@ class _Interest(keras.layers.Layer):  # type: ignore[misc]
         self.hidden = mlp(units, dropout=0.0, name="hidden")
         self.out = keras.layers.Dense(1, name="out")
 
-    def call(self, keys: Any, target: Any, there: Any) -> Any:
+    def call(self, keys: Any, target: Any, is_value: Any) -> Any:
         t = tf.broadcast_to(tf.cast(target, keys.dtype)[:, None, :], tf.shape(keys))
         weights = self.out(self.hidden(tf.concat([keys, t, keys - t, keys * t], axis=2)))[:, :, 0]
         if self._softmax:
             # The least number, not -inf: a sequence of padding alone would give NaN.
-            weights = tf.nn.softmax(tf.where(there, weights, weights.dtype.min))
-        return tf.einsum("bl,bld->bd", tf.where(there, weights, tf.zeros_like(weights)), keys)
+            weights = tf.nn.softmax(tf.where(is_value, weights, weights.dtype.min))
+        return tf.einsum("bl,bld->bd", tf.where(is_value, weights, tf.zeros_like(weights)), keys)

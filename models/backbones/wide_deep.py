@@ -7,7 +7,7 @@ from typing import Any
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
-from clsd.models.model_inputs import added_up, through
+from clsd.models.model_inputs import add_parts, apply_mlp
 
 
 class WideDeep(keras.Model):  # type: ignore[misc]
@@ -49,13 +49,13 @@ class WideDeep(keras.Model):  # type: ignore[misc]
         """See the class."""
         parts = [inputs] if request is None else [request, inputs]
         first_order, flat, columns = zip(*(self._read(part) for part in parts), strict=True)
-        return (added_up(first_order) + self.head(through(self.deep, flat, columns, training)))[:, 0]
+        return (add_parts(first_order) + self.head(apply_mlp(self.deep, flat, columns, training)))[:, 0]
 
     def _read(self, inputs: dict[str, Any]) -> tuple[Any, Any, list[int | None]]:
         """Of some fields or all: the sum of their first-order weights, and inputs of the MLP of these columns."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
         vectors, weights = tf.split(rows, [self._dim, 1], axis=2)
-        places = self._spec.places(inputs)[1]
-        first_order = tf.reduce_sum(weights, axis=1) + self.number_weights(numbers, places)[0]
+        positions = self._spec.positions(inputs)[1]
+        first_order = tf.reduce_sum(weights, axis=1) + self.number_weights(numbers, positions)[0]
         columns = self._spec.flat_columns(inputs, self._dim, self._dim)
-        return first_order, self.flat((vectors, numbers), places), columns
+        return first_order, self.flat((vectors, numbers), positions), columns

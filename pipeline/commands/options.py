@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.run import Paths
 from clsd.pipeline.shared.config import Config, load_config
 
@@ -35,7 +35,7 @@ run_option = click.option("--run", "run_dir", metavar="DIR", help="The training 
 def load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
     """The config with its overrides, and where its results go."""
     config = load_config(config_path, list(overrides))
-    return config, Paths(place(runs) / config.name)
+    return config, Paths(as_path(runs) / config.name)
 
 
 def results(
@@ -45,4 +45,4 @@ def results(
     from clsd.pipeline.shared.dataset import Dataset
 
     config, paths = load(config_path, overrides, runs)
-    return config, paths, Dataset.load(dataset_dir or paths.dataset), place(run_dir) if run_dir else paths.train
+    return config, paths, Dataset.load(dataset_dir or paths.dataset), as_path(run_dir) if run_dir else paths.train

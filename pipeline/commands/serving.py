@@ -8,7 +8,7 @@ import sys
 import click
 
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import (
     beam_argument,
     config_option,
@@ -67,14 +67,14 @@ def export(
     Exit code 3 if it does not pass --require or --against; nothing is published then.
     """
     from clsd.pipeline.evaluation.evaluate import known_headline
-    from clsd.pipeline.serving.export import Gates
+    from clsd.pipeline.serving.export import PublishingRequirements
     from clsd.pipeline.serving.export import export as job
 
-    config, paths, found, run = results(config_path, overrides, runs, dataset_dir, run_dir)
-    target = place(out) if out else paths.export
-    metrics = known_headline(place(evaluation) if evaluation else paths.evaluation, run)
-    gates = Gates(metrics, require, place(against) if against else None)
-    click.echo(job(found, run, target, version=version, settings=config.export, gates=gates, keep=keep))
+    config, paths, result, run = results(config_path, overrides, runs, dataset_dir, run_dir)
+    target = as_path(out) if out else paths.export
+    metrics = known_headline(as_path(evaluation) if evaluation else paths.evaluation, run)
+    gates = PublishingRequirements(metrics, require, as_path(against) if against else None)
+    click.echo(job(result, run, target, version=version, settings=config.export, gates=gates, keep=keep))
 
 
 @click.command()
@@ -86,7 +86,7 @@ def rollback(models: str, to: int | None) -> None:
     DIR is what the model server watches. Version 7 becomes the folder withdrawn-7, which no server loads; its old name brings
     it back.
     """
-    served, gone = withdraw(place(models), to)
+    served, gone = withdraw(as_path(models), to)
     for version in gone:
         console.print(f"withdrawn: {version}", highlight=False, soft_wrap=True)
     click.echo(served)
@@ -106,7 +106,7 @@ def predict(model_dir: str, rows: str) -> None:
     """
     from clsd.pipeline.serving.predict import Predictor, read_rows
 
-    predictor = Predictor(place(model_dir))
+    predictor = Predictor(as_path(model_dir))
     where = "standard input" if rows == "-" else rows
     try:
         with click.open_file(rows, encoding="utf-8") as file:
@@ -136,7 +136,7 @@ def predict(model_dir: str, rows: str) -> None:
 )
 @set_option
 @click.option("--out", required=True, metavar="DIR", help="Where the scored rows and scores.json go.")
-@click.option("--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
+@click.option("--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
 @overwrite_option
 @beam_argument
 def score(
@@ -145,7 +145,7 @@ def score(
     config_path: str,
     overrides: tuple[str, ...],
     out: str,
-    form: str,
+    format: str,
     overwrite: bool,
     beam_options: tuple[str, ...],
 ) -> None:
@@ -161,15 +161,15 @@ def score(
     from clsd.pipeline.serving.score import score as job
     from clsd.pipeline.shared import progress
 
-    model = newest_version(place(model_dir))
+    model = newest_version(as_path(model_dir))
     config = load_config(config_path, list(overrides)) if config_path else exported_config(model, list(overrides))
     if logs:
         config = config.model_copy(update={"logs": config.logs.model_copy(update={"files": list(logs), "dataset": ""})})
     with progress.watching("score", stages=SCORING):
-        told = job(config, model, place(out), form=form, overwrite=overwrite, beam_options=list(beam_options))
-    means = ", ".join(f"{name} {value:.4g}" for name, value in told["mean"].items())
-    console.print(f"{told['rows']['scored']:,} rows scored, mean {means}", highlight=False, soft_wrap=True)
-    click.echo(place(out))
+        result = job(config, model, as_path(out), format=format, overwrite=overwrite, beam_options=list(beam_options))
+    means = ", ".join(f"{name} {value:.4g}" for name, value in result["mean"].items())
+    console.print(f"{result['rows']['scored']:,} rows scored, mean {means}", highlight=False, soft_wrap=True)
+    click.echo(as_path(out))
 
 
 @click.command()
@@ -217,13 +217,15 @@ def skew(
     from clsd.pipeline.serving.skew import skew as job
     from clsd.pipeline.shared.dataset import Dataset
 
-    found = Dataset.load(dataset_dir)
-    run = place(run_dir) if run_dir else found.directory.parent / "train"
-    model = newest_version(place(model_dir)) if model_dir else None
-    told = job(place(served), found, run, max_difference=max_difference, max_psi=max_psi, model=model, ignore=ignore)
-    show_skew(told)
-    click.echo(json.dumps(told))
-    if told["differ"] or told["moved"]:
-        parts = [f"{what} {', '.join(told[what])}" for what in ("differ", "moved") if told[what]]
+    dataset = Dataset.load(dataset_dir)
+    run = as_path(run_dir) if run_dir else dataset.directory.parent / "train"
+    model = newest_version(as_path(model_dir)) if model_dir else None
+    result = job(
+        as_path(served), dataset, run, max_difference=max_difference, max_psi=max_psi, model=model, ignore=ignore
+    )
+    show_skew(result)
+    click.echo(json.dumps(result))
+    if result["differ"] or result["moved"]:
+        parts = [f"{what} {', '.join(result[what])}" for what in ("differ", "moved") if result[what]]
         console.print(f"out of bounds: {'; '.join(parts)}", highlight=False, soft_wrap=True)
         sys.exit(3)

@@ -32,8 +32,8 @@ def show_dataset(dataset: Dataset) -> None:
         console.print(said, highlight=False, soft_wrap=True, style="dim")
     if unread := dataset.manifest.get("columns_not_read"):
         console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
-    for name, found in dataset.manifest["splits"]["train"]["quality"].items():
-        share = found["out_of_vocabulary"] / dataset.rows("train")
+    for name, result in dataset.manifest["splits"]["train"]["quality"].items():
+        share = result["out_of_vocabulary"] / dataset.rows("train")
         if share > 0.05:
             said = f"[yellow]warning[/yellow] {name}: {share:.0%} of the training rows are out of vocabulary"
             console.print(said, highlight=False, soft_wrap=True)
@@ -45,12 +45,12 @@ def show_dataset(dataset: Dataset) -> None:
     )
 
 
-def show_moved(old: Dataset, new: Dataset, found: list[Moved], max_psi: float) -> None:
+def show_moved(old: Dataset, new: Dataset, result: list[Moved], max_psi: float) -> None:
     """Features that moved, those beyond the bound in red."""
     table = Table(box=None, pad_edge=False)
     for column in ("feature", "PSI", "missing", "moved most"):
         table.add_column(column, justify="right" if column in ("PSI", "missing") else "left")
-    for feature in found:
+    for feature in result:
         known = "-" if feature.psi is None else f"{feature.psi:.3f}"
         far = feature.psi is not None and feature.psi > max_psi
         missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
@@ -59,24 +59,24 @@ def show_moved(old: Dataset, new: Dataset, found: list[Moved], max_psi: float) -
     console.print(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}", highlight=False)
 
 
-def show_skew(found: dict[str, Any]) -> None:
+def show_skew(result: dict[str, Any]) -> None:
     """Scores and features of served requests, what is out of its bound in red."""
     table = Table(box=None, pad_edge=False)
     for column in ("output", "compared", "differ", "largest difference", "served", "trained"):
         table.add_column(column, justify="left" if column == "output" else "right")
-    for name, score in found["scores"].items():
+    for name, score in result["scores"].items():
         differ = f"[red]{score['differ']:,}[/red]" if score["differ"] else "0"
         shown = ["no number" if score[key] is None else f"{score[key]:.6f}" for key in ("largest", "served", "trained")]
         table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
-    if not found["scores"]:
+    if not result["scores"]:
         said = "[yellow]warning[/yellow] no row has score, ctr or confidence: only what was asked is compared"
         console.print(said, highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for column in ("feature", "PSI", "by chance", "missing", "unknown", "moved most"):
         table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
-    for feature in found["features"]:
-        known, red = f"{feature['psi']:.3f}", feature["feature"] in found["moved"]
+    for feature in result["features"]:
+        known, red = f"{feature['psi']:.3f}", feature["feature"] in result["moved"]
         shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
         table.add_row(
             feature["feature"],

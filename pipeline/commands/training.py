@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import (
     config_option,
     dataset_option,
@@ -44,9 +44,9 @@ def train(
     from clsd.pipeline.training.train import train as job
 
     config, paths = load(config_path, overrides, runs)
-    target = place(out) if out else paths.train
-    found = Dataset.load(dataset_dir or paths.dataset)
-    run = job(config, found, target, overwrite=overwrite, base=place(base) if base else None)
+    target = as_path(out) if out else paths.train
+    dataset = Dataset.load(dataset_dir or paths.dataset)
+    run = job(config, dataset, target, overwrite=overwrite, base=as_path(base) if base else None)
     console.print(
         f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False, soft_wrap=True
     )
@@ -67,9 +67,9 @@ def evaluate(
     """Measure the kept model on held-out rows: metrics.json, and report.html to look at."""
     from clsd.pipeline.evaluation.evaluate import evaluate as job
 
-    config, paths, found, run = results(config_path, overrides, runs, dataset_dir, run_dir)
-    target = place(out) if out else paths.evaluation
-    metrics = job(found, run, target, settings=config.evaluate, overwrite=overwrite)
+    config, paths, dataset, run = results(config_path, overrides, runs, dataset_dir, run_dir)
+    target = as_path(out) if out else paths.evaluation
+    metrics = job(dataset, run, target, settings=config.evaluate, overwrite=overwrite)
     show_metrics(metrics)
     click.echo(target / "report.html")
 
@@ -118,7 +118,7 @@ def compare(
     config, paths = load(config_path, overrides, runs)
     target = local_path(out or paths.compare)
     names = [name.strip() for name in variants.split(",") if name.strip()]
-    found = job(
+    dataset = job(
         config,
         Dataset.load(dataset_dir or paths.dataset),
         target,
@@ -128,7 +128,7 @@ def compare(
         controls=not no_controls,
         overwrite=overwrite,
     )
-    for reference in found["differences"]:
+    for reference in dataset["differences"]:
         # Where nobody's screen bounds the lines, they are not folded.
-        console.print(table(found, reference), width=console.width if console.is_terminal else 160, crop=False)
+        console.print(table(dataset, reference), width=console.width if console.is_terminal else 160, crop=False)
     click.echo(target / REPORT_FILE)

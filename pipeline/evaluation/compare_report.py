@@ -12,32 +12,32 @@ from clsd.pipeline.evaluation.report import environment
 from clsd.pipeline.shared.config import Config, dump_config
 
 
-def table(found: dict[str, Any], reference: str) -> Table:
+def table(comparison: dict[str, Any], reference: str) -> Table:
     """Differences to a reference, mean ± sd over seeds; a star where the corrected p is below 1 - level."""
     shown = Table(
-        title=f"against {reference}, {found['split']} split, {len(found['seeds'])} seeds: mean difference ± sd in 1e-4",
+        title=f"against {reference}, {comparison['split']} split, {len(comparison['seeds'])} seeds: mean difference ± sd in 1e-4",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
     shown.add_column("variant")
-    metrics = [name for name in TESTED if found["differences"][reference][name]]
+    metrics = [name for name in TESTED if comparison["differences"][reference][name]]
     for name in metrics:
         shown.add_column(TESTED[name].label, justify="right")
     shown.add_column("pred. / real: score, ctr", justify="right")
     shown.add_column("ms a step", justify="right")
-    for name, variant in found["variants"].items():
-        cells = [difference(found, reference, metric, name) for metric in metrics]
+    for name, variant in comparison["variants"].items():
+        cells = [difference(comparison, reference, metric, name) for metric in metrics]
         ratios = " ".join(value(variant, key) for key in ("predicted_over_real_score", "predicted_over_real"))
         step = value(variant, "seconds_per_step")
         shown.add_row(name + (" (collapsed)" if variant["collapsed"] else ""), *cells, ratios, step)
     return shown
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(comparison: dict[str, Any]) -> str:
     """The differences to each reference as Markdown tables, to be kept beside the command that made them."""
     lines = []
-    for reference, by_metric in found["differences"].items():
+    for reference, by_metric in comparison["differences"].items():
         metrics = [name for name in TESTED if by_metric[name]]
         more = [
             "predicted_over_real_score",
@@ -49,37 +49,37 @@ def markdown(found: dict[str, Any]) -> str:
         ]
         heads = [*(TESTED[name].label for name in metrics), *(SHOWN[name].label for name in more)]
         lines += [
-            f"Less `{reference}`, in 1e-4 (mean ± sd over {len(found['seeds'])} seeds; * beyond chance at "
-            f"{found['level']:.0%} after correction); right of them, the figures themselves:",
+            f"Less `{reference}`, in 1e-4 (mean ± sd over {len(comparison['seeds'])} seeds; * beyond chance at "
+            f"{comparison['level']:.0%} after correction); right of them, the figures themselves:",
             "",
             "| variant | " + " | ".join(heads) + " |",
             "|---" * (1 + len(heads)) + "|",
         ]
-        for name, variant in found["variants"].items():
-            cells = [difference(found, reference, metric, name) for metric in metrics]
+        for name, variant in comparison["variants"].items():
+            cells = [difference(comparison, reference, metric, name) for metric in metrics]
             shown = name + (" (collapsed)" if variant["collapsed"] else "")
             lines.append("| " + " | ".join([shown, *cells, *(value(variant, metric) for metric in more)]) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def difference(found: dict[str, Any], reference: str, metric: str, name: str) -> str:
+def difference(comparison: dict[str, Any], reference: str, metric: str, name: str) -> str:
     """``+13 ± 2 *``, or the reference's own mean, or why there is none."""
     if name == reference:
-        return value(found["variants"][name], metric)
-    result = found["differences"][reference][metric].get(name)
+        return value(comparison["variants"][name], metric)
+    result = comparison["differences"][reference][metric].get(name)
     if result is None:
         return "undefined"
     scale = TESTED[metric].scale
     text = f"{scale * result['mean']:+.1f}"
     if result["sd"] is not None:
         text += f" ± {scale * result['sd']:.1f}"
-    return text + (" *" if beyond_chance(found, result) else "")
+    return text + (" *" if beyond_chance(comparison, result) else "")
 
 
-def beyond_chance(found: dict[str, Any], result: dict[str, Any]) -> bool:
+def beyond_chance(comparison: dict[str, Any], result: dict[str, Any]) -> bool:
     """Whether the corrected p is below 1 - level."""
-    return result["p_corrected"] is not None and result["p_corrected"] < 1 - found["level"]
+    return result["p_corrected"] is not None and result["p_corrected"] < 1 - comparison["level"]
 
 
 def value(variant: dict[str, Any], metric: str) -> str:
@@ -88,48 +88,50 @@ def value(variant: dict[str, Any], metric: str) -> str:
     if there is None:
         return "-"
     scale = METRICS[metric].scale if metric == "seconds_per_step" else 1
-    return METRICS[metric].form.format(scale * there["mean"])
+    return METRICS[metric].format.format(scale * there["mean"])
 
 
-def render(config: Config, manifest: dict[str, Any], found: dict[str, Any]) -> str:
+def render(config: Config, manifest: dict[str, Any], comparison: dict[str, Any]) -> str:
     """The page as HTML.
 
     Args:
         config: of the comparison.
         manifest: the data set's ``dataset.json``.
-        found: what ``compare.json`` holds.
+        comparison: what ``compare.json`` holds.
     """
     sections = []
-    for reference, by_metric in found["differences"].items():
+    for reference, by_metric in comparison["differences"].items():
         metrics = [name for name in TESTED if by_metric[name]]
         rows = [
-            (name, [(difference(found, reference, m, name), _p(by_metric[m].get(name))) for m in metrics])
-            for name in found["variants"]
+            (name, [(difference(comparison, reference, m, name), _p(by_metric[m].get(name))) for m in metrics])
+            for name in comparison["variants"]
             if name != reference
         ]
         drawn = [
             (
                 TESTED[m],
-                pictures.intervals(by_metric[m], TESTED[m].label, TESTED[m].scale, TESTED[m].unit, 1 - found["level"]),
+                pictures.intervals(
+                    by_metric[m], TESTED[m].label, TESTED[m].scale, TESTED[m].unit, 1 - comparison["level"]
+                ),
             )
             for m in metrics
         ]
         sections.append((reference, [TESTED[m].label for m in metrics], rows, drawn))
-    shown = [name for name in METRICS if any(name in v["metrics"] for v in found["variants"].values())]
+    shown = [name for name in METRICS if any(name in v["metrics"] for v in comparison["variants"].values())]
     return (
         environment()
         .get_template("compare.html")
         .render(
             config=config,
             manifest=manifest,
-            found=found,
+            comparison=comparison,
             sections=sections,
             labels=[METRICS[name].label for name in shown],
             rows=[
                 (name, variant, [value(variant, metric) for metric in shown])
-                for name, variant in found["variants"].items()
+                for name, variant in comparison["variants"].items()
             ],
-            bootstrap=_bootstrap(found),
+            bootstrap=_bootstrap(comparison),
             resolved=dump_config(config),
         )
     )
@@ -141,7 +143,7 @@ def _p(result: dict[str, Any] | None) -> str:
     return f"p {result['p']:.2g}, corrected {result['p_corrected']:.2g}"
 
 
-def _bootstrap(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _bootstrap(comparison: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Rows of (variant, cells of AUC, GAUC, NDCG): difference, interval and p over resampled users."""
 
     def cell(interval: dict[str, Any] | None) -> str:
@@ -152,5 +154,5 @@ def _bootstrap(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
         low, high = 1e4 * interval["low"], 1e4 * interval["high"]
         return f"{1e4 * interval['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p {interval['p']:.2g}"
 
-    variants = found["bootstrap"].get("variants", {})
+    variants = comparison["bootstrap"].get("variants", {})
     return [(name, [cell(by.get(metric)) for metric in ("auc", "gauc", "ndcg")]) for name, by in variants.items()]

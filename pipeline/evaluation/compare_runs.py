@@ -102,15 +102,15 @@ def compare(
         for future in as_completed(runs):
             done("{} seed {}".format(*runs[future]), future.result())
     results = {
-        name: {seed: read_json(_place(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
+        name: {seed: read_json(_run_dir(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
         for name in chosen
     }
-    found = compare_results(config, results, _bootstraps(config, dataset, out, names, numbers[0]))
-    found |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
-    write_json(out / COMPARE_FILE, found)
-    write_text(out / TABLES_FILE, markdown(found))
-    write_text(out / REPORT_FILE, render(config, dataset.manifest, found))
-    return found
+    comparison = compare_results(config, results, _bootstraps(config, dataset, out, names, numbers[0]))
+    comparison |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
+    write_json(out / COMPARE_FILE, comparison)
+    write_text(out / TABLES_FILE, markdown(comparison))
+    write_text(out / REPORT_FILE, render(config, dataset.manifest, comparison))
+    return comparison
 
 
 def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
@@ -122,11 +122,11 @@ def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
         what = (
             f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: it will be next to plain"
         )
-        mend = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
-        console.print(f"[yellow]warning[/yellow] {what}; {mend}", highlight=False, soft_wrap=True)
+        hint = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
+        console.print(f"[yellow]warning[/yellow] {what}; {hint}", highlight=False, soft_wrap=True)
 
 
-def _place(out: Path, seed: int, name: str) -> Path:
+def _run_dir(out: Path, seed: int, name: str) -> Path:
     return out / f"seed-{seed}" / name
 
 
@@ -137,11 +137,11 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
     """Train what the variants ``names`` start from; nothing where all of their results are there."""
     from clsd.pipeline.training.train import WARMUP_FILE, warm_up
 
-    there = not overwrite and (_place(out, seed, WARMUP) / WARMUP_FILE).exists()
-    if not overwrite and all((_place(out, seed, name) / RESULT_FILE).exists() for name in names):
+    there = not overwrite and (_run_dir(out, seed, WARMUP) / WARMUP_FILE).exists()
+    if not overwrite and all((_run_dir(out, seed, name) / RESULT_FILE).exists() for name in names):
         return "not needed"
     with _logged(out, f"seed {seed} warm-up"):
-        warm_up(config, Dataset.load(dataset_dir), _place(out, seed, WARMUP), overwrite=overwrite)
+        warm_up(config, Dataset.load(dataset_dir), _run_dir(out, seed, WARMUP), overwrite=overwrite)
     return "was there" if there else ""
 
 
@@ -151,27 +151,29 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
     from clsd.pipeline.training.checkpoints import RUN_FILE
     from clsd.pipeline.training.train import run_fingerprint, train
 
-    dataset, place = Dataset.load(dataset_dir), _place(out, seed, name)
+    dataset, run_dir = Dataset.load(dataset_dir), _run_dir(out, seed, name)
     fingerprint, measured = run_fingerprint(config, dataset), _measured_by(config)
-    there = read_json(place / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (place / RUN_FILE).exists() else ""
-    if (place / RESULT_FILE).exists():
-        result = read_json(place / RESULT_FILE, "result", "pass --overwrite")
+    there = (
+        read_json(run_dir / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (run_dir / RUN_FILE).exists() else ""
+    )
+    if (run_dir / RESULT_FILE).exists():
+        result = read_json(run_dir / RESULT_FILE, "result", "pass --overwrite")
         if there == fingerprint and result.get("measured") == measured:
             return "was there"
         if there != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
-            raise UserError(str(place), what, "pass --overwrite, or choose another --out or --runs")
-        (place / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
+            raise UserError(str(run_dir), what, "pass --overwrite, or choose another --out or --runs")
+        (run_dir / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
     with _logged(out, f"seed {seed} {name}"):
         if overwrite and there != fingerprint:
-            shutil.rmtree(place, ignore_errors=True)
-        trained = train(config, dataset, place, start=_place(out, seed, WARMUP))
-        result, scores = _measure(config, dataset, place)
-        np.savez(place / SCORES_FILE, **scores)
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the best one stays
+            shutil.rmtree(run_dir, ignore_errors=True)
+        trained = train(config, dataset, run_dir, start=_run_dir(out, seed, WARMUP))
+        result, scores = _measure(config, dataset, run_dir)
+        np.savez(run_dir / SCORES_FILE, **scores)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the best one stays
         keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
         kept = {key: trained[key] for key in keys}
-        write_json(place / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
+        write_json(run_dir / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
     return f"auc {result['auc']:.4f}" if "auc" in result else ""
 
 
@@ -271,13 +273,13 @@ def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], s
     rounds = config.compare.bootstrap_rounds
     if not references or not rounds or not config.rows.user:
         return {}
-    reference, found = references[0], {}
-    base = dict(np.load(_place(out, seed, reference) / SCORES_FILE))
+    reference, comparison = references[0], {}
+    base = dict(np.load(_run_dir(out, seed, reference) / SCORES_FILE))
     gain = np.nan_to_num(base["intensity"]) * base["label"] if config.rows.intensity else None
     for name in names:
         if name == reference:
             continue
-        other = np.load(_place(out, seed, name) / SCORES_FILE)["logit"]
+        other = np.load(_run_dir(out, seed, name) / SCORES_FILE)["logit"]
         if not (np.isfinite(other).all() and np.isfinite(base["logit"]).all()):
             continue
         intervals = bootstrap_users(
@@ -291,5 +293,5 @@ def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], s
             k=config.compare.ndcg_at,
             level=config.compare.level,
         )
-        found[name] = {metric: vars(interval) for metric, interval in intervals.items()}
-    return {"reference": reference, "seed": seed, "rounds": rounds, "variants": found}
+        comparison[name] = {metric: vars(interval) for metric, interval in intervals.items()}
+    return {"reference": reference, "seed": seed, "rounds": rounds, "variants": comparison}

@@ -17,13 +17,13 @@ class Metric(NamedTuple):
 
     Args:
         label: for a person.
-        form: of a value.
+        format: of a value.
         scale, unit: of a difference.
         better: 1 where more is better, -1 where less is, 0 where neither is so said.
     """
 
     label: str
-    form: str
+    format: str
     scale: float
     unit: str
     better: int
@@ -78,9 +78,9 @@ def compare_results(config: Config, results: dict[str, dict[int, Any]], bootstra
                 "collapsed": {str(seed): run["collapsed"] for seed, run in runs.items() if run["collapsed"]},
                 "epochs": [run["best_epoch"] for run in runs.values()],
                 "metrics": {
-                    metric: _mean_and_sd(found)
-                    for metric, found in values[name].items()
-                    if any(v is not None for v in found)
+                    metric: _mean_and_sd(result)
+                    for metric, result in values[name].items()
+                    if any(v is not None for v in result)
                 },
             }
             for name, runs in results.items()
@@ -108,7 +108,7 @@ def _mean_and_sd(values: list[float | None]) -> dict[str, Any]:
 
 def _against(values: dict[str, Any], metric: str, reference: str, level: float) -> dict[str, Any]:
     """Each variant less the reference, paired over the seeds where both have the metric; p corrected within the metric."""
-    found: dict[str, Paired] = {}
+    by_variant: dict[str, Paired] = {}
     for name, mine in values.items():
         pairs = [
             (a, b)
@@ -116,8 +116,9 @@ def _against(values: dict[str, Any], metric: str, reference: str, level: float) 
             if a is not None and b is not None
         ]
         if name != reference and pairs:
-            found[name] = paired([a - b for a, b in pairs], level)
-    corrected = holm([result.p for result in found.values()])
+            by_variant[name] = paired([a - b for a, b in pairs], level)
+    corrected = holm([result.p for result in by_variant.values()])
     return {
-        name: asdict(replace(result, p_corrected=p)) for (name, result), p in zip(found.items(), corrected, strict=True)
+        name: asdict(replace(result, p_corrected=p))
+        for (name, result), p in zip(by_variant.items(), corrected, strict=True)
     }

@@ -96,14 +96,14 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
     if not config.confidence.weighted:
         what = "is no method to hold against controls"
         raise UserError("confidence.teacher: none", what, "set confidence.preset: stable, or another")
-    own = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
+    user_variants = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
     for name, changes in config.compare.variants.items():
         where = f"compare.variants.{name}"
         if name in (WARMUP, *CONTROLS, *METHODS) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(where, "cannot be the name of a variant of yours", "choose another name")
         if "warmup_epochs" in changes or "warmup_steps" in changes:
             raise UserError(where, "changes the warm-up, which all variants share", "set it in confidence, for all")
-    known = {**CONTROLS, **METHODS, **own}
+    known = {**CONTROLS, **METHODS, **user_variants}
     wanted = list(dict.fromkeys([*(CONTROLS if controls else ()), *(names or [CONFIGURED])]))
     chosen, left_out = {}, {}
     for name in wanted:

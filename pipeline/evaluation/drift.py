@@ -47,24 +47,24 @@ def moved(old: Dataset, new: Dataset) -> list[Moved]:
     """Every feature of either data set, the one that moved most first."""
     before, after = old.statistics["features"], new.statistics["features"]
     features = {feature.name: feature for data in (old, new) for feature in data.schema.features}
-    found = []
+    result = []
     for name, feature in features.items():
         if name not in before or name not in after:
             which = "newer" if name in after else "older"
             missing = tuple(_missing(data[name]) if name in data else 1.0 for data in (before, after))
             # What is gone is as far away as can be; what is new was not there to move.
             gone = psi(np.array([1.0, 0.0]), np.array([0.0, 1.0])) if which == "older" else None
-            found.append(Moved(name, gone, (missing[0], missing[1]), f"only the {which} data set has it"))
+            result.append(Moved(name, gone, (missing[0], missing[1]), f"only the {which} data set has it"))
             continue
         missing = _missing(before[name]), _missing(after[name])
         shares = _numbers if isinstance(feature, NumericFeature) else _values
         labels, p, q = _with_missing(*(shares(name, old, new) or (["any value"], *_ONE)), missing)
         if len(labels) == 2 and missing[0] == missing[1]:  # nothing is known but that
-            found.append(Moved(name, None, missing, ""))
+            result.append(Moved(name, None, missing, ""))
             continue
         at = int(np.argmax(np.abs(q - p)))
-        found.append(Moved(name, psi(p, q), missing, f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"))
-    return sorted(found, key=lambda m: (-(m.psi if m.psi is not None else -1.0), m.feature))
+        result.append(Moved(name, psi(p, q), missing, f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"))
+    return sorted(result, key=lambda m: (-(m.psi if m.psi is not None else -1.0), m.feature))
 
 
 #: Shares of one bin that holds all.
@@ -118,19 +118,19 @@ def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     pushed off by one more row.
     """
     described = [data.statistics["features"][name] for data in (old, new)]
-    if not all(found.get("values") for found in described):
+    if not all(result.get("values") for result in described):
         return None
     top = [value for value, _ in described[0]["top"][:TOP]]
     shares = []
-    for found, data in zip(described, (old, new), strict=True):
-        counts = dict(found["top"])
-        least = found["top"][-1][1] if len(counts) == TOP else 0
+    for result, data in zip(described, (old, new), strict=True):
+        counts = dict(result["top"])
+        least = result["top"][-1][1] if len(counts) == TOP else 0
         if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
             vocabulary = data.transform.vocabularies[name]
             at = vocabulary.index(pa.array(top, pa.string()))
             counts |= {value: int(vocabulary.rows[i]) for value, i in zip(top, at, strict=True) if i >= 0}
             least = 0
-        rows = np.array([counts.get(value, least) for value in top], np.float64) / found["values"]
+        rows = np.array([counts.get(value, least) for value in top], np.float64) / result["values"]
         rows /= max(rows.sum(), 1.0)
         shares.append(np.append(rows, 1.0 - rows.sum()))
     return [*top, "all others"], shares[0], shares[1]

@@ -11,7 +11,7 @@ from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
 from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
 from clsd.models.ranking import group_spread, intensity_auc, ndcg
-from clsd.pipeline.evaluation.rank_correlations import relate
+from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
@@ -101,11 +101,11 @@ def measure_rows(
         codes = {names.get(int(g), str(g)): int(g) for g in np.unique(ids)}
         out["groups"][group] = {
             name: {
-                **_plain(found),
+                **_plain(result),
                 **{f"ctr_{key}": value for key, value in corrected[name].values.items() if key in _CALIBRATION},
                 "confidence": _spread(rows["confidence"][clicked & (ids == codes[name])]),
             }
-            for name, found in measured.items()
+            for name, result in measured.items()
         }
     if calibrator is not None:
         cheap = logit - calibrator.log_weight(logit, rows["correction"]).numpy() + np.log(dataset.kept_negatives)
@@ -116,7 +116,7 @@ def measure_rows(
     if config.confidence.weighted and config.rows.intensity:
         known = clicked & np.isfinite(rows["intensity"])
         popularity = _popularity(config, dataset, rows["ids"])
-        out["intensity"] = relate(
+        out["intensity"] = rank_correlations(
             rows["confidence"][known],
             rows["intensity"][known],
             None if user is None else user[known],
@@ -163,7 +163,7 @@ def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
     at = config.compare.ndcg_at
     known = (rows["label"] > 0.5) & np.isfinite(rows["intensity"])
     gain = np.where(known, np.maximum(rows["intensity"], 0.0), 0.0)
-    found: dict[str, tuple[float | None, str]] = {
+    result: dict[str, tuple[float | None, str]] = {
         "intensity_auc": (
             intensity_auc(rows["logit"][known], rows["intensity"][known]),
             "fewer than 2 clicks, or all of one intensity",
@@ -173,27 +173,27 @@ def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
     users = 0
     if user is not None:
         value, users = ndcg(user, rows["logit"], gain, at)
-        found["ndcg"] = (value, "no user has a click of an intensity above 0")
-    out: dict[str, Any] = {name: value for name, (value, _) in found.items() if value is not None}
-    undefined = {name: reason for name, (value, reason) in found.items() if value is None}
+        result["ndcg"] = (value, "no user has a click of an intensity above 0")
+    out: dict[str, Any] = {name: value for name, (value, _) in result.items() if value is not None}
+    undefined = {name: reason for name, (value, reason) in result.items() if value is None}
     return {"at": at, "users": users, **out, **({"undefined": undefined} if undefined else {})}
 
 
 def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, float]:
     """Largest by smallest group mean of the clicks' confidence, of the group feature where that is largest."""
     ids = rows["ids"][clicked]
-    found = [
+    result = [
         group_spread(rows["confidence"][clicked], ids[:, config.rows.id_slices[group].start])
         for group in config.rows.groups
     ]
-    known = [value for value in found if value is not None]
+    known = [value for value in result if value is not None]
     return {"group_spread": max(known)} if known else {}
 
 
 def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
     """Training clicks of each row's item, ``[n]``; None where no vocabulary feature names the item."""
-    found = item_popularity(config, dataset)
-    return None if found is None else found[1][ids[:, config.rows.id_slices[found[0]].start]]
+    result = item_popularity(config, dataset)
+    return None if result is None else result[1][ids[:, config.rows.id_slices[result[0]].start]]
 
 
 def _plain(measured: Measured) -> dict[str, Any]:

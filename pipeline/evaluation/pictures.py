@@ -69,12 +69,12 @@ def days(by_split: dict[str, list[Any]]) -> str:
     colours = {"train": BLUE, "validation": GREY, "test": ORANGE}
     with _picture(width=9.0, height=2.8) as (axes, out):
         counts: dict[Any, list[int]] = {}
-        for split, found in by_split.items():
-            dates = [np.datetime64(day) for day, _, _ in found]
+        for split, result in by_split.items():
+            dates = [np.datetime64(day) for day, _, _ in result]
             below = [counts.get(day, [0, 0])[0] for day in dates]
-            rows = [n for _, n, _ in found]
+            rows = [n for _, n, _ in result]
             axes.bar(dates, rows, bottom=below, color=colours[split], alpha=0.6, width=1.0, linewidth=0, label=split)
-            for day, (_, n, clicks) in zip(dates, found, strict=True):
+            for day, (_, n, clicks) in zip(dates, result, strict=True):
                 before = counts.get(day, [0, 0])
                 counts[day] = [before[0] + n, before[1] + clicks]
         axes.set_ylabel("rows a day")
@@ -92,13 +92,13 @@ def days(by_split: dict[str, list[Any]]) -> str:
 
 def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
     """Median, quartiles and tenths of the clicks' confidence, a row a group."""
-    shown = [(name, found["confidence"]) for name, found in groups.items() if found["confidence"]["rows"]]
+    shown = [(name, result["confidence"]) for name, result in groups.items() if result["confidence"]["rows"]]
     with _picture(height=1.2 + 0.34 * max(len(shown), 2)) as (axes, out):
-        for place, (_, c) in enumerate(shown):
-            axes.plot([c["p10"], c["p90"]], [place, place], color=GREY, linewidth=1)
-            axes.plot([c["p25"], c["p75"]], [place, place], color=BLUE, linewidth=6, alpha=0.5, solid_capstyle="butt")
-            axes.plot(c["median"], place, color=BLUE, marker="|", markersize=12, markeredgewidth=2)
-            axes.plot(c["mean"], place, color=ORANGE, marker="o", markersize=4)
+        for row, (_, c) in enumerate(shown):
+            axes.plot([c["p10"], c["p90"]], [row, row], color=GREY, linewidth=1)
+            axes.plot([c["p25"], c["p75"]], [row, row], color=BLUE, linewidth=6, alpha=0.5, solid_capstyle="butt")
+            axes.plot(c["median"], row, color=BLUE, marker="|", markersize=12, markeredgewidth=2)
+            axes.plot(c["mean"], row, color=ORANGE, marker="o", markersize=4)
         axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--")
         axes.set_yticks(range(len(shown)), [f"{name} ({c['rows']:,})" for name, c in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -119,11 +119,11 @@ def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: i
         axes.set(xlabel="epoch", ylabel="training loss", xlim=(0.5, epochs[-1] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         lines, labels = axes.get_legend_handles_labels()
-        found = [(e["epoch"], e["validation"]["auc"]) for e in history if "auc" in e["validation"]]
-        if found:
+        result = [(e["epoch"], e["validation"]["auc"]) for e in history if "auc" in e["validation"]]
+        if result:
             right = axes.twinx()
             right.spines["right"].set_visible(True)
-            right.plot(*zip(*found, strict=True), color=BLUE, marker="s", markersize=3, label="validation AUC (right)")
+            right.plot(*zip(*result, strict=True), color=BLUE, marker="s", markersize=3, label="validation AUC (right)")
             right.axvline(best, color=BLUE, linewidth=1, linestyle=":", label="kept epoch")
             right.set_ylabel("validation AUC")
             more = right.get_legend_handles_labels()
@@ -143,27 +143,27 @@ def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, 
     """
     with _picture(height=1.1 + 0.27 * max(len(differences), 2)) as (axes, out):
         axes.axvline(0.0, color=GREY, linewidth=1, linestyle="--")
-        for place, found in enumerate(differences.values()):
-            beyond = found["p_corrected"] is not None and found["p_corrected"] < alpha
-            if found["low"] is not None:
-                axes.plot([scale * found["low"], scale * found["high"]], [place, place], color=BLUE, linewidth=1.4)
+        for row, result in enumerate(differences.values()):
+            beyond = result["p_corrected"] is not None and result["p_corrected"] < alpha
+            if result["low"] is not None:
+                axes.plot([scale * result["low"], scale * result["high"]], [row, row], color=BLUE, linewidth=1.4)
             face = BLUE if beyond else "white"
-            axes.plot(scale * found["mean"], place, "o", color=BLUE, markersize=6, markerfacecolor=face)
+            axes.plot(scale * result["mean"], row, "o", color=BLUE, markersize=6, markerfacecolor=face)
         axes.set_yticks(range(len(differences)), list(differences))
         axes.set_ylim(len(differences) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(f"difference, {unit}")
         # A collapsed variant would press all others together: the axis leaves it out, a number points at it.
-        ends = sorted(abs(scale * found["mean"]) for found in differences.values())
+        ends = sorted(abs(scale * result["mean"]) for result in differences.values())
         while len(ends) > 2 and ends[-1] > 4 * ends[-2]:
             ends.pop()
         reach = 1.6 * ends[-1] if ends and ends[-1] > 0 else 1.0
         axes.set_xlim(-reach, reach)
-        for place, found in enumerate(differences.values()):
-            if abs(scale * found["mean"]) > reach:
-                side = -reach if found["mean"] < 0 else reach
-                text = f"{scale * found['mean']:+.0f} "
+        for row, result in enumerate(differences.values()):
+            if abs(scale * result["mean"]) > reach:
+                side = -reach if result["mean"] < 0 else reach
+                text = f"{scale * result['mean']:+.0f} "
                 axes.annotate(
-                    text, (side, place), color=ORANGE, va="center", ha="left" if side < 0 else "right", fontsize=9
+                    text, (side, row), color=ORANGE, va="center", ha="left" if side < 0 else "right", fontsize=9
                 )
     return out[0]

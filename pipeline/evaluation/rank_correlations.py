@@ -26,11 +26,11 @@ def within_user_spearman(x: Array, y: Array, user: Array) -> tuple[float | None,
     """
     order = np.argsort(user, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(user[order])) + 1) if len(order) else []
-    found = [(value, len(part)) for part in parts if (value := spearman(x[part], y[part])) is not None]
-    if not found:
+    result = [(value, len(part)) for part in parts if (value := spearman(x[part], y[part])) is not None]
+    if not result:
         return None, 0
-    values, rows = np.array(found).T
-    return float(np.average(values, weights=rows)), len(found)
+    values, rows = np.array(result).T
+    return float(np.average(values, weights=rows)), len(result)
 
 
 def partial_spearman(x: Array, y: Array, given: Array) -> float | None:
@@ -45,7 +45,9 @@ def partial_spearman(x: Array, y: Array, given: Array) -> float | None:
     return float((xy - xz * yz) / np.sqrt(left)) if left > 1e-12 else None
 
 
-def relate(confidence: Array, intensity: Array, user: Array | None, popularity: Array | None) -> dict[str, Any]:
+def rank_correlations(
+    confidence: Array, intensity: Array, user: Array | None, popularity: Array | None
+) -> dict[str, Any]:
     """The three correlations over clicks whose intensity is known.
 
     Args:

@@ -56,12 +56,14 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], st
             run=run,
             rows=summary_rows(metrics),
             groups={
-                group: [(name, found, _group_cells(found, corrected, weighted)) for name, found in found_groups.items()]
+                group: [
+                    (name, result, _group_cells(result, corrected, weighted)) for name, result in found_groups.items()
+                ]
                 for group, found_groups in metrics["groups"].items()
             },
             calibration=pictures.calibration(curves),
             training=pictures.training_curves(run["history"], warmup, run["best_epoch"]),
-            confidence={group: pictures.confidence_by_group(found) for group, found in metrics["groups"].items()}
+            confidence={group: pictures.confidence_by_group(result) for group, result in metrics["groups"].items()}
             if weighted
             else {},
             days=pictures.days(statistics["days"]) if statistics["days"] else "",
@@ -74,18 +76,18 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], st
 def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """(name, cells): kind, values, and by split missing and out of vocabulary."""
     rows = []
-    for name, found in statistics["features"].items():
+    for name, result in statistics["features"].items():
         what = "not counted"
-        if "sampled" in found:
-            what = f"most frequent of {found['values']:,} drawn: {', '.join(value for value, _ in found['top'][:3])}"
-        elif "distinct" in found:
-            what = f"{found['distinct']:,} values; {', '.join(value for value, _ in found['top'][:3])}"
-        elif "quantiles" in found:
-            middle = len(found["quantiles"]) // 2
-            what = f"{found['min']:.4g} to {found['max']:.4g}, median {found['quantiles'][middle]:.4g}"
-        cells = [found["kind"], what]
+        if "sampled" in result:
+            what = f"most frequent of {result['values']:,} drawn: {', '.join(value for value, _ in result['top'][:3])}"
+        elif "distinct" in result:
+            what = f"{result['distinct']:,} values; {', '.join(value for value, _ in result['top'][:3])}"
+        elif "quantiles" in result:
+            middle = len(result["quantiles"]) // 2
+            what = f"{result['min']:.4g} to {result['max']:.4g}, median {result['quantiles'][middle]:.4g}"
+        cells = [result["kind"], what]
         for split, described in manifest["splits"].items():
-            lacks = found["missing"].get(split)
+            lacks = result["missing"].get(split)
             cells.append(f"{lacks['rows'] / lacks['of']:.1%}" if lacks else "-")
             unknown = described["quality"].get(name)
             cells.append(f"{unknown['out_of_vocabulary'] / described['rows']:.1%}" if unknown else "-")
@@ -96,20 +98,20 @@ def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[
 def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     """(name, value as trained, value corrected for the weights, and by the cheap calibration where there is one)."""
     columns = [metrics[part] for part in ("score", "ctr", "ctr_cheap") if part in metrics]
-    return [(label, *(_cell(column, name, form) for column in columns)) for name, label, form in _ROWS]
+    return [(label, *(_cell(column, name, format) for column in columns)) for name, label, format in _ROWS]
 
 
-def _cell(values: dict[str, Any], name: str, form: str) -> str:
+def _cell(values: dict[str, Any], name: str, format: str) -> str:
     if name in values:
-        return form.format(values[name])
+        return format.format(values[name])
     return f"undefined: {values.get('undefined', {}).get(name, 'not measured')}"
 
 
-def _group_cells(found: dict[str, Any], corrected: bool, weighted: bool) -> list[str]:
-    shown = [(name, form) for name, _, form in _ROWS]
+def _group_cells(result: dict[str, Any], corrected: bool, weighted: bool) -> list[str]:
+    shown = [(name, format) for name, _, format in _ROWS]
     if corrected:
-        shown += [(f"ctr_{name}", form) for name, form in shown[-2:]]  # predicted / real CTR and ECE
-    cells = [_cell(found, name, form) for name, form in shown]
+        shown += [(f"ctr_{name}", format) for name, format in shown[-2:]]  # predicted / real CTR and ECE
+    cells = [_cell(result, name, format) for name, format in shown]
     if weighted:
-        cells.append(f"{found['confidence']['mean']:.3f}" if found["confidence"]["rows"] else "no clicks")
+        cells.append(f"{result['confidence']['mean']:.3f}" if result["confidence"]["rows"] else "no clicks")
     return cells

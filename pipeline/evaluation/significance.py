@@ -174,14 +174,14 @@ def bootstrap_users(
         have_part["ndcg"] = len(who)
     once = np.ones(users, np.int64)
     observed = {name: value for name, of in differences.items() if not np.isnan(value := of(once))}
-    found = {name: np.full(rounds, np.nan) for name in observed}
+    result = {name: np.full(rounds, np.nan) for name in observed}
     rng = np.random.default_rng(seed)
     for i in range(rounds if observed else 0):
         drawn = np.bincount(rng.integers(users, size=users), minlength=users)
-        for name, values in found.items():
+        for name, values in result.items():
             values[i] = differences[name](drawn)
     return {
-        name: _interval(value, found[name], level) if have_part[name] >= 2 else Interval(value, None, None, None)
+        name: _interval(value, result[name], level) if have_part[name] >= 2 else Interval(value, None, None, None)
         for name, value in observed.items()
     }
 
@@ -197,10 +197,10 @@ def _mean_over_users(who: Array, value: Array, weight: Array) -> Callable[[Array
     return of
 
 
-def _interval(difference: float, found: Array, level: float) -> Interval:
-    found = found[~np.isnan(found)]
-    if len(found) == 0:
+def _interval(difference: float, result: Array, level: float) -> Interval:
+    result = result[~np.isnan(result)]
+    if len(result) == 0:
         return Interval(difference, None, None, None)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    p = 2 * min(np.mean(found <= 0), np.mean(found >= 0))
-    return Interval(difference, float(low), float(high), float(np.clip(p, 1 / (len(found) + 1), 1.0)))
+    low, high = np.quantile(result, [(1 - level) / 2, (1 + level) / 2])
+    p = 2 * min(np.mean(result <= 0), np.mean(result >= 0))
+    return Interval(difference, float(low), float(high), float(np.clip(p, 1 / (len(result) + 1), 1.0)))

@@ -17,7 +17,7 @@ from clsd.features.errors import UserError
 
 _SYNC_BYTES = 16
 _SEARCH_BYTES = 1 << 20
-_MEND = "write the file again, or leave it out of logs.files"
+_HINT = "write the file again, or leave it out of logs.files"
 
 _PLAIN: dict[str, pa.DataType] = {
     "null": pa.null(),
@@ -49,8 +49,8 @@ def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
     schema = _header(path, file).writer_schema
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise UserError(path, "holds no records", "write one Avro record a row")
-    found = {field["name"]: _type(field["type"]) for field in schema["fields"]}
-    return {name: kind for name, kind in found.items() if kind is not None}
+    result = {field["name"]: _type(field["type"]) for field in schema["fields"]}
+    return {name: kind for name, kind in result.items() if kind is not None}
 
 
 def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[dict[str, Any]]]:
@@ -75,7 +75,7 @@ def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[di
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its codecs raise
-        raise UserError(path, f"is damaged or cut short ({type(error).__name__}: {error})", _MEND) from None
+        raise UserError(path, f"is damaged or cut short ({type(error).__name__}: {error})", _HINT) from None
 
 
 def records_before(file: IO[bytes], start: int) -> int:
@@ -115,7 +115,7 @@ def _header(path: str, file: IO[bytes]) -> Any:
     try:
         return fastavro.block_reader(file)
     except Exception as error:
-        raise UserError(path, f"is no Avro file ({type(error).__name__}: {error})", _MEND) from None
+        raise UserError(path, f"is no Avro file ({type(error).__name__}: {error})", _HINT) from None
 
 
 def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
@@ -127,9 +127,9 @@ def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
         if not more:
             return -1
         window += more
-        found = window.find(sync)
-        if found >= 0:
-            return at + found + _SYNC_BYTES
+        result = window.find(sync)
+        if result >= 0:
+            return at + result + _SYNC_BYTES
         at += max(len(window) - _SYNC_BYTES + 1, 0)
         window = window[-_SYNC_BYTES + 1 :]
 

@@ -17,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from clsd.features.hashing import mix64
 from clsd.features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
-from clsd.features.tokens import Coded, coded, coded_lists, raw_type
+from clsd.features.tokens import Coded, arrow_type, coded, coded_lists
 from clsd.features.vocabulary import count, merge
 from clsd.pipeline.preprocess.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
 from clsd.pipeline.preprocess.spill import Spilled, load, spill
@@ -78,7 +78,7 @@ def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterato
 
     def measure(feature: Feature) -> tuple[dict[int, int], list[Any]]:
         there = feature.source in batch.schema.names
-        column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, raw_type(feature))
+        column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, arrow_type(feature))
         if isinstance(feature, NumericFeature):
             measured = _number(feature, column, keys, train)
         else:
@@ -87,9 +87,9 @@ def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterato
         return lacks, list(measured) if there and rows[0] else []
 
     missing: dict[str, tuple[int, int]] = {}
-    for feature, (lacks, found) in zip(schema.features, threads.map(measure, schema.features), strict=True):
+    for feature, (lacks, result) in zip(schema.features, threads.map(measure, schema.features), strict=True):
         missing |= {f"{name} {feature.name}": (lacks[s], rows[s]) for s, name in enumerate(SPLITS) if rows[s]}
-        yield from found
+        yield from result
     yield "missing", missing
 
 
@@ -107,8 +107,12 @@ def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train:
         values, lengths = coded_lists(feature, column)
         row = np.repeat(np.arange(len(lengths)), lengths)
         yield np.bincount(row[values.codes >= 0], minlength=len(lengths)) == 0
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        clicked, train, keys = clicked[row], train[row], mix64(keys[row] ^ mix64(place))  # no two values have one key
+        position = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        clicked, train, keys = (
+            clicked[row],
+            train[row],
+            mix64(keys[row] ^ mix64(position)),
+        )  # no two values have one key
     mine = Coded(values.tokens, values.codes[train])
     if feature.encoding == "hash":  # there may be more values than could be counted
         drawn = Sample.of(keys[train & (values.codes >= 0)], mine.codes[mine.codes >= 0], SPREAD_SAMPLE)
@@ -156,18 +160,18 @@ class Measure(beam.DoFn):  # type: ignore[misc]
         progress.add("rows counted", spilled.rows, self._directory)
 
     def finish_bundle(self) -> Iterator[Any]:
-        for key, found in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):
-            if isinstance(found, list) and found and isinstance(found[0], pa.Table):
-                found = spill(self._directory, found[0].combine_chunks().to_batches())
-            yield GlobalWindows.windowed_value((key, found))
+        for key, result in zip(self._parts, self._threads.map(merged, self._parts.values()), strict=True):
+            if isinstance(result, list) and result and isinstance(result[0], pa.Table):
+                result = spill(self._directory, result[0].combine_chunks().to_batches())
+            yield GlobalWindows.windowed_value((key, result))
         self._parts = {}
 
 
-def lifted(found: Any) -> Any:
+def lifted(result: Any) -> Any:
     """A partial result as it was before :class:`Measure` laid it on disk."""
-    if isinstance(found, list) and found and isinstance(found[0], Spilled):
-        return [pa.Table.from_batches([load(part) for part in found])]
-    return found
+    if isinstance(result, list) and result and isinstance(result[0], Spilled):
+        return [pa.Table.from_batches([load(part) for part in result])]
+    return result
 
 
 class MergePartials(beam.CombineFn):  # type: ignore[misc]

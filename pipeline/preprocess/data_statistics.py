@@ -37,8 +37,8 @@ def values(counts: pa.Table) -> dict[str, Any]:
 
 def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:
     """The distribution of a sample of values: how many were drawn, and the most frequent; how many there are is not known."""
-    found = Counter(tokens.tolist())
-    top = sorted(found.items(), key=lambda item: (-item[1], item[0].encode()))[:TOP]
+    result = Counter(tokens.tolist())
+    top = sorted(result.items(), key=lambda item: (-item[1], item[0].encode()))[:TOP]
     return {"values": len(tokens), "top": top, "sampled": True} if len(tokens) else {}
 
 
@@ -65,7 +65,7 @@ def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
         name = feature.name
         lacks = {split: missing[key] for split in SPLITS if (key := f"{split} {name}") in missing}
         known = [learnt[key] for kind in _COUNTED if (key := f"{kind}:{name}") in learnt]
-        spread = {key: value for found in known for key, value in found.items() if key != "entry"}
+        spread = {key: value for result in known for key, value in result.items() if key != "entry"}
         if ends := learnt.get(f"range:{name}"):
             low, high = ends
             spread = {"min": low, "max": high, "quantiles": [low, *learnt[f"spread:{name}"][1:-1], high]}
@@ -74,4 +74,4 @@ def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
             "missing": {split: {"rows": n, "of": of} for split, (n, of) in lacks.items()},
             **spread,
         }
-    return {"days": {name: sorted(found) for name, found in days.items() if found}, "features": features}
+    return {"days": {name: sorted(result) for name, result in days.items() if result}, "features": features}

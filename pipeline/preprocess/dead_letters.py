@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from clsd.features.paths import place
-from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.features.paths import as_path
+from clsd.pipeline.preprocess.input_splits import InputSplit
 from clsd.pipeline.preprocess.spill import Spilled, load, spill
 from clsd.pipeline.shared.files import whole_file
 
@@ -23,7 +23,7 @@ TOGETHER = 50_000
 
 
 @dataclass(frozen=True)
-class Refused:
+class DeadLetter:
     """A row that broke the schema: a dead letter.
 
     Args:
@@ -40,57 +40,57 @@ class Refused:
 
 
 _AS_ARROW = pa.schema(
-    [(each.name, pa.int64() if each.name == "line" else pa.large_string()) for each in fields(Refused)]
+    [(each.name, pa.int64() if each.name == "line" else pa.large_string()) for each in fields(DeadLetter)]
 )
 
 
 @dataclass(frozen=True, order=True)
-class Letters:
+class DeadLetterBatch:
     """Where some of a piece's dead letters lie; they sort as what they are of.
 
     Args:
-        piece: its place among all pieces.
+        input_split: its place among all pieces.
         number: of those of one piece, in order.
-        laid: the letters.
+        materialised: the letters.
     """
 
-    piece: int
+    input_split: int
     number: int
-    laid: Spilled = field(compare=False)
+    materialised: Spilled = field(compare=False)
 
 
-class Collector:
+class DeadLetterWriter:
     """Takes a piece's dead letters one by one and lays them down many at a time.
 
     Args:
         directory: the job's.
-        piece: what they are of.
+        input_split: what they are of.
     """
 
-    def __init__(self, directory: str, piece: Piece) -> None:
-        self._directory, self._piece = directory, piece
-        self._waiting: list[Refused] = []
+    def __init__(self, directory: str, input_split: InputSplit) -> None:
+        self._directory, self._input_split = directory, input_split
+        self._waiting: list[DeadLetter] = []
         self._laid = self._last = 0
 
-    def take(self, letter: Refused) -> Iterator[Letters]:
+    def take(self, dead_letter: DeadLetter) -> Iterator[DeadLetterBatch]:
         """One more; gives where those before it lie, when they are laid down."""
         # Of a block those that do not parse come after those that do: it must not be laid down in two parts.
-        if len(self._waiting) >= TOGETHER and letter.line > self._last:
+        if len(self._waiting) >= TOGETHER and dead_letter.line > self._last:
             yield from self.rest()
-        self._waiting.append(letter)
-        self._last = max(self._last, letter.line)
+        self._waiting.append(dead_letter)
+        self._last = max(self._last, dead_letter.line)
 
-    def rest(self) -> Iterator[Letters]:
+    def rest(self) -> Iterator[DeadLetterBatch]:
         """Lay down those that wait, by their lines: one that does not parse is found before those of its block that do."""
-        self._waiting.sort(key=lambda letter: (letter.line, letter.reason, letter.text))
-        batch = pa.RecordBatch.from_pylist([asdict(letter) for letter in self._waiting], _AS_ARROW)
+        self._waiting.sort(key=lambda dead_letter: (dead_letter.line, dead_letter.reason, dead_letter.text))
+        batch = pa.RecordBatch.from_pylist([asdict(dead_letter) for dead_letter in self._waiting], _AS_ARROW)
         self._waiting = []
-        for laid in spill(self._directory, [batch]):
-            yield Letters(self._piece.index, self._laid, laid)
+        for materialised in spill(self._directory, [batch]):
+            yield DeadLetterBatch(self._input_split.index, self._laid, materialised)
             self._laid += 1
 
 
-def write_dead_letters(directory: str, element: tuple[Any, Iterable[Letters]]) -> dict[str, Any]:
+def write_dead_letters(directory: str, element: tuple[Any, Iterable[DeadLetterBatch]]) -> dict[str, Any]:
     """Write all of them into one compressed file, in the order of the logs, and no more than :data:`TOGETHER` in memory.
 
     Returns:
@@ -99,12 +99,12 @@ def write_dead_letters(directory: str, element: tuple[Any, Iterable[Letters]]) -
     reasons: Counter[str] = Counter()
     first: dict[str, Any] | None = None
     with (
-        whole_file(place(directory) / DEAD_LETTERS) as raw,
+        whole_file(as_path(directory) / DEAD_LETTERS) as raw,
         gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file,
     ):
-        for letters in sorted(element[1]):
-            for letter in load(letters.laid).to_pylist():
-                first = first or letter
-                reasons[letter["reason"]] += 1
-                file.write((json.dumps(letter, ensure_ascii=False) + "\n").encode())
+        for dead_letters in sorted(element[1]):
+            for dead_letter in load(dead_letters.materialised).to_pylist():
+                first = first or dead_letter
+                reasons[dead_letter["reason"]] += 1
+                file.write((json.dumps(dead_letter, ensure_ascii=False) + "\n").encode())
     return {"rows": reasons.total(), "reasons": dict(sorted(reasons.items())), "first": first}

@@ -28,11 +28,11 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
     def add_input(self, accumulator: list[pa.RecordBatch], batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         splits, keys = batch.column(SPLIT).to_numpy(), batch.column(KEY).to_numpy()
         for split in range(len(SPLITS)):
-            places = np.flatnonzero(splits == split)
-            if len(places) > self._rows:
-                places = places[np.argpartition(keys[places], self._rows)[: self._rows]]
-            if len(places):
-                accumulator.append(with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(places))])))
+            positions = np.flatnonzero(splits == split)
+            if len(positions) > self._rows:
+                positions = positions[np.argpartition(keys[positions], self._rows)[: self._rows]]
+            if len(positions):
+                accumulator.append(with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(positions))])))
         return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
 
     def merge_accumulators(self, accumulators: Any) -> list[pa.RecordBatch]:

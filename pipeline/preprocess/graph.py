@@ -25,7 +25,7 @@ from apache_beam.transforms.combiners import ToDict
 from apache_beam.transforms.window import GlobalWindows
 
 from clsd.features.hashing import seeded
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.schema import Schema
 from clsd.features.tokens import with_dictionaries
 from clsd.features.transform import Transform
@@ -33,10 +33,10 @@ from clsd.pipeline.preprocess import data_statistics as profile
 from clsd.pipeline.preprocess import negatives, shards, splits
 from clsd.pipeline.preprocess.columns import KEY, POSITION, SPLIT, USER
 from clsd.pipeline.preprocess.counting import Measure, MergePartials
-from clsd.pipeline.preprocess.dead_letters import Collector, Refused, write_dead_letters
+from clsd.pipeline.preprocess.dead_letters import DeadLetter, DeadLetterWriter, write_dead_letters
 from clsd.pipeline.preprocess.golden_rows import SmallestKeys
 from clsd.pipeline.preprocess.histories import add_histories
-from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.preprocess.input_splits import InputSplit
 from clsd.pipeline.preprocess.learning import described_transform, learn
 from clsd.pipeline.preprocess.row_checks import check, refused_text
 from clsd.pipeline.preprocess.sources import Reader
@@ -67,31 +67,31 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         self._kept = Metrics.counter("clsd", "rows_kept")
         self._refused = Metrics.counter("clsd", "rows_refused")
 
-    def process(self, piece: Piece) -> Iterator[Any]:
+    def process(self, input_split: InputSplit) -> Iterator[Any]:
         read = refused = 0
-        letters = Collector(self._directory, piece)
-        for part in self._reader.read(piece):
-            found: list[Refused] = []
-            if isinstance(part, Refused):
-                found, rows, kept = [part], 1, 0
+        dead_letters = DeadLetterWriter(self._directory, input_split)
+        for part in self._reader.read(input_split):
+            result: list[DeadLetter] = []
+            if isinstance(part, DeadLetter):
+                result, rows, kept = [part], 1, 0
             else:
                 batch, wrong = check(self._schema, part)
                 for row, reason in wrong:
                     position = part.column(POSITION)[row].as_py()
-                    text = self._reader.text(piece, position)
+                    text = self._reader.text(input_split, position)
                     text = refused_text(part, row) if text is None else text
-                    found.append(Refused(piece.path, self._reader.line(piece, position), reason, text))
+                    result.append(DeadLetter(input_split.path, self._reader.line(input_split, position), reason, text))
                 rows, kept = part.num_rows, batch.num_rows
                 yield from spill(self._directory, [self._split(batch)])
-            for letter in found:
-                Metrics.counter("clsd.refused", letter.reason).inc()
-                for laid in letters.take(letter):
-                    yield beam.pvalue.TaggedOutput(_DEAD, laid)
-            read, refused = read + rows, refused + len(found)
-            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(found))):
+            for dead_letter in result:
+                Metrics.counter("clsd.refused", dead_letter.reason).inc()
+                for materialised in dead_letters.take(dead_letter):
+                    yield beam.pvalue.TaggedOutput(_DEAD, materialised)
+            read, refused = read + rows, refused + len(result)
+            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(result))):
                 progress.add(what, n, self._directory)
-        for laid in letters.rest():
-            yield beam.pvalue.TaggedOutput(_DEAD, laid)
+        for materialised in dead_letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, materialised)
         progress.add(progress.READ, 1, self._directory)
         self._read.inc(read)
         self._kept.inc(read - refused)
@@ -115,29 +115,29 @@ class Encode(beam.DoFn):  # type: ignore[misc]
 
     def process(self, batch: Spilled, transform: dict[str, Any], counts: dict[str, Any]) -> Iterator[Any]:
         if self._transform is None:
-            self._transform, self._counts = Transform.load(self._schema, transform, place(self._directory)), counts
+            self._transform, self._counts = Transform.load(self._schema, transform, as_path(self._directory)), counts
         self._waiting.append(batch)
         if sum(waiting.rows for waiting in self._waiting) >= ENCODE_ROWS:
             yield from self._encode()
 
     def finish_bundle(self) -> Iterator[Any]:
-        for found in self._encode() if self._waiting else ():
-            if isinstance(found, beam.pvalue.TaggedOutput):
-                yield beam.pvalue.TaggedOutput(found.tag, GlobalWindows.windowed_value(found.value))
+        for result in self._encode() if self._waiting else ():
+            if isinstance(result, beam.pvalue.TaggedOutput):
+                yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
             else:
-                yield GlobalWindows.windowed_value(found)
+                yield GlobalWindows.windowed_value(result)
 
     def _encode(self) -> Iterator[Any]:
         assert self._transform is not None
         table, self._waiting = load_together(self._waiting), []
         rows, split = shards.encode_rows(self._transform, table, self._threads), table.column(SPLIT).to_numpy()
-        many = shards.shard_counts(self._counts, self._rows_per_shard)
-        parts = dict(shards.partition(split, rows, many, self._seed))
+        num_shards = shards.shard_counts(self._counts, self._rows_per_shard)
+        parts = dict(shards.partition(split, rows, num_shards, self._seed))
         for (name, _, _), part in parts.items():
             yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, name, part))
-        laid = spill(self._directory, (part.to_batch() for part in parts.values()))
+        materialised = spill(self._directory, (part.to_batch() for part in parts.values()))
         progress.add("rows encoded", len(rows), self._directory)
-        yield from zip(parts, laid, strict=True)
+        yield from zip(parts, materialised, strict=True)
 
 
 class InThreads(beam.DoFn):  # type: ignore[misc]
@@ -159,20 +159,20 @@ class InThreads(beam.DoFn):  # type: ignore[misc]
         self._waiting.append((element[0], list(element[1])))
 
     def finish_bundle(self) -> Iterator[Any]:
-        for found in self._threads.map(self._work, self._waiting):
-            yield GlobalWindows.windowed_value(found)
+        for result in self._threads.map(self._work, self._waiting):
+            yield GlobalWindows.windowed_value(result)
         self._waiting = []
 
 
 def build(
-    root: Any, config: Config, pieces: list[Piece], directory: str, base: str = "", threads: Threads = ONE
+    root: Any, config: Config, input_splits: list[InputSplit], directory: str, base: str = "", threads: Threads = ONE
 ) -> None:
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
 
     Args:
         root: a ``beam.Pipeline``.
         config: the whole run's settings.
-        pieces: what :func:`clsd.pipeline.preprocess.input_splits.plan` found.
+        input_splits: what :func:`clsd.pipeline.preprocess.input_splits.plan` found.
         directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
         base: directory of an earlier data set whose ids are kept; "" for none.
         threads: of each worker.
@@ -180,11 +180,13 @@ def build(
     schema, job, seed = config.rows, config.preprocess, config.seed
     read = (
         root
-        | "Pieces" >> beam.Create(pieces)
+        | "Pieces" >> beam.Create(input_splits)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _TALLY, main="rows")
     )
-    rows = _split(read.rows, config, directory, sum({piece.path: piece.size for piece in pieces}.values()))
+    rows = _split(
+        read.rows, config, directory, sum({input_split.path: input_split.size for input_split in input_splits}.values())
+    )
     if job.negatives:
         items = rows | "Catalogue" >> beam.CombineGlobally(OverSpilled(negatives.Catalogue(job.negatives)))
         side = beam.pvalue.AsSingleton(items)
@@ -205,7 +207,7 @@ def build(
         learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
     )
     described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(profile.describe, schema)))
-    counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda found: found.get("splits", {})))
+    counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda result: result.get("splits", {})))
 
     encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(
         _TALLY, main="rows"
@@ -295,8 +297,10 @@ def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterato
     order, starts = shards.sorted_codes(part)
     # Without dictionaries: each part would carry that of the whole batch along.
     ordered = with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(order))]))
-    laid = spill(directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)])))
-    yield from zip(part[order[starts]].tolist(), laid, strict=True)
+    materialised = spill(
+        directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)]))
+    )
+    yield from zip(part[order[starts]].tolist(), materialised, strict=True)
 
 
 def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
@@ -335,7 +339,7 @@ def _write_summary(
 ) -> None:
     """What the launching process needs to finish: written by one worker, in one place."""
     if golden is not None:
-        with whole_file(place(directory) / GOLDEN_FILE) as file:
+        with whole_file(as_path(directory) / GOLDEN_FILE) as file:
             pq.write_table(pa.Table.from_batches([golden]), file)
     rows, kept = tally["rows"]
     summary = {
@@ -346,5 +350,5 @@ def _write_summary(
         "quality": quality,
         "features": described["features"],
     }
-    write_json(place(directory) / STATISTICS_FILE, described)
-    write_json(place(directory) / "job.json", summary)
+    write_json(as_path(directory) / STATISTICS_FILE, described)
+    write_json(as_path(directory) / "job.json", summary)

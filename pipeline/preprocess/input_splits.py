@@ -21,9 +21,9 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from clsd.features.errors import UserError, did_you_mean
-from clsd.features.paths import is_remote, place
+from clsd.features.paths import as_path, is_remote
 from clsd.features.schema import Schema
-from clsd.features.tokens import raw_type
+from clsd.features.tokens import arrow_type
 from clsd.pipeline.preprocess import avro
 from clsd.pipeline.preprocess.columns import KEY, POSITION, RESERVED
 from clsd.pipeline.preprocess.parsing import (
@@ -50,7 +50,7 @@ _SHAPES = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class InputSplit:
     """A part of one log file that one worker reads.
 
     Args:
@@ -79,7 +79,7 @@ class Piece:
     has_header: bool = False
 
 
-def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
+def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
     """Find the files, look at the head of each, and cut them into pieces.
 
     Raises:
@@ -93,13 +93,15 @@ def plan(logs: LogSettings, schema: Schema) -> list[Piece]:
         if not match:
             raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
         paths |= match
-    pieces: list[Piece] = []
+    input_splits: list[InputSplit] = []
     for path, file in sorted(paths.items()):
-        found: dict[str, Any] = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
-        for start, end, piece in _cut(path, file.size_in_bytes, logs, schema):
-            found["coded"] = tuple(name for name in schema.single_valued if name in piece["types"])
-            pieces.append(Piece(**{**piece, **found, "index": len(pieces), "start": start, "end": end}))
-    return pieces
+        result: dict[str, Any] = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
+        for start, end, input_split in _cut(path, file.size_in_bytes, logs, schema):
+            result["coded"] = tuple(name for name in schema.single_valued if name in input_split["types"])
+            input_splits.append(
+                InputSplit(**{**input_split, **result, "index": len(input_splits), "start": start, "end": end})
+            )
+    return input_splits
 
 
 def _refuse_reserved(schema: Schema) -> None:
@@ -123,10 +125,10 @@ def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
 
 def _match_objects(pattern: str) -> dict[str, FileMetadata]:
     """As Beam matches files, but by the client that everything else in an object store is read and written by."""
-    root: Any = place(pattern)
+    root: Any = as_path(pattern)
     with clear_errors(pattern):
-        found = root.fs.glob(root.path, detail=True)
-    files = {f"{root.protocol}://{name}": file for name, file in found.items() if file["type"] == "file"}
+        result = root.fs.glob(root.path, detail=True)
+    files = {f"{root.protocol}://{name}": file for name, file in result.items() if file["type"] == "file"}
     return {path: FileMetadata(path, file["size"], _seconds(file)) for path, file in files.items()}
 
 
@@ -161,27 +163,27 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     columns: tuple[str, ...] = ()
     if kind == "csv":
         columns = tuple(logs.csv.columns) or _header(path, head, logs.csv)
-        found = _inferred_csv(path, head, columns, logs, [schema.label, schema.timestamp])
+        result = _inferred_csv(path, head, columns, logs, [schema.label, schema.timestamp])
     else:
-        found = _inferred_json(path, head)
+        result = _inferred_json(path, head)
         # A key that the first lines leave out may come later: look for its name before calling it missing.
         optional = {feature.source for feature in schema.features if feature.optional}
-        late = [column for column in schema.columns if column not in found and column not in optional]
-        found |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
-    types = _types(path, kind, schema, found)
-    piece: dict[str, Any] = {
+        late = [column for column in schema.columns if column not in result and column not in optional]
+        result |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
+    types = _types(path, kind, schema, result)
+    input_split: dict[str, Any] = {
         "path": path,
         "format": kind,
         "columns": columns,
         "types": types,
-        "unread": _unread(found, types),
+        "unread": _unread(result, types),
         "has_header": kind == "csv" and not logs.csv.columns,
     }
     if compression_of(path):
-        yield 0, -1, piece
+        yield 0, -1, input_split
     else:
         for start in range(0, size, chunk):
-            yield start, min(start + chunk, size), piece
+            yield start, min(start + chunk, size), input_split
 
 
 def _unread(there: dict[str, Any], types: dict[str, Any]) -> tuple[str, ...]:
@@ -300,52 +302,52 @@ def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
     return pa.string() if len(values) else pa.null()
 
 
-def _types(path: str, kind: str, schema: Schema, found: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
     """The type to read each needed column as; optional columns that the file lacks are left out."""
-    found = {name: _plain(kind_of) for name, kind_of in found.items()}
+    result = {name: _plain(kind_of) for name, kind_of in result.items()}
     types: dict[str, pa.DataType] = {}
     for made in schema.histories:
-        if made.source in found:
+        if made.source in result:
             what = f"has a column '{made.source}' already, and clicks_of would make another"
             raise UserError(path, what, "remove clicks_of to read the log's, or rename the feature")
     for feature in (f for f in schema.features if f not in schema.histories):
-        if feature.source not in found and not feature.optional:
-            raise _missing_column(path, feature.source, found)
-        if feature.source not in found and kind == "jsonl":  # it may come late: what is not there is null
-            types[feature.source] = raw_type(feature)
-        elif feature.source in found:
-            types[feature.source] = raw_type(feature)
-            _check_type(path, kind, feature.name, types[feature.source], found[feature.source])
+        if feature.source not in result and not feature.optional:
+            raise _missing_column(path, feature.source, result)
+        if feature.source not in result and kind == "jsonl":  # it may come late: what is not there is null
+            types[feature.source] = arrow_type(feature)
+        elif feature.source in result:
+            types[feature.source] = arrow_type(feature)
+            _check_type(path, kind, feature.name, types[feature.source], result[feature.source])
             if pa.types.is_list(types[feature.source]) and kind == "csv":
                 raise UserError(
                     path, f"'{feature.source}' is read as a list, and a CSV has none", "set the feature's separator"
                 )
     for column in [schema.label, schema.user, schema.timestamp, schema.intensity, *schema.passthrough]:
-        if column and column not in found:
-            raise _missing_column(path, column, found)
+        if column and column not in result:
+            raise _missing_column(path, column, result)
     if schema.user:
         # Of a CSV always as text: whether "007" is a number must not hang on the file's other users.
-        as_int = kind != "csv" and pa.types.is_integer(found[schema.user])
+        as_int = kind != "csv" and pa.types.is_integer(result[schema.user])
         types.setdefault(schema.user, pa.int64() if as_int else pa.string())
     for column in [schema.label, schema.timestamp]:
         if column:
-            types[column] = found[column] if not pa.types.is_null(found[column]) else pa.int64()
+            types[column] = result[column] if not pa.types.is_null(result[column]) else pa.int64()
             _check_scalar(path, column, types[column])
     of_text = kind in ("csv", "jsonl")
     if schema.timestamp and of_text and (schema.timestamp_unit == "iso" or _is_time(types[schema.timestamp])):
         types[schema.timestamp] = pa.string()
     for feature in (f for f in schema.features if f.source == schema.timestamp):
         number = pa.types.is_integer(types[feature.source]) or pa.types.is_floating(types[feature.source])
-        if not number and not pa.types.is_string(raw_type(feature)):
+        if not number and not pa.types.is_string(arrow_type(feature)):
             what = f"feature '{feature.name}' reads '{feature.source}' as a number, and it is {types[feature.source]}"
             raise UserError(path, what, "give the feature a column of its own")
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
     for column in schema.passthrough:
         # JSON's parser wants to know what stands there; a time is text to it, and is carried as it is written.
-        typed = kind == "jsonl" and not pa.types.is_null(found[column]) and not _is_time(found[column])
-        nested = pa.types.is_nested(found[column])
-        types.setdefault(column, found[column] if typed or nested else pa.string())
+        typed = kind == "jsonl" and not pa.types.is_null(result[column]) and not _is_time(result[column])
+        nested = pa.types.is_nested(result[column])
+        types.setdefault(column, result[column] if typed or nested else pa.string())
         if pa.types.is_nested(types[column]):
             raise UserError(
                 path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
@@ -364,25 +366,25 @@ def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
         raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
 
 
-def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, found: pa.DataType) -> None:
+def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result: pa.DataType) -> None:
     """Refuse a file of which every row would be refused; JSON says what is text and what is a number, others what is a list."""
-    if kind == "csv" or pa.types.is_null(found):
+    if kind == "csv" or pa.types.is_null(result):
         return
-    if not pa.types.is_list(wanted) and pa.types.is_nested(found):
-        what = "lists" if pa.types.is_list(found) or pa.types.is_large_list(found) else "objects"
-        mend = "make it a bag or a sequence, and remove a separator" if what == "lists" else "log its parts as columns"
-        raise UserError(path, f"feature '{feature}' is read as one value, and the log has {what}", mend)
-    if pa.types.is_list(wanted) and not pa.types.is_nested(found):
+    if not pa.types.is_list(wanted) and pa.types.is_nested(result):
+        what = "lists" if pa.types.is_list(result) or pa.types.is_large_list(result) else "objects"
+        hint = "make it a bag or a sequence, and remove a separator" if what == "lists" else "log its parts as columns"
+        raise UserError(path, f"feature '{feature}' is read as one value, and the log has {what}", hint)
+    if pa.types.is_list(wanted) and not pa.types.is_nested(result):
         raise UserError(
             path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
         )
     if kind != "jsonl":
         return
-    if pa.types.is_string(wanted) and pa.types.is_integer(found):
+    if pa.types.is_string(wanted) and pa.types.is_integer(result):
         raise UserError(
             path, f"feature '{feature}' is read as text, and the log has integers", "set the feature's dtype: int64"
         )
-    if pa.types.is_integer(wanted) and pa.types.is_string(found):
+    if pa.types.is_integer(wanted) and pa.types.is_string(result):
         raise UserError(
             path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
         )
@@ -397,8 +399,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _missing_column(path: str, column: str, found: dict[str, Any]) -> UserError:
-    hint = did_you_mean(column, found)
+def _missing_column(path: str, column: str, result: dict[str, Any]) -> UserError:
+    hint = did_you_mean(column, result)
     return UserError(
         path, f"has no column '{column}'", f"{hint}; correct the config's rows, or mark the feature optional: true"
     )

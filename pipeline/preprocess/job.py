@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clsd.features.paths import address, place
+from clsd.features.paths import address, as_path
 from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.preprocess.graph import build
-from clsd.pipeline.preprocess.input_splits import Piece, plan
-from clsd.pipeline.preprocess.manifest import fingerprint, letters_beside, manifest, modified, refuse_if_bad
+from clsd.pipeline.preprocess.input_splits import InputSplit, plan
+from clsd.pipeline.preprocess.manifest import dead_letters_beside, fingerprint, manifest, modified, refuse_if_bad
 from clsd.pipeline.preprocess.spill import SPILL
 from clsd.pipeline.shared import engine, progress
 from clsd.pipeline.shared.config import Config
@@ -50,9 +50,9 @@ def preprocess(
     earlier = Dataset.load(base) if base else None
     if earlier:
         earlier.require(config.rows)
-    pieces = plan(config.logs, config.rows)
-    out = place(out)
-    if not overwrite and is_made(config, pieces, out, earlier):
+    input_splits = plan(config.logs, config.rows)
+    out = as_path(out)
+    if not overwrite and is_made(config, input_splits, out, earlier):
         progress.say_there_already()
         return Dataset.load(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
@@ -62,10 +62,10 @@ def preprocess(
         with progress.launching(address(aside)):
             job, earlier_one = address(aside), address(base) if base else ""
             engine.run(
-                lambda pipeline, threads: build(pipeline, config, pieces, job, earlier_one, threads),
+                lambda pipeline, threads: build(pipeline, config, input_splits, job, earlier_one, threads),
                 aside,
                 beam_options or [],
-                pieces=len(pieces),
+                input_splits=len(input_splits),
                 threads=config.preprocess.threads,
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
@@ -85,16 +85,16 @@ def preprocess(
         for name in files_in(aside):
             if name.endswith(".partial"):  # of a bundle that an engine tried twice
                 remove_file(aside / name)
-        write_json(aside / "dataset.json", manifest(config, pieces, summary, aside, earlier))
-    remove_file(letters_beside(out))  # of an attempt that failed before
+        write_json(aside / "dataset.json", manifest(config, input_splits, summary, aside, earlier))
+    remove_file(dead_letters_beside(out))  # of an attempt that failed before
     return Dataset.load(out)
 
 
-def is_made(config: Config, pieces: list[Piece], out: Path, base: Dataset | None = None) -> bool:
+def is_made(config: Config, input_splits: list[InputSplit], out: Path, base: Dataset | None = None) -> bool:
     """Whether a data set is there that the same settings made of the same logs, none of which was written since."""
     file = out / "dataset.json"
     if not file.exists():
         return False
     made = read_json(file, "data set", "preprocess again")
-    same: bool = made.get("fingerprint") == fingerprint(config, pieces, base)
-    return same and bool(made.get("sources_modified") == modified(pieces))
+    same: bool = made.get("fingerprint") == fingerprint(config, input_splits, base)
+    return same and bool(made.get("sources_modified") == modified(input_splits))

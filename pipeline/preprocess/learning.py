@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.schema import NumericFeature, Schema
 from clsd.features.transform import NumericState, numeric_entry, vocabulary_entry, vocabulary_file
 from clsd.features.vocabulary import COUNTS, Vocabulary
@@ -33,29 +33,29 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     Returns:
         the same key, and a value of JSON's types.
     """
-    key, found = element[0], merged(map(lifted, element[1]))
+    key, result = element[0], merged(map(lifted, element[1]))
     kind, _, name = key.partition(":")
     if kind == "vocabulary":
-        counts = _counts(found)
+        counts = _counts(result)
         vocabulary = _vocabulary(schema, name, counts, base)
-        with whole_file(place(directory) / vocabulary_file(name)) as file:
+        with whole_file(as_path(directory) / vocabulary_file(name)) as file:
             vocabulary.write(file)
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
     if kind == "tokens":
-        return key, profile.values(_counts(found))
+        return key, profile.values(_counts(result))
     if kind == "sampled":
-        return key, profile.sampled(Sample.merged(found).values)
+        return key, profile.sampled(Sample.merged(result).values)
     if kind == "moments":
-        return key, numeric_entry(NumericState.from_moments(found))
+        return key, numeric_entry(NumericState.from_moments(result))
     if kind == "sample":
         number = schema.feature(name)
         assert isinstance(number, NumericFeature)
-        return key, numeric_entry(NumericState.from_sample(Sample.merged(found).values, number.buckets))
+        return key, numeric_entry(NumericState.from_sample(Sample.merged(result).values, number.buckets))
     if kind == "range":
-        return key, [min(low for low, _ in found), max(high for _, high in found)]
+        return key, [min(low for low, _ in result), max(high for _, high in result)]
     if kind == "spread":
-        return key, [float(cut) for cut in np.quantile(Sample.merged(found).values, profile.QUANTILES)]
-    return key, found
+        return key, [float(cut) for cut in np.quantile(Sample.merged(result).values, profile.QUANTILES)]
+    return key, result
 
 
 def described_transform(schema: Schema, directory: str, base: str, learnt: dict[str, Any]) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def described_transform(schema: Schema, directory: str, base: str, learnt: dict[
     """
     vocabularies = {}
     for feature in sorted(schema.vocabularies, key=lambda feature: feature.name):
-        if (found := learnt.get(f"vocabulary:{feature.name}")) is None:
-            _, found = learn(schema, directory, base, (f"vocabulary:{feature.name}", [[]]))
-        vocabularies[feature.name] = found["entry"]
+        if (result := learnt.get(f"vocabulary:{feature.name}")) is None:
+            _, result = learn(schema, directory, base, (f"vocabulary:{feature.name}", [[]]))
+        vocabularies[feature.name] = result["entry"]
     if base:
         return {"vocabularies": vocabularies, "numerics": Dataset.load(base).manifest["numerics"]}
     numerics = {}
@@ -78,14 +78,14 @@ def described_transform(schema: Schema, directory: str, base: str, learnt: dict[
     return {"vocabularies": vocabularies, "numerics": numerics}
 
 
-def _counts(found: list[Any]) -> Any:
+def _counts(result: list[Any]) -> Any:
     """The one table that counts were merged to; an empty one where no training row had a value."""
-    return found[0] if found else COUNTS.empty_table()
+    return result[0] if result else COUNTS.empty_table()
 
 
 def _vocabulary(schema: Schema, name: str, counts: Any, base: str) -> Vocabulary:
     feature = next(feature for feature in schema.vocabularies if feature.name == name)
     limits = {"min_count": feature.min_count, "max_size": feature.max_size}
     if base:
-        return Vocabulary.load(place(base) / vocabulary_file(name)).extended(counts, **limits)
+        return Vocabulary.load(as_path(base) / vocabulary_file(name)).extended(counts, **limits)
     return Vocabulary.from_counts(counts, **limits)

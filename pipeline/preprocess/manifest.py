@@ -9,7 +9,7 @@ from clsd.features.errors import UserError
 from clsd.features.schema import digest_of
 from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.preprocess.dead_letters import DEAD_LETTERS
-from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.preprocess.input_splits import InputSplit
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
 from clsd.pipeline.shared.files import copy_file, files_in
@@ -52,7 +52,7 @@ def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out:
     if rows == 0:
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
-        kept = letters_beside(out)
+        kept = dead_letters_beside(out)
         copy_file(aside / DEAD_LETTERS, kept)
         first = summary["dead"][0]["first"]
         reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
@@ -63,7 +63,7 @@ def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out:
         )
 
 
-def letters_beside(out: Path) -> Path:
+def dead_letters_beside(out: Path) -> Path:
     """Where the dead letters of a job that refused too much are kept: beside the place of its data set."""
     return out.parent / f"{out.name}.{DEAD_LETTERS}"
 
@@ -93,23 +93,27 @@ def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
 
 
 def manifest(
-    config: Config, pieces: list[Piece], summary: dict[str, Any], directory: Path, base: Dataset | None = None
+    config: Config,
+    input_splits: list[InputSplit],
+    summary: dict[str, Any],
+    directory: Path,
+    base: Dataset | None = None,
 ) -> dict[str, Any]:
     """The content of ``dataset.json``: schema, settings, rows, and every file with its length and checksum.
 
     Args:
         config: of the run.
-        pieces: of the logs that were read.
+        input_splits: of the logs that were read.
         summary: what the job wrote of itself, ``job.json``.
         directory: where the files are.
         base: the data set whose ids it keeps.
     """
     others = [n for n in files_in(directory) if n.startswith("vocabularies/") or n in (GOLDEN_FILE, STATISTICS_FILE)]
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name in SPLITS:
         members = [shard for shard in summary["shards"] if shard["split"] == name]
         if members:
-            found[name] = {
+            result[name] = {
                 "rows": sum(shard["rows"] for shard in members),
                 "clicks": sum(shard["clicks"] for shard in members),
                 "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
@@ -123,39 +127,41 @@ def manifest(
     return {
         "format_version": FORMAT_VERSION,
         "name": config.name,
-        "fingerprint": fingerprint(config, pieces, base),
+        "fingerprint": fingerprint(config, input_splits, base),
         "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
         "schema_digest": config.rows.digest,
         "schema": config.rows.model_dump(mode="json"),
         "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude=set(HOW)),
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
-        "sources": sorted({piece.path for piece in pieces}),
-        "sources_modified": modified(pieces),
-        "columns_not_read": sorted({name for piece in pieces for name in piece.unread}),
+        "sources": sorted({input_split.path for input_split in input_splits}),
+        "sources_modified": modified(input_splits),
+        "columns_not_read": sorted({name for input_split in input_splits for name in input_split.unread}),
         "rows": summary["rows"],
         "dead_letters": {"rows": dead["rows"], "reasons": dead["reasons"]},
         "rows_per_block": config.preprocess.rows_per_block,
-        "splits": found,
+        "splits": result,
         "files": [describe_file(directory, name) for name in others],
         **summary["transform"],
         "versions": versions(),
     }
 
 
-def fingerprint(config: Config, pieces: list[Piece], base: Dataset | None = None) -> str:
+def fingerprint(config: Config, input_splits: list[InputSplit], base: Dataset | None = None) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
     for name in HOW:
         parts["preprocess"].pop(name)
-    parts["pieces"] = [(piece.path, piece.start, piece.end, piece.size) for piece in pieces]
+    parts["pieces"] = [
+        (input_split.path, input_split.start, input_split.end, input_split.size) for input_split in input_splits
+    ]
     parts["format_version"] = FORMAT_VERSION
     if base:
         parts["base"] = [base.manifest["fingerprint"], base.manifest["files"]]  # whose checksums tell the vocabularies
     return digest_of(parts)
 
 
-def modified(pieces: list[Piece]) -> list[float]:
+def modified(input_splits: list[InputSplit]) -> list[float]:
     """When each log file was written last, in seconds since 1970, in the order of their paths."""
-    found = {piece.path: piece.modified for piece in pieces}
-    return [found[path] for path in sorted(found)]
+    result = {input_split.path: input_split.modified for input_split in input_splits}
+    return [result[path] for path in sorted(result)]

@@ -108,8 +108,8 @@ def add_negatives(
         open_ = open_[clicked]
         if len(open_) == 0:
             break
-    found = drawn >= 0
-    row, drawn, keys = row[found], pa.array(drawn[found]), keys[found]
+    result = drawn >= 0
+    row, drawn, keys = row[result], pa.array(drawn[result]), keys[result]
     non_clicks = batch.take(pa.array(row))
     replaced = {name: catalogue[name].take(drawn).combine_chunks() for name in [settings.item, *settings.item_columns]}
     replaced |= {KEY: pa.array(keys), LABEL: pa.array(np.zeros(len(row), np.int64))}

@@ -19,7 +19,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.shared.config import CsvSettings, LogSettings
 
 _FEW_LINES = 16
@@ -28,7 +28,7 @@ _FEW_LINES = 16
 def open_binary(path: str) -> IO[bytes]:
     """Open a local or remote file as it is, without decompressing it."""
     try:
-        return place(path).open("rb")
+        return as_path(path).open("rb")
     except OSError as error:
         raise UserError(path, f"cannot be opened ({error})", "correct logs.files or the file's permissions") from None
 
@@ -50,8 +50,8 @@ def compression_of(path: str) -> str:
 
 def decompressed(path: str, file: IO[bytes]) -> Any:
     """The file, or a reader over it if its name says that it is compressed; it can be peeked into."""
-    found = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
-    return found if hasattr(found, "peek") else io.BufferedReader(found)
+    result = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
+    return result if hasattr(result, "peek") else io.BufferedReader(result)
 
 
 def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:
@@ -185,18 +185,18 @@ def parse_all(
     Returns:
         the table of the good rows (None if there is none), their places, and (place, reason) of the others.
     """
-    places = list(range(rows))
+    positions = list(range(rows))
     try:
-        return (parse(places), places, []) if rows else (None, [], [])
+        return (parse(positions), positions, []) if rows else (None, [], [])
     except (pa.ArrowException, UnicodeDecodeError):
-        suspects = {row: column for row in places if (column := odd(row)) is not None}
+        suspects = {row: column for row in positions if (column := odd(row)) is not None}
     faults = {}
     for row, column in suspects.items():
         (part,) = bisect([row], parse)
         if part.table is None:
             faults[row] = f"wrong type in '{column}'" if column and part.reasons[0] == "wrong type" else part.reasons[0]
     tables, good = [], []
-    for part in bisect([row for row in places if row not in faults], parse):
+    for part in bisect([row for row in positions if row not in faults], parse):
         if part.table is None:
             faults[part.lines[0]] = part.reasons[0]
         else:

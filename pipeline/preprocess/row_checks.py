@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from clsd.features.hashing import hash64
 from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
-from clsd.features.tokens import as_type, raw_type
+from clsd.features.tokens import arrow_type, as_type
 from clsd.pipeline.preprocess.columns import KEY, LABEL, POSITION, TIME, USER
 
 #: Hash of an empty text.
@@ -69,16 +69,20 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             and feature.dtype == "int64"
             and feature.source in batch.schema.names
         ):
-            pieces = pc.split_pattern(batch.column(feature.source), pattern=feature.separator)
-            whole = pc.match_substring_regex(pieces.flatten(), r"^(-?\d{1,18})?$")
+            values = pc.split_pattern(batch.column(feature.source), pattern=feature.separator)
+            whole = pc.match_substring_regex(values.flatten(), r"^(-?\d{1,18})?$")
             wrong = np.zeros(batch.num_rows, bool)
-            wrong[pc.list_parent_indices(pieces).to_numpy()[~np.asarray(whole, bool)]] = True
+            wrong[pc.list_parent_indices(values).to_numpy()[~np.asarray(whole, bool)]] = True
             refuse(wrong, f"{feature.source} holds something else than integers")
 
-    found = {name: batch.column(name) for name in batch.schema.names} | {LABEL: label, TIME: time, USER: pa.array(user)}
+    result = {name: batch.column(name) for name in batch.schema.names} | {
+        LABEL: label,
+        TIME: time,
+        USER: pa.array(user),
+    }
     fields = carried(schema)
     columns = [
-        as_type(found[field.name], field.type) if field.name in found else pa.nulls(batch.num_rows, field.type)
+        as_type(result[field.name], field.type) if field.name in result else pa.nulls(batch.num_rows, field.type)
         for field in fields
     ]
     batch = pa.RecordBatch.from_arrays(columns, schema=fields)
@@ -98,7 +102,7 @@ def carried(schema: Schema) -> pa.Schema:
     types: dict[str, pa.DataType] = {}
     for feature in schema.features:
         if feature not in schema.histories:
-            kind = raw_type(feature)
+            kind = arrow_type(feature)
             types[feature.source] = pa.dictionary(pa.int32(), kind) if feature.source in schema.single_valued else kind
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clsd.features.encode import encode
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.hashing import seeded
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Schema
 from clsd.features.tokens import plain
@@ -24,7 +24,7 @@ from clsd.pipeline.shared.files import whole_file
 from clsd.pipeline.shared.threads import Threads
 
 
-def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> Rows:
+def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> EncodedRows:
     """Checked rows as encoded ones, in their order."""
     schema = transform.schema
     ids, values = encode(transform, rows, threads.map)
@@ -32,7 +32,7 @@ def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> Rows:
     if schema.intensity in rows.schema.names:
         column = rows.column(schema.intensity).cast(pa.float32())
         intensity = np.array(column.to_numpy(zero_copy_only=False), dtype=np.float32)
-    return Rows(
+    return EncodedRows(
         key=rows.column(KEY).to_numpy(),
         ids=ids,
         values=values,
@@ -59,8 +59,8 @@ def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[
 
 
 def partition(
-    split: npt.NDArray[np.int8], rows: Rows, shards: dict[str, int], seed: int
-) -> Iterator[tuple[tuple[str, int, int], Rows]]:
+    split: npt.NDArray[np.int8], rows: EncodedRows, shards: dict[str, int], seed: int
+) -> Iterator[tuple[tuple[str, int, int], EncodedRows]]:
     """((split, shard, number of shards), rows). The shard is random, from the row's key and the seed alone.
 
     Args:
@@ -70,10 +70,10 @@ def partition(
         seed: of the draws.
     """
     counts = [shards.get(name, 0) for name in SPLITS]
-    many = np.array([*counts, 0])  # GAP, -1, is the last
-    before = np.cumsum(many) - many
-    where = seeded(rows.key, seed, 0x5A4D) % np.maximum(many, 1).astype(np.uint64)[split]
-    code = np.where(many[split] > 0, before[split] + where.astype(np.int64), many.sum())
+    num_shards = np.array([*counts, 0])  # GAP, -1, is the last
+    before = np.cumsum(num_shards) - num_shards
+    where = seeded(rows.key, seed, 0x5A4D) % np.maximum(num_shards, 1).astype(np.uint64)[split]
+    code = np.where(num_shards[split] > 0, before[split] + where.astype(np.int64), num_shards.sum())
     order, starts = sorted_codes(code)
     ordered = rows.take(order)  # moved once; what is handed on are views
     keys = [(name, at, n) for name, n in zip(SPLITS, counts, strict=True) for at in range(n)]
@@ -91,14 +91,14 @@ def sorted_codes(codes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], n
     return order, np.flatnonzero(np.diff(codes[order], prepend=-1))
 
 
-def statistics(schema: Schema, split: str, rows: Rows) -> dict[str, tuple[int, int]]:
+def statistics(schema: Schema, split: str, rows: EncodedRows) -> dict[str, tuple[int, int]]:
     """Counts that add up: ``split/feature`` -> (missing ids or values, out-of-vocabulary ids)."""
     counts = {}
     for feature in schema.categorical:
-        at, owner = rows.ids[:, schema.id_slices[feature.name]], schema.owner(feature)
+        at, vocabulary_source = rows.ids[:, schema.id_slices[feature.name]], schema.vocabulary_source(feature)
         missing = (at == MISSING_ID) if at.shape[1] == 1 else (at == PADDING_ID).all(axis=1)
-        oov = (at >= FIRST_OOV_ID) & (at < FIRST_OOV_ID + owner.oov_buckets)
-        unknown = 0 if owner.encoding == "hash" else np.count_nonzero(oov)
+        oov = (at >= FIRST_OOV_ID) & (at < FIRST_OOV_ID + vocabulary_source.oov_buckets)
+        unknown = 0 if vocabulary_source.encoding == "hash" else np.count_nonzero(oov)
         counts[f"{split}/{feature.name}"] = int(np.count_nonzero(missing)), int(unknown)
     return counts
 
@@ -108,9 +108,9 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
     (split, shard, shards), parts = element
-    rows = Rows.concat([Rows.from_batch(load(part)) for part in parts]).shuffled()
+    rows = EncodedRows.concat([EncodedRows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
-    target = place(directory) / name
+    target = as_path(directory) / name
     blocks = range(0, len(rows), rows_per_block)
     with whole_file(target) as file:  # perhaps over that of an earlier attempt; its bytes are the same
         written = write_records(

@@ -20,8 +20,8 @@ from clsd.features.hashing import seeded
 from clsd.features.tokens import plain, with_dictionaries
 from clsd.pipeline.preprocess import avro
 from clsd.pipeline.preprocess.columns import KEY, POSITION
-from clsd.pipeline.preprocess.dead_letters import Refused
-from clsd.pipeline.preprocess.input_splits import Piece
+from clsd.pipeline.preprocess.dead_letters import DeadLetter
+from clsd.pipeline.preprocess.input_splits import InputSplit
 from clsd.pipeline.preprocess.parsing import (
     DAMAGED,
     compression_of,
@@ -58,76 +58,76 @@ class Reader:
         self._breaks: dict[str, dict[int, int]] = {}
         self._again: tuple[int, int, _Lines, Iterator[bytes]] | None = None
 
-    def read(self, piece: Piece) -> Iterator[pa.RecordBatch | Refused]:
+    def read(self, input_split: InputSplit) -> Iterator[pa.RecordBatch | DeadLetter]:
         """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
 
         Batches are of at most :data:`BATCH_ROWS` rows, unless one block of text has more.
         """
-        read = {"parquet": self._read_parquet, "avro": self._read_avro}.get(piece.format, self._read_text)
+        read = {"parquet": self._read_parquet, "avro": self._read_avro}.get(input_split.format, self._read_text)
         waiting: list[pa.Table] = []
-        for found in chain(read(piece), [None]):
-            if isinstance(found, Refused):
-                yield found
+        for result in chain(read(input_split), [None]):
+            if isinstance(result, DeadLetter):
+                yield result
                 continue
             rows = sum(table.num_rows for table in waiting)
-            if waiting and (found is None or rows + found.num_rows > BATCH_ROWS):
-                yield with_dictionaries(piece.coded, pa.concat_tables(waiting), self._threads.map)
+            if waiting and (result is None or rows + result.num_rows > BATCH_ROWS):
+                yield with_dictionaries(input_split.coded, pa.concat_tables(waiting), self._threads.map)
                 waiting = []
-            waiting += [found] if found is not None else []
+            waiting += [result] if result is not None else []
 
-    def line(self, piece: Piece, position: int) -> int:
+    def line(self, input_split: InputSplit, position: int) -> int:
         """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
-        if self._before[0] != piece.index:
-            self._before = (piece.index, self._lines_before(piece))
+        if self._before[0] != input_split.index:
+            self._before = (input_split.index, self._lines_before(input_split))
         return self._before[1] + position + 1
 
-    def text(self, piece: Piece, position: int) -> str | None:
+    def text(self, input_split: InputSplit, position: int) -> str | None:
         """A line of a text file as it stands there; None of a file that has columns. Asked for in rising order it reads once."""
-        if piece.format in ("parquet", "avro"):
+        if input_split.format in ("parquet", "avro"):
             return None
         index, first, lines, blocks = self._again or (-1, 0, _Lines(b""), iter(()))
-        if index != piece.index or position < first:
-            blocks = self._blocks(piece)
+        if index != input_split.index or position < first:
+            blocks = self._blocks(input_split)
             first, lines = 0, _Lines(next(blocks).removesuffix(b"\n"))
         while position >= first + len(lines):
             first, lines = first + len(lines), _Lines(next(blocks).removesuffix(b"\n"))
-        self._again = piece.index, first, lines, blocks
+        self._again = input_split.index, first, lines, blocks
         return lines.shown(position - first)
 
-    def _lines_before(self, piece: Piece) -> int:
+    def _lines_before(self, input_split: InputSplit) -> int:
         """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
-        if piece.format == "avro":
-            with open_binary(piece.path) as file:
-                return avro.records_before(file, piece.start)
-        if piece.format == "parquet":
-            with open_binary(piece.path) as file:
-                metadata = open_parquet(piece.path, file).metadata
-                return sum(metadata.row_group(group).num_rows for group in range(piece.start))
-        if piece.start == 0:
-            return int(piece.has_header)
+        if input_split.format == "avro":
+            with open_binary(input_split.path) as file:
+                return avro.records_before(file, input_split.start)
+        if input_split.format == "parquet":
+            with open_binary(input_split.path) as file:
+                metadata = open_parquet(input_split.path, file).metadata
+                return sum(metadata.row_group(group).num_rows for group in range(input_split.start))
+        if input_split.start == 0:
+            return int(input_split.has_header)
         # From the nearest place before it whose line breaks are counted: pieces of a large file would read it over and over.
-        known = self._breaks.setdefault(piece.path, {0: 0})
-        at = max(place for place in known if place < piece.start)
+        known = self._breaks.setdefault(input_split.path, {0: 0})
+        at = max(place for place in known if place < input_split.start)
         breaks = known[at]
-        with open_binary(piece.path) as file:
+        with open_binary(input_split.path) as file:
             file.seek(at)
-            while at < piece.start and (block := file.read(min(BLOCK_BYTES, piece.start - at))):
+            while at < input_split.start and (block := file.read(min(BLOCK_BYTES, input_split.start - at))):
                 breaks, at = breaks + block.count(b"\n"), at + len(block)
-        known[piece.start] = breaks
+        known[input_split.start] = breaks
         # The line that the piece starts in belongs to the piece before.
         return breaks if block.endswith(b"\n") else breaks + 1
 
-    def _placed(self, piece: Piece, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
-        keys = pa.array(seeded(positions.astype(np.uint64), self._seed, piece.index))
+    def _placed(self, input_split: InputSplit, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
+        keys = pa.array(seeded(positions.astype(np.uint64), self._seed, input_split.index))
         return table.append_column(KEY, keys).append_column(POSITION, pa.array(positions))
 
-    def _read_parquet(self, piece: Piece) -> Iterator[pa.Table | Refused]:
-        with open_binary(piece.path) as file:
-            parquet = open_parquet(piece.path, file, coded=piece.coded)
+    def _read_parquet(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
+        with open_binary(input_split.path) as file:
+            parquet = open_parquet(input_split.path, file, coded=input_split.coded)
             batches = parquet.iter_batches(
                 BATCH_ROWS,
-                range(piece.start, piece.end),
-                columns=list(piece.types),
+                range(input_split.start, input_split.end),
+                columns=list(input_split.types),
                 use_threads=self._threads.number > 1,
             )
             first = 0
@@ -135,29 +135,29 @@ class Reader:
                 try:
                     batch = next(batches, None)
                 except (pa.ArrowInvalid, OSError) as error:
-                    what = f"row group {piece.start} is damaged ({error})"
-                    raise UserError(piece.path, what, "write the file again") from None
+                    what = f"row group {input_split.start} is damaged ({error})"
+                    raise UserError(input_split.path, what, "write the file again") from None
                 if batch is None:
                     return
-                yield from self._typed(piece, pa.Table.from_batches([batch]), first)
+                yield from self._typed(input_split, pa.Table.from_batches([batch]), first)
                 first += batch.num_rows
 
-    def _read_avro(self, piece: Piece) -> Iterator[pa.Table | Refused]:
+    def _read_avro(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
         position = 0
         records: list[dict[str, Any]] = []
-        with open_binary(piece.path) as file:
-            found = avro.columns_of(piece.path, file)
-            schema = pa.schema([(name, found[name]) for name in piece.types])
-            for block in chain(avro.blocks(piece.path, file, piece.start, piece.end), [None]):
+        with open_binary(input_split.path) as file:
+            result = avro.columns_of(input_split.path, file)
+            schema = pa.schema([(name, result[name]) for name in input_split.types])
+            for block in chain(avro.blocks(input_split.path, file, input_split.start, input_split.end), [None]):
                 records += block or []
                 if len(records) >= BATCH_ROWS or block is None:  # blocks of a few hundred rows are usual
-                    yield from self._typed(piece, pa.Table.from_pylist(records, schema=schema), position)
+                    yield from self._typed(input_split, pa.Table.from_pylist(records, schema=schema), position)
                     position, records = position + len(records), []
 
-    def _typed(self, piece: Piece, table: pa.Table, first: int) -> Iterator[pa.Table | Refused]:
+    def _typed(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[pa.Table | DeadLetter]:
         """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
-        target = pa.schema([*piece.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
-        table = self._placed(piece, table.select(list(piece.types)), first + np.arange(table.num_rows))
+        target = pa.schema([*input_split.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
+        table = self._placed(input_split, table.select(list(input_split.types)), first + np.arange(table.num_rows))
 
         @cache
         def readable() -> pa.Table:
@@ -166,41 +166,41 @@ class Reader:
         def cast(rows: list[int]) -> pa.Table:
             # A dictionary would condemn every row for one bad value in it.
             part = readable().take(pa.array(rows)) if len(rows) < table.num_rows else table
-            found = pa.table({f.name: _cast(part[f.name], f) for f in target})
-            found.validate(full=True)
-            return found
+            result = pa.table({f.name: _cast(part[f.name], f) for f in target})
+            result.validate(full=True)
+            return result
 
         good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
         if good is not None:
             yield good
         for row, reason in faults:
-            values = {name: _shown(readable()[name][row]) for name in piece.types}
+            values = {name: _shown(readable()[name][row]) for name in input_split.types}
             text = json.dumps(values, ensure_ascii=False, default=str)
-            yield Refused(piece.path, self.line(piece, first + row), reason, text)
+            yield DeadLetter(input_split.path, self.line(input_split, first + row), reason, text)
 
-    def _read_text(self, piece: Piece) -> Iterator[pa.Table | Refused]:
+    def _read_text(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
         def parse(lines: _Lines) -> Any:
             return lines, *parse_all(
                 len(lines),
-                lambda rows: self._parse(piece, lines, rows),
-                lambda row: self._odd(piece, lines[row]),
+                lambda rows: self._parse(input_split, lines, rows),
+                lambda row: self._odd(input_split, lines[row]),
             )
 
         position = 0
-        blocks = (_Lines(block.removesuffix(b"\n")) for block in self._blocks(piece))
-        for lines, table, places, faults in self._threads.map(parse, blocks):
+        blocks = (_Lines(block.removesuffix(b"\n")) for block in self._blocks(input_split))
+        for lines, table, rows, faults in self._threads.map(parse, blocks):
             if table is not None:
-                yield self._placed(piece, table, position + np.asarray(places))
+                yield self._placed(input_split, table, position + np.asarray(rows))
             for row, reason in faults:
-                yield Refused(piece.path, self.line(piece, position + row), reason, lines.shown(row))
+                yield DeadLetter(input_split.path, self.line(input_split, position + row), reason, lines.shown(row))
             position += len(lines)
 
-    def _parse(self, piece: Piece, lines: _Lines, rows: list[int]) -> pa.Table:
+    def _parse(self, input_split: InputSplit, lines: _Lines, rows: list[int]) -> pa.Table:
         text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
-        if piece.format == "csv":
-            table = parse_csv(text, piece.columns, piece.types, self._logs)
+        if input_split.format == "csv":
+            table = parse_csv(text, input_split.columns, input_split.types, self._logs)
         else:
-            table = parse_json(text, piece.types)
+            table = parse_json(text, input_split.types)
         if table.num_rows != len(rows):
             raise pa.ArrowInvalid(
                 "an empty line"
@@ -210,34 +210,34 @@ class Reader:
         table.validate(full=True)
         return table
 
-    def _odd(self, piece: Piece, line: bytes) -> str | None:
-        if piece.format == "csv":
-            return odd_csv(line, piece.columns, piece.types, self._logs)
-        return odd_json(line, piece.types)
+    def _odd(self, input_split: InputSplit, line: bytes) -> str | None:
+        if input_split.format == "csv":
+            return odd_csv(line, input_split.columns, input_split.types, self._logs)
+        return odd_json(line, input_split.types)
 
-    def _blocks(self, piece: Piece) -> Iterator[bytes]:
+    def _blocks(self, input_split: InputSplit) -> Iterator[bytes]:
         """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the piece in which it starts."""
-        with open_binary(piece.path) as raw:
-            file = decompressed(piece.path, raw)
-            if piece.start > 0:
-                file.seek(piece.start - 1)
-                at = piece.start - 1 + len(file.readline())
+        with open_binary(input_split.path) as raw:
+            file = decompressed(input_split.path, raw)
+            if input_split.start > 0:
+                file.seek(input_split.start - 1)
+                at = input_split.start - 1 + len(file.readline())
             else:
                 at = len(file.read(3)) if file.peek(3)[:3] == b"\xef\xbb\xbf" else 0
-                if piece.has_header:
+                if input_split.has_header:
                     at += len(file.readline())
-            while piece.end < 0 or at < piece.end:
-                want = BLOCK_BYTES if piece.end < 0 else min(BLOCK_BYTES, piece.end - at)
+            while input_split.end < 0 or at < input_split.end:
+                want = BLOCK_BYTES if input_split.end < 0 else min(BLOCK_BYTES, input_split.end - at)
                 try:
                     block = file.read(want)
                     if block and not block.endswith(b"\n"):
                         block += file.readline()
                 except DAMAGED as error:
-                    if not compression_of(piece.path):
+                    if not compression_of(input_split.path):
                         raise
-                    what = f"the {compression_of(piece.path)} file is truncated or damaged ({error})"
+                    what = f"the {compression_of(input_split.path)} file is truncated or damaged ({error})"
                     raise UserError(
-                        piece.path, what, "fetch or write it again, or leave it out of logs.files"
+                        input_split.path, what, "fetch or write it again, or leave it out of logs.files"
                     ) from None
                 if not block:
                     return

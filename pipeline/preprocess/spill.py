@@ -18,7 +18,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from clsd.features.paths import is_remote, place
+from clsd.features.paths import as_path, is_remote
 
 #: Name of the directory, within that of the data set while it is made.
 SPILL = ".spill"
@@ -48,23 +48,23 @@ def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
     if not batches:
         return []
     path = posixpath.join(directory, SPILL, f"{uuid.uuid4().hex}.arrow")
-    found = []
-    with place(path).open("wb") as file:
+    result = []
+    with as_path(path).open("wb") as file:
         start = 0
         for batch in batches:
             with pa.ipc.new_stream(file, batch.schema) as writer:
                 writer.write_batch(batch)
             end = file.tell()
-            found.append(Spilled(path, start, end, batch.num_rows))
+            result.append(Spilled(path, start, end, batch.num_rows))
             file.write(bytes(-end % _ALIGNED))
             start = file.tell()
-    return found
+    return result
 
 
 def load(spilled: Spilled) -> pa.RecordBatch:
     """The batch; of a local file its columns are views of the mapped file, read when they are touched."""
     if is_remote(spilled.path):
-        path: Any = place(spilled.path)
+        path: Any = as_path(spilled.path)
         data = pa.py_buffer(
             path.fs.cat_file(path.path, start=spilled.start, end=spilled.end)
         )  # one request, of these bytes alone

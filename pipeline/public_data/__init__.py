@@ -126,14 +126,14 @@ def write_dataset(
         raise UserError(f"data set '{name}'", "has no settings", "leave out the settings of the synthetic data set")
     wanted = _identity(name, format, synthetic or SyntheticSettings())
     log, note = out / f"log.{format}", out / SOURCE_FILE
-    found = _read_note(note)
-    if found is not None and {key: found.get(key) for key in wanted} == wanted:
-        if log.is_file() and log.stat().st_size == found.get("bytes"):
+    result = _read_note(note)
+    if result is not None and {key: result.get(key) for key in wanted} == wanted:
+        if log.is_file() and log.stat().st_size == result.get("bytes"):
             return log
-    elif not overwrite and (found is not None or note.exists() or log.exists()):
-        held = f"{found['name']} as {found.get('format')}" if found and "name" in found else "other data"
-        mend = "choose another folder with --out, or replace it with --overwrite"
-        raise UserError(str(out), f"already holds {held}, or the same made otherwise", mend)
+    elif not overwrite and (result is not None or note.exists() or log.exists()):
+        held = f"{result['name']} as {result.get('format')}" if result and "name" in result else "other data"
+        hint = "choose another folder with --out, or replace it with --overwrite"
+        raise UserError(str(out), f"already holds {held}, or the same made otherwise", hint)
     try:
         out.mkdir(parents=True, exist_ok=True)
         tally = _Tally(_batches(name, cache, synthetic or SyntheticSettings()))
@@ -142,7 +142,7 @@ def write_dataset(
         about = {"licence": DATASETS[name].licence, "source": DATASETS[name].source}
         _write_note(note, {**wanted, **counts, **about})
         # A log of another format would be read along with this one.
-        old = str(found.get("file")) if found else log.name
+        old = str(result.get("file")) if result else log.name
         if old != log.name and old in {f"log.{known}" for known in LOG_FORMATS}:
             (out / old).unlink(missing_ok=True)
     except OSError as error:

@@ -172,8 +172,8 @@ def _occupations(texts: pa.StringArray, names: Sequence[str]) -> pa.StringArray:
 def _check(table: pa.Table, source: MovieLens, where: str) -> None:
     counts = {"user_id": source.users, "item_id": source.rated, "age_band": len(AGE_BANDS), "gender": 2}
     for name, count in counts.items():
-        found = pc.count_distinct(table[name]).as_py()
-        check(found == count, where, f"has {found:,} values of {name}, not {count:,}")
+        result = pc.count_distinct(table[name]).as_py()
+        check(result == count, where, f"has {result:,} values of {name}, not {count:,}")
     for name in ("user_id", "item_id", "age", "gender", "occupation", "genres"):
         missing = table[name].null_count
         check(missing == 0, where, f"{missing:,} ratings have no {name}")

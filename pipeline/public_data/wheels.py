@@ -70,9 +70,9 @@ def fetch_wheel(distribution: str, version: str, sha256: str, cache: Path) -> Pa
             if not fetched.is_file():
                 got = ", ".join(sorted(file.name for file in Path(folder).iterdir())) or "nothing"
                 raise UserError(wheel.filename, f"pip fetched {got} instead", _by_hand(wheel, cache))
-            found = _sha256(fetched)
-            if found != sha256:
-                what = f"the downloaded file has SHA-256 {found[:12]}…, not {sha256[:12]}…"
+            result = _sha256(fetched)
+            if result != sha256:
+                what = f"the downloaded file has SHA-256 {result[:12]}…, not {sha256[:12]}…"
                 raise UserError(wheel.filename, what, "check the package index that pip uses, it serves another file")
             fetched.replace(kept)
     except OSError as error:

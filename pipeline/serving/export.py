@@ -22,12 +22,12 @@ from clsd.features.serving_transform import ServingTransform
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.evaluation.evaluate import HEADLINES
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.serving import canary
-from clsd.pipeline.serving.publishing import hold, hold_against, parse_requirement
-from clsd.pipeline.serving.serving_inputs import OUTPUTS, raw_inputs
+from clsd.pipeline.serving.publishing import enforce, enforce_against, parse_requirement
+from clsd.pipeline.serving.serving_inputs import OUTPUTS, serving_inputs
 from clsd.pipeline.serving.signatures import Score, ServingModel
 from clsd.pipeline.serving.warmup_requests import warmup_requests
 from clsd.pipeline.shared.config import Config, ExportSettings, dump_config, unknown_candidate
@@ -56,7 +56,7 @@ _RANKED, _RANK_REQUESTS = 16, 2
 
 
 @dataclass(frozen=True)
-class Gates:
+class PublishingRequirements:
     """What a model must be before it is published.
 
     Args:
@@ -77,7 +77,7 @@ def export(
     *,
     version: int | None = None,
     settings: ExportSettings | None = None,
-    gates: Gates | None = None,
+    gates: PublishingRequirements | None = None,
     keep: int | None = None,
 ) -> Path:
     """Publish the best model of a run as ``out/<version>``.
@@ -118,16 +118,18 @@ def export(
         if gone := withdrawn(out, fingerprint, config.export):
             what = "is of this very run and was taken out of service"
             raise UserError(str(gone), what, "rename it to its number to serve it again, or remove it")
-        gates = gates or Gates()
+        gates = gates or PublishingRequirements()
         _pass(config, gates, out)
         _publish(config, dataset, model, fingerprint, target, gates)
-        if many := config.export.keep if keep is None else keep:
-            for old in keep_newest(out, many):
+        if num_candidates := config.export.keep if keep is None else keep:
+            for old in keep_newest(out, num_candidates):
                 console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
     return target
 
 
-def _publish(config: Config, dataset: Dataset, model: ClsdModel, fingerprint: str, target: Path, gates: Gates) -> None:
+def _publish(
+    config: Config, dataset: Dataset, model: ClsdModel, fingerprint: str, target: Path, gates: PublishingRequirements
+) -> None:
     with (
         whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
@@ -142,7 +144,7 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, fingerprint: st
         write_json(aside / GOLDEN_FILE, golden)
         with (aside / WARMUP_REQUESTS_FILE).open("wb") as file:
             write_records(file, warmup_requests(serving.inputs, golden))
-        told = {
+        metadata = {
             "name": config.name,
             "version": int(target.name),
             "fingerprint": fingerprint,
@@ -154,7 +156,7 @@ def _publish(config: Config, dataset: Dataset, model: ClsdModel, fingerprint: st
             "variables": serving.names(model),
             "versions": versions(),
         }
-        write_json(aside / PROVENANCE_FILE, told)
+        write_json(aside / PROVENANCE_FILE, metadata)
         _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
         (aside / DONE_FILE).touch()
 
@@ -164,9 +166,9 @@ def is_of(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
     published, and how many stay, say nothing of what it is."""
     if not (version / PROVENANCE_FILE).exists():
         return False
-    told = read_json(version / PROVENANCE_FILE, "model", "remove it")
-    asked, mine = settings.model_dump(mode="json", exclude={"keep", "margins"}), told.get("export", {})
-    return bool(told["fingerprint"] == fingerprint and {name: mine.get(name) for name in asked} == asked)
+    metadata = read_json(version / PROVENANCE_FILE, "model", "remove it")
+    asked, mine = settings.model_dump(mode="json", exclude={"keep", "margins"}), metadata.get("export", {})
+    return bool(metadata["fingerprint"] == fingerprint and {name: mine.get(name) for name in asked} == asked)
 
 
 def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | None:
@@ -175,14 +177,14 @@ def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | N
     return next((v for v in there if v.name.startswith(WITHDRAWN) and is_of(v, fingerprint, settings)), None)
 
 
-def _pass(config: Config, gates: Gates, out: Path) -> None:
+def _pass(config: Config, gates: PublishingRequirements, out: Path) -> None:
     requirements = [parse_requirement(text, HEADLINES) for text in gates.require]
     if (requirements or gates.against) and gates.metrics is None:
         raise UserError(
             "--require" if requirements else "--against", "needs metrics of the model", "run `clsd evaluate` first"
         )
     metrics = gates.metrics or {}
-    hold(metrics, requirements)
+    enforce(metrics, requirements)
     # The first version that is published to where the others will be has none to be held against.
     if gates.against is not None and (address(gates.against) != address(out) or versions_in(out)):
         served = newest_version(gates.against)
@@ -191,7 +193,7 @@ def _pass(config: Config, gates: Gates, out: Path) -> None:
             raise UserError(
                 str(served), "does not say its metrics", "evaluate and export it again, or leave out --against"
             )
-        hold_against(metrics, known, config.export.margins, str(served))
+        enforce_against(metrics, known, config.export.margins, str(served))
 
 
 def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
@@ -218,22 +220,24 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
     table = dataset.golden().drop_columns([KEY])
     inputs = list(serving.inputs["serving_default"])
     golden: dict[str, Any] = {
-        "inputs": raw_inputs(dataset.schema, table, inputs),
+        "inputs": serving_inputs(dataset.schema, table, inputs),
         "expected": trainer_scores(dataset, serving.spec, score, table),
     }
     if serving.candidates and table.num_rows:
-        many = min(_RANKED, table.num_rows)
+        num_candidates = min(_RANKED, table.num_rows)
         asked, answers = [], []
         for request in range(_RANK_REQUESTS):
             # The user of one row and the candidates of others.
-            at = [(request * many + i) % table.num_rows for i in range(many)]
+            at = [(request * num_candidates + i) % table.num_rows for i in range(num_candidates)]
             mixed = table.take(at)
             for feature in dataset.schema.features:
                 if feature.name not in serving.candidates and feature.source in table.schema.names:
-                    place = mixed.schema.get_field_index(feature.source)
-                    mixed = mixed.set_column(place, feature.source, table.column(feature.source).take([at[0]] * many))
-            found = raw_inputs(dataset.schema, mixed, inputs)
-            asked.append({name: x if name in serving.candidates else x[0] for name, x in found.items()})
+                    index = mixed.schema.get_field_index(feature.source)
+                    mixed = mixed.set_column(
+                        index, feature.source, table.column(feature.source).take([at[0]] * num_candidates)
+                    )
+            result = serving_inputs(dataset.schema, mixed, inputs)
+            asked.append({name: x if name in serving.candidates else x[0] for name, x in result.items()})
             answers.append(trainer_scores(dataset, serving.spec, score, mixed))
         golden["rank"] = {
             "candidates": serving.candidates,
@@ -248,7 +252,7 @@ def trainer_scores(dataset: Dataset, spec: InputSpec, score: Score, table: pa.Ta
     out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
     for batch in table.combine_chunks().to_batches(max_chunksize=8192):
         ids, values = encode(dataset.transform, batch)
-        scores = score(Rows.of(spec, tf.constant(ids), tf.constant(values)))
+        scores = score(ModelInputs.of(spec, tf.constant(ids), tf.constant(values)))
         ctr = tf.sigmoid(scores.ctr_logit)
         for name, value in zip(OUTPUTS, (tf.sigmoid(scores.logit), ctr, scores.confidence), strict=True):
             out[name] += np.asarray(value).astype(float).tolist()

@@ -9,7 +9,7 @@ from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.schema import MISSING_INT
-from clsd.features.tf_runtime import reach, tf
+from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.pipeline.serving.serving_inputs import as_arrays
 from clsd.pipeline.shared.config import Config, parse_yaml
 from clsd.pipeline.shared.files import read_json
@@ -25,7 +25,7 @@ class Predictor:
 
     def __init__(self, directory: Path) -> None:
         self.directory = newest_version(directory)
-        reach([directory])
+        register_file_systems([directory])
         try:
             self._loaded = tf.saved_model.load(str(self.directory))
             self._signature = self._loaded.signatures["serving_default"]
@@ -79,8 +79,8 @@ def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: the version does not say, or an override is none.
     """
-    told = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
-    return parse_yaml(told["config"], str(model / PROVENANCE_FILE), overrides)
+    metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
+    return parse_yaml(metadata["config"], str(model / PROVENANCE_FILE), overrides)
 
 
 def _columns_of(model: Path) -> dict[str, str]:
@@ -92,13 +92,13 @@ def _columns_of(model: Path) -> dict[str, str]:
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
-    kind, many = spec.dtype.name, spec.shape.rank == 2
+    kind, is_list = spec.dtype.name, spec.shape.rank == 2
     if value is None:
-        return [] if many else {"string": "", "int64": MISSING_INT, "float32": None}[kind]
+        return [] if is_list else {"string": "", "int64": MISSING_INT, "float32": None}[kind]
     takes: dict[str, Any] = {"string": str, "int64": int, "float32": (int, float)}
-    values = value if many and isinstance(value, list) else [value]
-    if many != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
-        expected = f"a list of {kind}" if many else kind
+    values = value if is_list and isinstance(value, list) else [value]
+    if is_list != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
+        expected = f"a list of {kind}" if is_list else kind
         raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes {expected}", "correct the row")
     if kind == "int64" and any(not -(2**63) <= v < 2**63 for v in values):
         raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes int64", "correct the row")

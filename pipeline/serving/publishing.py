@@ -45,11 +45,11 @@ def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
     Raises:
         UserError: it is none, or asks for a metric that is not known.
     """
-    found = re.fullmatch(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+    result = re.fullmatch(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
     try:
-        if found is None:
+        if result is None:
             raise ValueError
-        requirement = Requirement(found[1], found[2], float(found[3]))
+        requirement = Requirement(result[1], result[2], float(result[3]))
     except ValueError:
         raise UserError(f"--require {text}", "is no bound of a metric", "write it like auc>=0.7") from None
     if requirement.metric not in {*metrics}:
@@ -59,7 +59,7 @@ def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
     return requirement
 
 
-def hold(metrics: Mapping[str, float], requirements: Iterable[Requirement]) -> None:
+def enforce(metrics: Mapping[str, float], requirements: Iterable[Requirement]) -> None:
     """Refuse a model that does not reach what is required of it.
 
     Raises:
@@ -76,7 +76,7 @@ def hold(metrics: Mapping[str, float], requirements: Iterable[Requirement]) -> N
         raise OutOfBoundsError(f"--require {needed}", what, "nothing was published")
 
 
-def hold_against(
+def enforce_against(
     metrics: Mapping[str, float], served: Mapping[str, float], margins: Mapping[str, float], version: str
 ) -> None:
     """Refuse a model that is worse than the one in service by more than a margin.

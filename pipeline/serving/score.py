@@ -19,17 +19,17 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
 from clsd.features.errors import UserError
-from clsd.features.paths import address, place
+from clsd.features.paths import address, as_path
 from clsd.features.schema import Schema
 from clsd.features.tokens import plain
 from clsd.pipeline.preprocess.columns import KEY, POSITION
-from clsd.pipeline.preprocess.dead_letters import Collector, Refused, write_dead_letters
-from clsd.pipeline.preprocess.input_splits import Piece, plan
+from clsd.pipeline.preprocess.dead_letters import DeadLetter, DeadLetterWriter, write_dead_letters
+from clsd.pipeline.preprocess.input_splits import InputSplit, plan
 from clsd.pipeline.preprocess.manifest import refuse_if_refused
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
 from clsd.pipeline.serving.predict import exported_config
-from clsd.pipeline.serving.serving_inputs import OUTPUTS, arrow_inputs, require_free_names
+from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, serving_arrays
 from clsd.pipeline.shared import beam_patches as beam_waits
 from clsd.pipeline.shared import engine, progress
 from clsd.pipeline.shared.config import Config
@@ -60,14 +60,14 @@ class Part(NamedTuple):
     """Some rows of a piece.
 
     Args:
-        piece: its place among all pieces.
+        input_split: its place among all pieces.
         number: of those of one piece, in order.
-        laid: the rows.
+        materialised: the rows.
     """
 
-    piece: int
+    input_split: int
     number: int
-    laid: Spilled
+    materialised: Spilled
 
 
 class Read(beam.DoFn):  # type: ignore[misc]
@@ -76,20 +76,20 @@ class Read(beam.DoFn):  # type: ignore[misc]
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
         self._reader, self._directory = Reader(config.logs, config.seed, threads), directory
 
-    def process(self, piece: Piece) -> Iterator[Any]:
-        letters, number = Collector(self._directory, piece), 0
-        for part in self._reader.read(piece):
-            if isinstance(part, Refused):
-                for laid in letters.take(part):
-                    yield beam.pvalue.TaggedOutput(_DEAD, laid)
+    def process(self, input_split: InputSplit) -> Iterator[Any]:
+        dead_letters, number = DeadLetterWriter(self._directory, input_split), 0
+        for part in self._reader.read(input_split):
+            if isinstance(part, DeadLetter):
+                for materialised in dead_letters.take(part):
+                    yield beam.pvalue.TaggedOutput(_DEAD, materialised)
                 progress.add("rows refused", 1, self._directory)
             else:
                 for place_of in spill(self._directory, [part]):
-                    yield Part(piece.index, number, place_of)
+                    yield Part(input_split.index, number, place_of)
                     number += 1
-            progress.add("rows read", 1 if isinstance(part, Refused) else part.num_rows, self._directory)
-        for laid in letters.rest():
-            yield beam.pvalue.TaggedOutput(_DEAD, laid)
+            progress.add("rows read", 1 if isinstance(part, DeadLetter) else part.num_rows, self._directory)
+        for materialised in dead_letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, materialised)
         progress.add(progress.READ, 1, self._directory)
 
 
@@ -110,17 +110,17 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
         """The model, once a worker."""
         from clsd.pipeline.serving.predict import Predictor
 
-        return Predictor(place(self._model))
+        return Predictor(as_path(self._model))
 
     def run_inference(
         self, batch: Sequence[Part], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
         """Each part's rows as a table with their scores."""
         for part in batch:
-            table = pa.Table.from_batches([load(part.laid)])
+            table = pa.Table.from_batches([load(part.materialised)])
             answers: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
             for at in range(0, table.num_rows, ASKED_ROWS):
-                inputs = arrow_inputs(self._schema, table.slice(at, ASKED_ROWS), model.inputs)
+                inputs = serving_arrays(self._schema, table.slice(at, ASKED_ROWS), model.inputs)
                 for name, values in model.ask(inputs).items():
                     answers[name].append(values)
             for name, values in answers.items():
@@ -135,7 +135,7 @@ def score(
     model: Path,
     out: Path,
     *,
-    form: str = "parquet",
+    format: str = "parquet",
     overwrite: bool = False,
     beam_options: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def score(
         config: where the logs are, and what their rows mean to the model.
         model: an exported version.
         out: directory of the parts, of ``dead_letters.jsonl.gz`` where lines did not parse, and of scores.json.
-        form: parquet or jsonl.
+        format: parquet or jsonl.
         overwrite: replace what is there.
         beam_options: passed through to Beam.
 
@@ -155,31 +155,31 @@ def score(
     Raises:
         UserError: of the logs, the model or the disk.
     """
-    config, pieces = _to_be_scored(config, exported_config(model))
+    config, input_splits = _to_be_scored(config, exported_config(model))
     with whole_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as aside:
         make_directory(aside / SPILL)
         job = address(aside)
         with progress.launching(job):
             engine.run(
-                lambda pipeline, threads: build(pipeline, config, pieces, address(model), job, form, threads),
+                lambda pipeline, threads: build(pipeline, config, input_splits, address(model), job, format, threads),
                 aside,
                 beam_options or [],
-                pieces=len(pieces),
+                input_splits=len(input_splits),
                 threads=config.preprocess.threads,
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
-        told = read_json(aside / "job.json", "summary of the job", "run it again")
-        refuse_if_refused(config, told, aside, out)
+        summary = read_json(aside / "job.json", "summary of the job", "run it again")
+        refuse_if_refused(config, summary, aside, out)
         for name in (SPILL, progress.REPORTS):
             remove_tree(aside / name)
         remove_file(aside / "job.json")
-        told = {"model": str(model), "logs": config.logs.files, **told}
-        write_json(aside / SCORES_FILE, told)
-    progress.settle({f"rows {what}": n for what, n in told["rows"].items()})
-    return dict(told)
+        summary = {"model": str(model), "logs": config.logs.files, **summary}
+        write_json(aside / SCORES_FILE, summary)
+    progress.settle({f"rows {what}": n for what, n in summary["rows"].items()})
+    return dict(summary)
 
 
-def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]]:
+def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputSplit]]:
     """The config for logs that nothing is learnt from, and their pieces: a history is what the log says it is, and the columns
     that are no inputs are carried along where the log has them.
 
@@ -206,8 +206,8 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]
     roles = ("label", "user", "timestamp", "intensity")
     inputs = [f for f in dumped["features"] if (f["column"] or f["name"]) not in made]
     bare = Schema.model_validate({**dumped, "features": inputs, **dict.fromkeys(roles, ""), "passthrough": []})
-    pieces = plan(config.logs, bare)
-    there = [{*piece.unread, *piece.types} for piece in pieces]
+    input_splits = plan(config.logs, bare)
+    there = [{*input_split.unread, *input_split.types} for input_split in input_splits]
 
     def has(column: str) -> bool:
         return all(column in columns for columns in there)
@@ -215,7 +215,7 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]
     for column in made:
         if not has(column):
             what = f"has no column '{column}', which preprocessing made of the log's own clicks and a request brings"
-            raise UserError(pieces[0].path, what, "write into the log the history that the model is to see")
+            raise UserError(input_splits[0].path, what, "write into the log the history that the model is to see")
     kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
     carried = [name for name in dumped["passthrough"] if has(name)]
     if lost := [name for name in dumped["passthrough"] if not has(name)]:
@@ -228,12 +228,18 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[Piece]
 
 
 def build(
-    root: Any, config: Config, pieces: list[Piece], model: str, directory: str, form: str, threads: Threads = ONE
+    root: Any,
+    config: Config,
+    input_splits: list[InputSplit],
+    model: str,
+    directory: str,
+    format: str,
+    threads: Threads = ONE,
 ) -> None:
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``."""
     read = (
         root
-        | "Pieces" >> beam.Create(pieces)
+        | "Pieces" >> beam.Create(input_splits)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(Read(config, directory, threads)).with_outputs(_DEAD, main="rows")
     )
@@ -241,7 +247,7 @@ def build(
         read.rows
         | "Even" >> beam.Reshuffle()
         | "Score" >> RunInference(ExportedModel(config.rows, model, directory))
-        | "Write" >> beam.Map(partial(_write_part, directory, form))
+        | "Write" >> beam.Map(partial(_write_part, directory, format))
     )
     dead = (
         read.dead
@@ -255,14 +261,14 @@ def build(
     )
 
 
-def _write_part(directory: str, form: str, result: Any) -> dict[str, Any]:
+def _write_part(directory: str, format: str, result: Any) -> dict[str, Any]:
     part, table = result.example, result.inference
     # Blocks of text whose faults are looked for take their odd lines out of turn.
     table = table.sort_by(POSITION).drop_columns([KEY, POSITION])
     table = pa.table({name: plain(table[name]) for name in table.column_names})
-    name = f"part-{part.piece:05}-{part.number:05}.{form}"
-    with whole_file(place(directory) / name) as file:
-        if form == "parquet":
+    name = f"part-{part.piece:05}-{part.number:05}.{format}"
+    with whole_file(as_path(directory) / name) as file:
+        if format == "parquet":
             pq.write_table(table, file)
         else:
             for batch in table.combine_chunks().to_batches(max_chunksize=ASKED_ROWS):
@@ -272,7 +278,7 @@ def _write_part(directory: str, form: str, result: Any) -> dict[str, Any]:
 
 
 def _write_summary(directory: str, written: list[dict[str, Any]], dead: list[dict[str, Any]]) -> None:
-    rows, refused = sum(part["rows"] for part in written), sum(letters["rows"] for letters in dead)
+    rows, refused = sum(part["rows"] for part in written), sum(dead_letters["rows"] for dead_letters in dead)
     means = {name: sum(part["sums"][name] for part in written) / rows for name in OUTPUTS} if rows else {}
     parts = [{name: part[name] for name in ("file", "rows")} for part in sorted(written, key=lambda part: part["file"])]
     summary = {
@@ -281,4 +287,4 @@ def _write_summary(directory: str, written: list[dict[str, Any]], dead: list[dic
         "mean": means,
         "parts": parts,
     }
-    write_json(place(directory) / "job.json", summary)
+    write_json(as_path(directory) / "job.json", summary)

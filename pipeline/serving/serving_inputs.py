@@ -12,24 +12,24 @@ import pyarrow.compute as pc
 
 from clsd.features.errors import UserError
 from clsd.features.schema import MISSING_INT, NumericFeature, Schema
-from clsd.features.tokens import as_float32, as_type, raw_type
+from clsd.features.tokens import arrow_type, as_float32, as_type
 
 #: What a model says of a row.
 OUTPUTS = ("score", "ctr", "confidence")
 
 
-def raw_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:
+def serving_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:
     """Columns of a raw table as lists for the inputs ``names``; missing is "", the int sentinel, or None for a number.
 
     Args:
         schema: which column each input reads.
-        table: raw rows, columns as :func:`clsd.features.encode.raw_type` says.
+        table: raw rows, columns as :func:`clsd.features.encode.arrow_type` says.
         names: inputs of the signature.
     """
     out: dict[str, list[Any]] = {}
     for name in names:
         feature = schema.feature(name)
-        kind = raw_type(feature)
+        kind = arrow_type(feature)
         there = feature.source in table.schema.names
         column = table[feature.source].cast(kind).to_pylist() if there else [None] * table.num_rows
         if isinstance(feature, NumericFeature):
@@ -53,18 +53,18 @@ def require_free_names(columns: Iterable[str]) -> None:
             raise UserError("rows", what, "rename it in the log, and the feature's `column` with it")
 
 
-def arrow_inputs(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> dict[str, Any]:
+def serving_arrays(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> dict[str, Any]:
     """Columns of a raw table as arrays of a signature's dtypes, without a Python object for each number.
 
     Args:
         schema: which column each input reads.
-        table: raw rows, columns as :func:`clsd.features.tokens.raw_type` says, dictionary-encoded or not; one may be missing.
+        table: raw rows, columns as :func:`clsd.features.tokens.arrow_type` says, dictionary-encoded or not; one may be missing.
         signature: ``tf.TensorSpec`` by name, of ``serving_default``.
     """
     out = {}
     for name in signature:
         feature = schema.feature(name)
-        kind = raw_type(feature)
+        kind = arrow_type(feature)
         there = feature.source in table.schema.names
         column = as_type(table[feature.source], kind) if there else pa.chunked_array([pa.nulls(table.num_rows, kind)])
         if isinstance(feature, NumericFeature):

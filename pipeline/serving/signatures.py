@@ -22,14 +22,14 @@ from clsd.features.serving_transform import ServingTransform, missing
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel, Scores
 from clsd.models.inputs import InputSpec
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.serving.serving_inputs import OUTPUTS
 from clsd.pipeline.shared.model_versions import MODEL_FILE
 from clsd.pipeline.training.warm_start import VALUE, names_in_checkpoint
 
 #: The classes that ``classify`` tells the probabilities of.
 CLASSES = ("no click", "click")
-Score: TypeAlias = Callable[[Rows], Scores]
+Score: TypeAlias = Callable[[ModelInputs], Scores]
 
 _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 
@@ -55,22 +55,22 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         self.spec = spec
         self.candidates = list(candidates)
 
-        def answer(rows: Rows, shape: Any = None) -> dict[str, Any]:
+        def answer(rows: ModelInputs, shape: Any = None) -> dict[str, Any]:
             scores = score(rows)
-            found = zip(
+            result = zip(
                 OUTPUTS, (tf.sigmoid(scores.logit), tf.sigmoid(scores.ctr_logit), scores.confidence), strict=True
             )
-            return {name: tf.identity(x if shape is None else tf.reshape(x, shape), name=name) for name, x in found}
+            return {name: tf.identity(x if shape is None else tf.reshape(x, shape), name=name) for name, x in result}
 
         def of_rows(raw: dict[str, Any]) -> dict[str, Any]:
-            return answer(Rows(spec, transform(raw)))
+            return answer(ModelInputs(spec, transform(raw)))
 
         def of_examples(examples: Any) -> dict[str, Any]:
             return of_rows(transform.parse_examples(examples))
 
         def of_requests(raw: dict[str, Any]) -> dict[str, Any]:
             request, columns, shape = transform.rank(raw, candidates)
-            return answer(Rows(spec, columns, request), shape)
+            return answer(ModelInputs(spec, columns, request), shape)
 
         def classify(inputs: Any) -> dict[str, Any]:
             ctr = of_examples(inputs)["ctr"]
@@ -93,8 +93,8 @@ class ServingModel(tf.Module):  # type: ignore[misc]
     def inputs(self) -> dict[str, dict[str, Any]]:
         """The inputs' ``tf.TensorSpec`` by name, by signature."""
         named = {"serialized_examples": "examples", "classify": "inputs", "regress": "inputs"}
-        found = {name: answer.structured_input_signature for name, answer in self.answers.items()}
-        return {name: {named[name]: a[0]} if name in named else dict(k) for name, (a, k) in found.items()}
+        result = {name: answer.structured_input_signature for name, answer in self.answers.items()}
+        return {name: {named[name]: a[0]} if name in named else dict(k) for name, (a, k) in result.items()}
 
     def names(self, model: ClsdModel) -> dict[str, str]:
         """The name of each weight in the SavedModel's files, by that in a run's checkpoint: to train on from here."""

@@ -20,7 +20,7 @@ from clsd.features.encode import encode
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.records import begins_as_records, read_records
 from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
-from clsd.features.tokens import as_float32, raw_type
+from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
 from clsd.pipeline.evaluation.drift import psi
 from clsd.pipeline.preprocess.data_statistics import QUANTILES, TOP
@@ -68,8 +68,8 @@ def skew(
     require_free_names([name for f in schema.features for name in (f.name, f.source)])
     config, trained = load_trained(run, dataset)
     if model is not None:
-        told = read_json(model / PROVENANCE_FILE, "model that clsd exported", "leave out --model")
-        if told["fingerprint"] != read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]:
+        metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "leave out --model")
+        if metadata["fingerprint"] != read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]:
             raise UserError(str(model), f"is not from the run in {run}", "give the run that it was exported from")
         config = config.model_copy(update={"export": exported_config(model).export})
     for name in ignore:
@@ -77,7 +77,7 @@ def skew(
             raise UserError(
                 f"--ignore {name}", "is no input of the model", did_you_mean(name, [f.name for f in schema.inputs])
             )
-    rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(raw_type(f)) for f in schema.inputs}))
+    rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(arrow_type(f)) for f in schema.inputs}))
     if not rows:
         raise UserError(str(log), "holds no request", "give a log of requests and their answers")
     table = _as_table(schema, rows, str(log))
@@ -152,7 +152,7 @@ def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
     served: tuple[Any, Any] = encode(dataset.transform, batch)
     rows = dataset.read("train", shards=1)
     trained: tuple[Any, Any] = rows.ids, rows.values
-    found, numeric = [], [f.name for f in dataset.schema.numeric]
+    result, numeric = [], [f.name for f in dataset.schema.numeric]
     for feature in dataset.schema.inputs:
         sides: list[Any] = []
         for ids, values in (trained, served):
@@ -166,13 +166,13 @@ def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
         unknown = _unknown(dataset, feature, *sides)
         at = int(np.argmax(np.abs(q - p)))
         what = f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"
-        found.append(Compared(feature.name, psi(p, q), _chance(p, table.num_rows), absent, unknown, what))
-    return sorted(found, key=lambda compared: (-compared.psi, compared.feature))
+        result.append(Compared(feature.name, psi(p, q), _chance(p, table.num_rows), absent, unknown, what))
+    return sorted(result, key=lambda compared: (-compared.psi, compared.feature))
 
 
 def _chance(shares: Any, rows: int) -> float:
     drawn = np.random.default_rng(0).multinomial(rows, shares / shares.sum(), 200) / rows
-    return float(np.quantile([psi(shares, found) for found in drawn], 0.95))
+    return float(np.quantile([psi(shares, result) for result in drawn], 0.95))
 
 
 def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
@@ -212,11 +212,11 @@ def _missing(dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Any
 
 
 def _unknown(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[float, float]:
-    if isinstance(feature, NumericFeature) or dataset.schema.owner(feature).encoding == "hash":
+    if isinstance(feature, NumericFeature) or dataset.schema.vocabulary_source(feature).encoding == "hash":
         return 0.0, 0.0
-    first = first_value_id(dataset.schema.owner(feature))
-    found = [np.mean(((ids >= FIRST_OOV_ID) & (ids < first)).any(axis=1)) for ids in (trained, served)]
-    return float(found[0]), float(found[1])
+    first = first_value_id(dataset.schema.vocabulary_source(feature))
+    result = [np.mean(((ids >= FIRST_OOV_ID) & (ids < first)).any(axis=1)) for ids in (trained, served)]
+    return float(result[0]), float(result[1])
 
 
 def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Table:
@@ -225,15 +225,15 @@ def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Tabl
     for feature in schema.features:
         if not any(feature.name in row or feature.source in row for row in rows):
             continue
-        kind = raw_type(feature)
-        found = [row.get(feature.name, row.get(feature.source)) for row in rows]
+        kind = arrow_type(feature)
+        result = [row.get(feature.name, row.get(feature.source)) for row in rows]
         if not pa.types.is_list(kind):  # in an Example one value is a list, too
-            found = [(value[0] if value else None) if isinstance(value, list) else value for value in found]
+            result = [(value[0] if value else None) if isinstance(value, list) else value for value in result]
         try:
-            columns[feature.source] = pa.array(found, kind)
+            columns[feature.source] = pa.array(result, kind)
         except _UNFIT:
-            at = next(at for at, value in enumerate(found) if not _fits(value, kind))
-            what = f"'{feature.name}' is {json.dumps(found[at], default=str)[:80]}, the model takes {kind}"
+            at = next(at for at, value in enumerate(result) if not _fits(value, kind))
+            what = f"'{feature.name}' is {json.dumps(result[at], default=str)[:80]}, the model takes {kind}"
             raise UserError(f"{where}:{at + 1}", what, "correct the row") from None
     if not columns:
         raise UserError(
@@ -291,10 +291,10 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
         raise UserError(
             where, "is no PredictionLog of TF Serving", "give JSON lines, or TFRecords of PredictionLog"
         ) from None
-    told = getattr(log, kind)
+    metadata = getattr(log, kind)
     if kind == "predict_log":
-        arrays = {name: tf.make_ndarray(tensor) for name, tensor in told.request.inputs.items()}
-        answers = {name: tf.make_ndarray(tensor) for name, tensor in told.response.outputs.items()}
+        arrays = {name: tf.make_ndarray(tensor) for name, tensor in metadata.request.inputs.items()}
+        answers = {name: tf.make_ndarray(tensor) for name, tensor in metadata.response.outputs.items()}
         if set(arrays) == {"examples"} and "examples" not in ranks:
             try:
                 rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
@@ -304,11 +304,11 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
             rows = _of_arrays(arrays, ranks)
         answers = {name: answer.ravel() for name, answer in answers.items() if name in OUTPUTS}
     elif kind in ("classify_log", "regress_log"):
-        rows = [_of_example(example) for example in told.request.input.example_list.examples]
+        rows = [_of_example(example) for example in metadata.request.input.example_list.examples]
         if kind == "classify_log":
-            ctr = [answer.classes[-1].score for answer in told.response.result.classifications]
+            ctr = [answer.classes[-1].score for answer in metadata.response.result.classifications]
         else:
-            ctr = [answer.value for answer in told.response.result.regressions]
+            ctr = [answer.value for answer in metadata.response.result.regressions]
         answers = {"ctr": np.array(ctr)}
     else:
         raise UserError(where, f"is a {kind}, which holds no rows", "log predict, classify or regress requests")
@@ -324,9 +324,13 @@ def _of_arrays(arrays: dict[str, Any], ranks: dict[str, int]) -> list[dict[str, 
         for name, array in arrays.items()
     }
     shapes = [array.shape[:2] for array in cells.values()]
-    rows, many = (0 if 0 in sizes else max(sizes) for sizes in zip(*shapes, strict=True)) if shapes else (0, 0)
-    wide = {name: np.broadcast_to(array, (rows, many, *array.shape[2:])) for name, array in cells.items()}
-    return [{name: _plain(array[i, j]) for name, array in wide.items()} for i in range(rows) for j in range(many)]
+    rows, num_candidates = (
+        (0 if 0 in sizes else max(sizes) for sizes in zip(*shapes, strict=True)) if shapes else (0, 0)
+    )
+    wide = {name: np.broadcast_to(array, (rows, num_candidates, *array.shape[2:])) for name, array in cells.items()}
+    return [
+        {name: _plain(array[i, j]) for name, array in wide.items()} for i in range(rows) for j in range(num_candidates)
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -341,6 +345,6 @@ def _of_example(example: Any) -> dict[str, Any]:
     row = {}
     for name, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
-        found = [_plain(value) for value in getattr(feature, kind).value] if kind else []
-        row[name] = found
+        result = [_plain(value) for value in getattr(feature, kind).value] if kind else []
+        row[name] = result
     return row

@@ -54,7 +54,7 @@ def examples(inputs: dict[str, list[Any]], signature: dict[str, Any]) -> list[An
     """Rows as ``tf.train.Example``, each without what is missing in it.
 
     Args:
-        inputs: lists by name, as :func:`clsd.pipeline.serving.serving_inputs.raw_inputs` gives them.
+        inputs: lists by name, as :func:`clsd.pipeline.serving.serving_inputs.serving_inputs` gives them.
         signature: of ``serving_default``.
     """
     out = []

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from clsd.features.errors import UserError, did_you_mean
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.schema import Schema, Strict
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings, TableOptimizerSettings
 from clsd.pipeline.serving.publishing import BETTER
@@ -102,7 +102,7 @@ class NegativeSettings(Strict):
     item_columns: list[str] = Field(default=[], description="columns that belong to the item and change with it")
 
 
-class GateSettings(Strict):
+class QualityBounds(Strict):
     """What must hold of every split; where it does not, the job fails and leaves no data set."""
 
     max_missing: float = Field(default=1.0, ge=0, le=1, description="largest share of rows without a feature's value")
@@ -127,7 +127,7 @@ class PreprocessSettings(Strict):
     max_refused: float = Field(
         default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails"
     )
-    gates: GateSettings = Field(default=GateSettings(), description="what must hold of the data set")
+    gates: QualityBounds = Field(default=QualityBounds(), description="what must hold of the data set")
     rows_per_block: int = Field(default=512, ge=1, description="rows a record")
     rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
     gzip: bool = Field(
@@ -355,7 +355,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: no such file, no YAML, an unknown or a wrong setting; each names the setting.
     """
-    path = place(path)
+    path = as_path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -403,8 +403,8 @@ def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-    what, _, mend = message.partition("; ")
-    return UserError(f"{where}: {setting}" if setting else where, what + shown, mend or "correct the setting")
+    what, _, advice = message.partition("; ")
+    return UserError(f"{where}: {setting}" if setting else where, what + shown, advice or "correct the setting")
 
 
 def _keys_at(model: Any, path: list[Any]) -> list[str]:
@@ -421,7 +421,7 @@ def _models_in(annotation: Any) -> list[Any]:
     """The settings classes that an annotation speaks of, such as all members of a list of a union."""
     if hasattr(annotation, "model_fields"):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+    return [result for inner in get_args(annotation) for result in _models_in(inner)]
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.errors import UserError, did_you_mean
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.records import open_records, parse_block, read_records
 from clsd.features.schema import Schema
 from clsd.features.transform import Transform
@@ -47,15 +47,15 @@ class Dataset:
         Raises:
             UserError: no ``dataset.json``, one of another format version, a shard missing or cut short.
         """
-        directory = place(directory)
+        directory = as_path(directory)
         if not directory.is_dir():
             raise UserError(str(directory), "no such data set", "run `clsd preprocess` first")
-        mend = "preprocessing did not end; run `clsd preprocess` again"
-        manifest = read_json(directory / "dataset.json", "data set", mend)
+        hint = "preprocessing did not end; run `clsd preprocess` again"
+        manifest = read_json(directory / "dataset.json", "data set", hint)
         if manifest.get("format_version") != FORMAT_VERSION:
-            found = manifest.get("format_version")
+            result = manifest.get("format_version")
             raise UserError(
-                str(directory / "dataset.json"), f"has format version {found}, this is {FORMAT_VERSION}", _AGAIN
+                str(directory / "dataset.json"), f"has format version {result}, this is {FORMAT_VERSION}", _AGAIN
             )
         try:
             schema = Schema.model_validate(manifest["schema"])
@@ -150,13 +150,13 @@ class Dataset:
         with (self.directory / GOLDEN_FILE).open("rb") as file:
             return pq.read_table(file)
 
-    def read(self, split: str, shards: int | None = None) -> Rows:
+    def read(self, split: str, shards: int | None = None) -> EncodedRows:
         """All rows of a split, or of its first shards, in memory, in the order on disk; every record's checksum is verified."""
         parts = []
         for path in self.files(split)[:shards]:
             with open_records(path) as file:
                 parts += [parse_block(self.schema, record) for record in read_records(file, path)]
-        return Rows.concat(parts)
+        return EncodedRows.concat(parts)
 
     def verify(self) -> int:
         """Read every file and compare its CRC-32C with ``dataset.json``; returns the number of files.

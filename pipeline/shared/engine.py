@@ -30,7 +30,7 @@ def run(
     directory: Path,
     beam_options: list[str],
     *,
-    pieces: int,
+    input_splits: int,
     threads: int,
     stalled_minutes: float,
 ) -> None:
@@ -40,7 +40,7 @@ def run(
         build: puts the job's graph on a pipeline, for workers of so many threads.
         directory: what the job writes into.
         beam_options: choose the engine and its settings; none of them: this process.
-        pieces: how many there are to read.
+        input_splits: how many there are to read.
         threads: of each worker; 0: as many as it has cores to itself.
         stalled_minutes: after so long without anything new the job is given up, on an engine that is not in this process.
 
@@ -66,7 +66,7 @@ def run(
     lost = _Hook()
     threading.excepthook = lost
     heard = signal.signal(_LOST, _interrupt) if threading.current_thread() is threading.main_thread() else None
-    progress.add(progress.PLANNED, pieces)
+    progress.add(progress.PLANNED, input_splits)
     build(pipeline, _threads(threads, options))
     try:
         result = pipeline.run()
@@ -78,8 +78,8 @@ def run(
         raise
     except (Exception, KeyboardInterrupt) as error:
         if lost.worker:
-            mend = "run the same again: nothing was written; if the machine was short of memory, with fewer workers"
-            raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", mend) from None
+            hint = "run the same again: nothing was written; if the machine was short of memory, with fewer workers"
+            raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", hint) from None
         if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine makes an error of its own of Ctrl-C
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
@@ -177,7 +177,7 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
 
 def _done(directory: Path) -> Any:
     """What a job has done so far: the files that it made and the counts that its workers told."""
-    return files_in(directory), progress.told(address(directory))
+    return files_in(directory), progress.reported(address(directory))
 
 
 def _engine_failure(error: BaseException) -> UserError | None:

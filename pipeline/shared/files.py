@@ -58,8 +58,8 @@ def no_store(error: BaseException, where: str) -> UserError | None:
     while seen is not None:
         if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            mend = "see that the address is right, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
-            return UserError(where, f"the object store refuses or cannot be reached ({reason})", mend)
+            hint = "see that the address is right, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
+            return UserError(where, f"the object store refuses or cannot be reached ({reason})", hint)
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -120,16 +120,16 @@ def files_in(directory: Path) -> list[str]:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, local or remote, to a place that may be either."""
-    with source.open("rb") as found, target.open("wb") as made:
-        shutil.copyfileobj(found, made)
+    with source.open("rb") as result, target.open("wb") as made:
+        shutil.copyfileobj(result, made)
 
 
 def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
     """Bytes of files under a directory, by name; None for one that is not there. Of an object store one listing tells them."""
     if isinstance(directory, Path):
         return {name: path.stat().st_size if (path := directory / name).exists() else None for name in names}
-    found = directory.fs.find(directory.path, detail=True)
-    return {name: found[key]["size"] if (key := f"{directory.path}/{name}") in found else None for name in names}
+    result = directory.fs.find(directory.path, detail=True)
+    return {name: result[key]["size"] if (key := f"{directory.path}/{name}") in result else None for name in names}
 
 
 def _is_empty(target: Path) -> bool:
@@ -325,7 +325,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, what: str, mend: str) -> Any:
+def read_json(path: Path, what: str, hint: str) -> Any:
     """Read a JSON file of ours.
 
     Raises:
@@ -334,6 +334,6 @@ def read_json(path: Path, what: str, mend: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(str(path.parent), f"is no {what}: it has no {path.name}", mend) from None
+        raise UserError(str(path.parent), f"is no {what}: it has no {path.name}", hint) from None
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", mend) from None
+        raise UserError(str(path), f"cannot be read ({error})", hint) from None

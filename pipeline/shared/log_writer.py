@@ -67,8 +67,8 @@ def write_log(
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason = os.strerror(error.errno) if error.errno else str(error)
-            mend = "make room or choose another folder with --out"
-            raise UserError(str(path), f"cannot be written ({reason})", mend) from error
+            hint = "make room or choose another folder with --out"
+            raise UserError(str(path), f"cannot be written ({reason})", hint) from error
         raise
     return rows
 
@@ -163,10 +163,10 @@ def json_lines(batch: pa.RecordBatch) -> pa.StringArray:
     """``[rows]`` strings, each one row as a JSON object with its newline."""
     if not batch.num_columns:
         return pa.array(["{}\n"] * batch.num_rows, pa.string())
-    pieces: list[pa.StringArray | str] = []
+    parts: list[pa.StringArray | str] = []
     for number, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True)):
-        pieces += [("," if number else "{") + json.dumps(field.name, ensure_ascii=False) + ":", _json_values(column)]
-    return pc.binary_join_element_wise(*pieces, "}\n", "", null_handling="replace", null_replacement="null")
+        parts += [("," if number else "{") + json.dumps(field.name, ensure_ascii=False) + ":", _json_values(column)]
+    return pc.binary_join_element_wise(*parts, "}\n", "", null_handling="replace", null_replacement="null")
 
 
 def _json_values(values: pa.Array) -> pa.StringArray:

@@ -48,15 +48,15 @@ def newest_version(directory: Path) -> Path:
     """
     if (directory / MODEL_FILE).exists():
         return directory
-    found = versions_in(directory)
-    if not found:
+    result = versions_in(directory)
+    if not result:
         raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
-    return found[-1]
+    return result[-1]
 
 
-def keep_newest(directory: Path, many: int) -> list[Path]:
-    """Remove all versions but the newest ``many``; gives those that went."""
-    old = versions_in(directory)[:-many]
+def keep_newest(directory: Path, num_versions: int) -> list[Path]:
+    """Remove all versions but the newest ``num_versions``; gives those that went."""
+    old = versions_in(directory)[:-num_versions]
     with clear_errors(str(directory)):
         for version in old:
             _move_away(version, None)
@@ -85,17 +85,17 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
     Raises:
         UserError: there is no such version, or none before the newest, or nothing to withdraw.
     """
-    found = versions_in(directory)
-    names = [version.name for version in found]
+    result = versions_in(directory)
+    names = [version.name for version in result]
     if to is None:
-        if len(found) < 2:
+        if len(result) < 2:
             raise UserError(str(directory), "has no version before the newest", "export one first")
         to = int(names[-2])
     if str(to) not in names:
         raise UserError(str(directory), f"has no version {to}", did_you_mean(str(to), names))
     gone = []
     with clear_errors(str(directory)):
-        for version in found[names.index(str(to)) + 1 :]:
+        for version in result[names.index(str(to)) + 1 :]:
             target = directory / f"{WITHDRAWN}{version.name}"
             remove_tree(target)  # of an earlier time
             _move_away(version, target)

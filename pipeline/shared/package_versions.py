@@ -10,10 +10,10 @@ _PACKAGES = ("clsd", "tensorflow", "tf-keras", "tensorflow-recommenders", "apach
 
 def versions() -> dict[str, str]:
     """Package name to version; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.shared.files import files_in, make_directory, whole_file
 
 #: Everything for people goes to standard error; standard output is for what a script reads.
@@ -35,7 +35,7 @@ class _Report:
     """The counts of a worker for its job, in a file of its own."""
 
     def __init__(self, job: str) -> None:
-        self._file = place(job) / REPORTS / f"{uuid.uuid4().hex}.json"
+        self._file = as_path(job) / REPORTS / f"{uuid.uuid4().hex}.json"
         self._counts: Counter[str] = Counter()
         self._due = 0.0
 
@@ -92,7 +92,7 @@ def launching(job: str) -> Iterator[None]:
     """
     global _launched
     # Here and nowhere else: a worker that outlives its job must not make again what was removed.
-    make_directory(place(job) / REPORTS)
+    make_directory(as_path(job) / REPORTS)
     before, _launched = _launched, job
     try:
         yield
@@ -100,15 +100,15 @@ def launching(job: str) -> Iterator[None]:
         _launched = before
 
 
-def told(job: str) -> Counter[str]:
+def reported(job: str) -> Counter[str]:
     """The sums of what workers in other processes told."""
-    found: Counter[str] = Counter()
-    directory = place(job) / REPORTS
+    result: Counter[str] = Counter()
+    directory = as_path(job) / REPORTS
     with suppress(Exception):  # of a store that is slow to answer, or a job that has just ended
         for name in files_in(directory):
             if name.endswith(".json") and not name.startswith("."):
-                found.update(json.loads((directory / name).read_bytes()))
-    return found
+                result.update(json.loads((directory / name).read_bytes()))
+    return result
 
 
 def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> str:
@@ -137,7 +137,7 @@ def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> I
 
     def line() -> str:
         elapsed = time.monotonic() - started
-        elsewhere = told(_launched) if _launched else Counter()
+        elsewhere = reported(_launched) if _launched else Counter()
         with _lock:
             counts = dict(_counts + elsewhere)
         shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))

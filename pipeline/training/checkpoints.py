@@ -68,11 +68,11 @@ class Checkpoints:
         """
         steps = self._steps()
         for step in steps:
-            place = self._directory / str(step)
-            problem, state = _look(place)
+            path = self._directory / str(step)
+            problem, state = _look(path)
             if not problem:
-                return place / WEIGHTS, state
-            said = f"[yellow]warning[/yellow] checkpoint {place} {problem}: passed over"
+                return path / WEIGHTS, state
+            said = f"[yellow]warning[/yellow] checkpoint {path} {problem}: passed over"
             console.print(said, highlight=False, soft_wrap=True)
         if steps:
             raise UserError(str(self._directory), "has no checkpoint that is whole", "pass --overwrite to start anew")
@@ -96,14 +96,14 @@ def _entries(directory: Path) -> Iterator[str]:
         yield from [entry.name for entry in directory.iterdir()]
 
 
-def _look(place: Path) -> tuple[str, dict[str, Any]]:
+def _look(path: Path) -> tuple[str, dict[str, Any]]:
     """What is wrong with a checkpoint, "" if nothing, and its state."""
     try:
-        told = read_json(place / STATE_FILE, "checkpoint", "")
-        for file in told["files"]:
-            if describe_file(place, file["file"]) != file:
+        saved = read_json(path / STATE_FILE, "checkpoint", "")
+        for file in saved["files"]:
+            if describe_file(path, file["file"]) != file:
                 return f"has an altered {file['file']}", {}
-        return "", dict(told["state"])
+        return "", dict(saved["state"])
     except UserError as error:
         return error.what, {}
     except OSError as error:

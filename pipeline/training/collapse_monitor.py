@@ -40,30 +40,30 @@ class CollapseMonitor:
     def __init__(self, settings: MonitorSettings) -> None:
         self._settings = settings
 
-    def problem(self, figures: dict[str, Any]) -> str:
+    def problem(self, metrics: dict[str, Any]) -> str:
         """What collapsed, with figure and bound; "" for a healthy window, or one without clicks.
 
         Args:
-            figures: what :func:`clsd.models.step_metrics.figures` says of the window.
+            metrics: what :func:`clsd.models.step_metrics.metrics` says of the window.
         """
         bounds = self._settings
-        if not figures["ctr"] > 0:
+        if not metrics["ctr"] > 0:
             return ""
-        ratio = figures["predicted_ctr"] / figures["ctr"]
+        ratio = metrics["predicted_ctr"] / metrics["ctr"]
         if ratio < bounds.predicted_over_real:
             return (
                 f"the mean prediction is {ratio:.3g} of the CTR "
                 f"(train.monitor.predicted_over_real: {bounds.predicted_over_real:g})"
             )
-        share = figures["effective_clicks"]
+        share = metrics["effective_clicks"]
         if share < bounds.effective_clicks:
             return (
                 f"the weights leave {share:.3g} of the clicks effective "
                 f"(train.monitor.effective_clicks: {bounds.effective_clicks:g})"
             )
-        if figures["largest_weight"] < bounds.largest_weight:
+        if metrics["largest_weight"] < bounds.largest_weight:
             return (
-                f"no click weighs more than {figures['largest_weight']:.3g} "
+                f"no click weighs more than {metrics['largest_weight']:.3g} "
                 f"(train.monitor.largest_weight: {bounds.largest_weight:g})"
             )
         return ""

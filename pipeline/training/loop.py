@@ -24,7 +24,7 @@ from clsd.features.input_pipeline import TRAINING_COLUMNS, batches
 from clsd.features.paths import is_remote
 from clsd.features.schema import digest_of
 from clsd.features.tf_runtime import tf
-from clsd.models import step_metrics as figures
+from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import Measured, measure
 from clsd.pipeline.shared.config import Config
@@ -34,10 +34,10 @@ from clsd.pipeline.shared.progress import console
 from clsd.pipeline.training import teacher_cache
 from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
 from clsd.pipeline.training.collapse_monitor import CollapseMonitor, known_to_collapse
-from clsd.pipeline.training.metrics_log import Journal, Profiler, confidence_by_group
+from clsd.pipeline.training.metrics_log import MetricsLog, StepProfiler, confidence_by_group
 from clsd.pipeline.training.scoring import Scorer, reading
 from clsd.pipeline.training.strategy import Machines, distribute, is_chief, workers
-from clsd.pipeline.training.warm_start import Base, grown
+from clsd.pipeline.training.warm_start import BaseRun, expand_checkpoint
 
 
 @dataclass
@@ -114,18 +114,18 @@ class Loop:
         # Of several machines each scores all rows by itself: the same numbers, and nothing to wait for.
         self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if workers()[0] > 1 else strategy)
         self._writes, self._machines = is_chief(), Machines(strategy)
-        self._journal = Journal(out, config.train.tensorboard and is_chief())
-        self._profiler = Profiler(out, config.train.profile_calls)
+        self._metrics_log = MetricsLog(out, config.train.tensorboard and is_chief())
+        self._profiler = StepProfiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
         self._cached: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
         @tf.function
         def run_steps(iterator: Any, steps: Any) -> Any:
-            totals = figures.nothing()
+            totals = step_metrics.empty_sums()
             for _ in tf.range(steps):
-                now = strategy.run(model.train_totals, args=(next(iterator),))
+                now = strategy.run(model.train_metric_sums, args=(next(iterator),))
                 first = strategy.experimental_local_results(now)[0]  # the same on every replica
-                totals = figures.merged(tf.stack([totals, first]))
+                totals = step_metrics.merged(tf.stack([totals, first]))
             return totals
 
         self._run_steps = run_steps
@@ -135,7 +135,7 @@ class Loop:
         if self._writes:
             remove_unfinished(self._out)
             self._checkpoints.tidy(self.state.steps(self._steps))
-        self._journal.resume(self.state.steps(self._steps))
+        self._metrics_log.resume(self.state.steps(self._steps))
         if weights is None:
             return
         try:
@@ -144,12 +144,12 @@ class Loop:
             what = f"cannot be restored ({type(error).__name__})"
             raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
 
-    def begin_with(self, base: Base) -> None:
+    def begin_with(self, base: BaseRun) -> None:
         """Begin with a model of the data set before, grown to this one's tables."""
         # Beside the run: what has room for that has room for these.
         beside = None if is_remote(self._out) or not self._writes else self._out
         with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
-            self.restore(grown(base, self._model, Path(made)))
+            self.restore(expand_checkpoint(base, self._model, Path(made)))
         console.print(f"begins with the model of {base.directory}", highlight=False, soft_wrap=True)
 
     def go(self, until: int | None = None) -> State:
@@ -198,10 +198,10 @@ class Loop:
             if state.step < self._steps:  # a warm-up ended within the epoch
                 self._save(totals)
                 break
-            found = {name: float(value) for name, value in figures.figures(totals).items()}
+            result = {name: float(value) for name, value in step_metrics.metrics_from(totals).items()}
             measured = self._validate()
-            self._keep(found, measured)
-            self._say(found, measured)
+            self._keep(result, measured)
+            self._say(result, measured)
             if self._asked_to_end():
                 raise Terminated
         return state
@@ -213,7 +213,7 @@ class Loop:
         warmup = self._model.warmup_steps - state.epoch * self._steps  # its end, as a step of this epoch
         weighted = config.confidence.weighted
         title = f"epoch {number}/{config.train.epochs}" + (" (warm-up)" if weighted and warmup >= last else "")
-        totals = _as_totals(state.totals)
+        totals = _as_sums(state.totals)
         last_auc = state.history[-1]["validation"].get("auc") if state.history else None
         auc = f"  auc {last_auc:.4f} after epoch {state.epoch}" if last_auc is not None else ""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
@@ -228,22 +228,22 @@ class Loop:
                 now = min(stops) - state.step
                 started, traces = time.perf_counter(), self._run_steps.experimental_get_tracing_count()
                 with self._profiler.call():
-                    found = self._run_steps(iterator, tf.constant(now))
-                shown = {name: float(value) for name, value in figures.figures(found).items()}
+                    result = self._run_steps(iterator, tf.constant(now))
+                shown = {name: float(value) for name, value in step_metrics.metrics_from(result).items()}
                 if state.step >= warmup:
                     state.weighted_steps += now
                     if self._run_steps.experimental_get_tracing_count() == traces:
                         state.seconds += time.perf_counter() - started
                         state.timed_steps += now
                 state.step += now
-                totals = figures.merged(tf.stack([totals, found]))
+                totals = step_metrics.merged(tf.stack([totals, result]))
                 # R-CE's weights are small by design, the smaller the lower the CTR: no sign of a collapse.
                 watched = weighted and config.confidence.control != "rce"
-                self._look(shown, found, now, watched and state.step > warmup)
+                self._look(shown, result, now, watched and state.step > warmup)
                 rate = now * config.train.batch_size / (time.perf_counter() - started)
                 bar.update(task, advance=now, shown=f"{rate:,.0f} rows/s  loss {shown['loss']:.4f}{auc}")
                 done = state.steps(self._steps)
-                self._journal.note("train", done, {**shown, "rows_per_second": rate, **self._teacher_age(done)})
+                self._metrics_log.note("train", done, {**shown, "rows_per_second": rate, **self._teacher_age(done)})
                 if state.step < last and ((terminated := self._asked_to_end()) or self._is_due()):
                     self._save(totals)
                     if terminated:
@@ -290,7 +290,7 @@ class Loop:
             self._cached = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
         return self._cached
 
-    def _look(self, shown: dict[str, float], found: Any, steps: int, watched: bool) -> None:
+    def _look(self, shown: dict[str, float], result: Any, steps: int, watched: bool) -> None:
         """Stop at a loss that is no number, or at a window of weighted steps that collapsed."""
         state, settings = self.state, self._config.train.monitor
         if not math.isfinite(shown["loss"]):
@@ -299,8 +299,8 @@ class Loop:
             raise UserError("train", what, "lower the learning rates, then run again")
         if not watched or state.collapsed:
             return
-        seen = _as_totals(state.window)
-        state.window = _listed(figures.merged(tf.stack([seen, found])))
+        seen = _as_sums(state.window)
+        state.window = _as_list(step_metrics.merged(tf.stack([seen, result])))
         state.window_steps += steps
         if state.window_steps >= settings.window_steps:
             self._judge()
@@ -308,15 +308,15 @@ class Loop:
     def _judge(self) -> None:
         """Look at the window that is open, and open the next one."""
         state, settings = self.state, self._config.train.monitor
-        window = _as_totals(state.window)
-        problem = self._monitor.problem({k: float(v) for k, v in figures.figures(window).items()})
+        window = _as_sums(state.window)
+        problem = self._monitor.problem({k: float(v) for k, v in step_metrics.metrics_from(window).items()})
         state.window, state.window_steps = [], 0
         if not problem:
             return
         at = f"by step {state.epoch * self._steps + state.step}"
         if settings.action == "stop":
-            mend = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if you mean it"
-            raise UserError("train", f"the run collapsed {at}: {problem}", mend)
+            hint = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if you mean it"
+            raise UserError("train", f"the run collapsed {at}: {problem}", hint)
         state.collapsed = f"{problem} {at}"
         _warn(f"the run collapsed: {state.collapsed}")
 
@@ -333,16 +333,16 @@ class Loop:
             if name in calibrated.values
         )
         done = (self.state.epoch + 1) * self._steps
-        self._journal.note("validation", done, measured.values)
+        self._metrics_log.note("validation", done, measured.values)
         if self._config.confidence.weighted and (by_group := confidence_by_group(self._dataset, rows)):
-            self._journal.note("confidence", done, by_group)
+            self._metrics_log.note("confidence", done, by_group)
         return measured
 
-    def _keep(self, found: dict[str, float], measured: Measured) -> None:
+    def _keep(self, result: dict[str, float], measured: Measured) -> None:
         """Checkpoint the epoch, keep the best one, decide whether to stop."""
         state, stopping = self.state, self._config.train.early_stopping
         state.epoch, state.step, state.totals = state.epoch + 1, 0, []
-        state.history.append({"epoch": state.epoch, "train": found, "validation": measured.values})
+        state.history.append({"epoch": state.epoch, "train": result, "validation": measured.values})
         after_warmup = state.epoch * self._steps > self._model.warmup_steps
         value = measured.values.get(stopping.metric) if stopping else None
         # A model of the warm-up is no candidate: what is kept must have been trained with the weights.
@@ -374,9 +374,9 @@ class Loop:
     def _save(self, totals: Any) -> None:
         """A checkpoint of the model and the state, with the totals of an epoch that is not done."""
         state = self.state
-        state.totals = [] if totals is None else _listed(totals)
+        state.totals = [] if totals is None else _as_list(totals)
         if self._writes:
-            self._journal.write()
+            self._metrics_log.write()
             self._checkpoints.save(state.steps(self._steps), self._checkpoint.write, asdict(state))
         self._saved = time.monotonic()
 
@@ -387,16 +387,16 @@ class Loop:
             return {}
         return {"teacher_age": (since - 1) % settings.refresh_steps + 1 if settings.refresh_steps else since}
 
-    def _say(self, found: dict[str, float], measured: Measured) -> None:
+    def _say(self, result: dict[str, float], measured: Measured) -> None:
         epoch, best = self.state.epoch, self.state.best_epoch
-        shown = [f"epoch {epoch:>2}/{self._config.train.epochs}", f"loss {found['loss']:.4f}"]
-        shown.append(f"predicted/real CTR {found['predicted_ctr'] / max(found['ctr'], 1e-12):.3f}")
+        shown = [f"epoch {epoch:>2}/{self._config.train.epochs}", f"loss {result['loss']:.4f}"]
+        shown.append(f"predicted/real CTR {result['predicted_ctr'] / max(result['ctr'], 1e-12):.3f}")
         shown += [
             f"validation {n} {measured.values[n]:.4f}" for n in ("auc", "gauc", "log_loss") if n in measured.values
         ]
         weighted = self._config.confidence.weighted
         if weighted:
-            shown.append(f"effective clicks {found['effective_clicks']:.1%}")
+            shown.append(f"effective clicks {result['effective_clicks']:.1%}")
         warming = weighted and epoch * self._steps <= self._model.warmup_steps
         kept = "best" if self.state.best_value is not None else "kept"
         mark = "  warm-up" if warming else f"  [green]{kept}[/green]" if best == epoch else ""
@@ -405,15 +405,15 @@ class Loop:
             console.print(f"stopped early: {self.state.stopped}; epoch {best} is kept", highlight=False)
 
 
-def _as_totals(listed: Sequence[float | None]) -> Any:
-    """What :func:`_listed` made a list of; of an empty one the totals of no batch."""
-    nothing = figures.nothing()
+def _as_sums(listed: Sequence[float | None]) -> Any:
+    """What :func:`_as_list` made a list of; of an empty one the totals of no batch."""
+    nothing = step_metrics.empty_sums()
     if not listed:
         return nothing
     return tf.constant([none if total is None else total for none, total in zip(nothing.numpy(), listed, strict=True)])
 
 
-def _listed(totals: Any) -> list[float | None]:
+def _as_list(totals: Any) -> list[float | None]:
     """Totals as JSON takes them: the extremes of no click at all are infinite, and absent."""
     return [None if np.isinf(total) else float(total) for total in totals.numpy()]
 

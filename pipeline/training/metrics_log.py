@@ -21,7 +21,7 @@ _SHOWN = 20
 _WARMING = 2
 
 
-class Journal:
+class MetricsLog:
     """The figures of one run, each with the step after which it holds.
 
     A line is ``{"step": 640, "part": "train", "loss": …}``. The file is written at each checkpoint, as far as that goes: a run
@@ -42,13 +42,13 @@ class Journal:
             lines = self._file.read_text(encoding="utf-8").splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= step]
 
-    def note(self, part: str, step: int, figures: dict[str, float]) -> None:
+    def note(self, part: str, step: int, metrics: dict[str, float]) -> None:
         """Keep some figures of a part of the run, such as ``train`` or ``validation``."""
-        told = {name: value for name, value in figures.items() if np.isfinite(value)}
-        self._lines.append(json.dumps({"step": step, "part": part, **told}))
+        finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        self._lines.append(json.dumps({"step": step, "part": part, **finite}))
         if self._writer is not None:
             with self._writer.as_default(step=step):
-                for name, value in figures.items():
+                for name, value in metrics.items():
                     tf.summary.scalar(f"{part}/{name}", value)
 
     def write(self) -> None:
@@ -56,7 +56,7 @@ class Journal:
         write_text(self._file, "".join(line + "\n" for line in self._lines))
 
 
-class Profiler:
+class StepProfiler:
     """Traces some calls of the step by TensorFlow's profiler, after two that build and warm what they need.
 
     Args:
@@ -92,7 +92,7 @@ def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, flo
         dataset: that the rows are of.
         rows: as :class:`clsd.pipeline.training.scoring.Scorer` gives them.
     """
-    found = {}
+    result = {}
     clicked = rows["label"] > 0
     for group in dataset.schema.groups:
         ids = rows["ids"][clicked, dataset.schema.id_slices[group].start]
@@ -100,5 +100,5 @@ def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, flo
         names = dataset.transform.id_names(group)
         for value in np.argsort(-clicks, kind="stable")[:_SHOWN]:
             if clicks[value]:
-                found[f"{group}={names[value]}"] = float(total[value] / clicks[value])
-    return found
+                result[f"{group}={names[value]}"] = float(total[value] / clicks[value])
+    return result

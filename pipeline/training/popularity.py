@@ -36,7 +36,7 @@ def item_feature(config: Config) -> CategoricalFeature | None:
     except KeyError:
         hint = did_you_mean(item, [f.name for f in config.rows.categorical])
         raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
-    if not isinstance(feature, CategoricalFeature) or config.rows.owner(feature).encoding != "vocabulary":
+    if not isinstance(feature, CategoricalFeature) or config.rows.vocabulary_source(feature).encoding != "vocabulary":
         return None
     return feature
 
@@ -66,11 +66,11 @@ def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
     source = config.confidence.source
     if not config.confidence.counts_items:
         return None
-    found = item_popularity(config, dataset)
-    if found is None:
+    result = item_popularity(config, dataset)
+    if result is None:
         what = "needs the feature that names the item, with a vocabulary"
         raise UserError(f"confidence.source: {source}", what, "set evaluate.item")
-    name, clicks = found
+    name, clicks = result
     if source == "popularity":
         return name, clicks / max(float(clicks.max()), 1.0)
     rows = _by_id(config, dataset, name, "rows")
@@ -81,5 +81,10 @@ def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
 
 def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:
     """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for the reserved ones."""
-    owner = config.rows.owner(config.rows.feature(item))  # type: ignore[arg-type]
-    return np.concatenate([np.zeros(first_value_id(owner)), getattr(dataset.transform.vocabularies[owner.name], count)])
+    vocabulary_source = config.rows.vocabulary_source(config.rows.feature(item))  # type: ignore[arg-type]
+    return np.concatenate(
+        [
+            np.zeros(first_value_id(vocabulary_source)),
+            getattr(dataset.transform.vocabularies[vocabulary_source.name], count),
+        ]
+    )

@@ -57,8 +57,8 @@ class Scorer:
         with reading(self._dataset):
             for batch in self._strategy.experimental_distribute_dataset(data):
                 scores = self._run(batch)
-                found = {**scores._asdict(), **batch}
-                for name, value in found.items():
+                result = {**scores._asdict(), **batch}
+                for name, value in result.items():
                     if name != "values":
                         parts.setdefault(name, []).extend(
                             v.numpy() for v in self._strategy.experimental_local_results(value)

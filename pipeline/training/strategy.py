@@ -36,25 +36,25 @@ def workers() -> tuple[int, int]:
     if not text:
         return 1, 0
     try:
-        told = json.loads(text)
-        cluster, task = told["cluster"], told["task"]
+        cluster_config = json.loads(text)
+        cluster, task = cluster_config["cluster"], cluster_config["task"]
         if set(cluster) != {"worker"} or task["type"] != "worker":
             raise UserError("TF_CONFIG", "names other tasks than workers", "list every machine under cluster.worker")
-        many, mine = len(cluster["worker"]), int(task["index"])
-        if not 0 <= mine < many:
-            raise UserError("TF_CONFIG", f"task {mine} is none of {many} workers", "number them from 0 on")
+        num_workers, worker = len(cluster["worker"]), int(task["index"])
+        if not 0 <= worker < num_workers:
+            raise UserError("TF_CONFIG", f"task {worker} is none of {num_workers} workers", "number them from 0 on")
         for address in cluster["worker"]:
             port = str(address).rpartition(":")[2]
             if ":" not in address or not port.isdigit() or not 0 < int(port) < 1 << 16:
                 raise UserError(
                     "TF_CONFIG", f"{address} is no HOST:PORT", "give every machine's address and a free port"
                 )
-        if len({*cluster["worker"]}) < many:
+        if len({*cluster["worker"]}) < num_workers:
             raise UserError("TF_CONFIG", "names a machine twice", "give each its own address and port")
-        return many, mine
+        return num_workers, worker
     except (ValueError, KeyError, TypeError) as error:
-        mend = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
-        raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", mend) from None
+        hint = 'write {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
+        raise UserError("TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", hint) from None
 
 
 @contextmanager
@@ -69,10 +69,10 @@ def together() -> Iterator[None]:
     except _LOST as error:
         if workers()[0] == 1:
             raise
-        mend = "start all of them again: they go on from the newest checkpoint"
+        hint = "start all of them again: they go on from the newest checkpoint"
         said = [line for line in str(error).splitlines() if line.strip() and line != "Graph execution error:"]
         reason = said[0][:200] if said else type(error).__name__
-        raise TryAgainError("train", f"lost a machine of the job ({reason})", mend) from error
+        raise TryAgainError("train", f"lost a machine of the job ({reason})", hint) from error
 
 
 class Machines:
@@ -83,22 +83,22 @@ class Machines:
     """
 
     def __init__(self, strategy: Any) -> None:
-        self._many = workers()[0]
+        self._num_workers = workers()[0]
 
         @tf.function
-        def gather(mine: Any) -> Any:
+        def gather(worker: Any) -> Any:
             # An identity, which lies on the replica's device: what comes in from the host lies on none.
             context = tf.distribute.get_replica_context
-            found = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(mine,))
-            return strategy.experimental_local_results(found)[0]
+            result = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(worker,))
+            return strategy.experimental_local_results(result)[0]
 
         self._gather = gather
 
-    def tell(self, mine: int) -> list[int]:
+    def tell(self, worker: int) -> list[int]:
         """What all of them tell, one number each below 2**32; waits for all of them."""
-        if self._many == 1:
-            return [mine]
-        return [int(told) for told in self._gather(tf.constant([mine], tf.int64)).numpy()]
+        if self._num_workers == 1:
+            return [worker]
+        return [int(cluster_config) for cluster_config in self._gather(tf.constant([worker], tf.int64)).numpy()]
 
 
 def is_chief() -> bool:
@@ -108,15 +108,16 @@ def is_chief() -> bool:
 
 def distribute(strategy: Any, data: Any) -> Any:
     """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
-    many, mine = workers()
-    if many == 1:
+    num_workers, worker = workers()
+    if num_workers == 1:
         return strategy.experimental_distribute_dataset(data)
     replicas = strategy.num_replicas_in_sync
-    own = slice(mine * replicas // many, (mine + 1) * replicas // many)
+    local_slice = slice(worker * replicas // num_workers, (worker + 1) * replicas // num_workers)
 
     def split(batch: dict[str, Any]) -> Any:
         parts = {
-            name: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]])[own] for name, x in batch.items()
+            name: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]])[local_slice]
+            for name, x in batch.items()
         }
         return tf.data.Dataset.from_tensor_slices(parts)
 

@@ -55,8 +55,8 @@ def lookup(keys: Any, scores: Any) -> Callable[[dict[str, Any]], dict[str, Any]]
 
     def add(batch: dict[str, Any]) -> dict[str, Any]:
         rows = tf.where(batch["label"] > 0)
-        found = table.lookup(tf.gather_nd(batch["key"], rows))
-        scores = tf.scatter_nd(rows, found, tf.shape(batch["label"], out_type=tf.int64))
+        result = table.lookup(tf.gather_nd(batch["key"], rows))
+        scores = tf.scatter_nd(rows, result, tf.shape(batch["label"], out_type=tf.int64))
         taught = {**batch, "teacher": tf.ensure_shape(scores, batch["label"].shape)}
         taught.pop("key")
         return taught

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
-from clsd.features.tf_runtime import reach, tf
+from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
 from clsd.models.settings import ConfidenceSettings
@@ -31,7 +31,7 @@ from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Chec
 from clsd.pipeline.training.loop import Loop, State, steps_per_epoch, warmup_steps
 from clsd.pipeline.training.popularity import item_feature, item_scores
 from clsd.pipeline.training.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
-from clsd.pipeline.training.warm_start import load_base, require_next
+from clsd.pipeline.training.warm_start import load_base_run, require_compatible
 
 WARMUP_FILE = "warmup.json"
 
@@ -75,7 +75,7 @@ def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
         raise UserError(
             str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
         )
-    reach([directory])
+    register_file_systems([directory])
     config = load_config(directory / "config.yaml")
     model = build_model(config, dataset)
     try:
@@ -116,11 +116,11 @@ def train(
         Terminated: by SIGTERM, after a checkpoint.
     """
     dataset.require(config.rows)
-    if base and place(base).resolve() == place(out).resolve():
+    if base and as_path(base).resolve() == as_path(out).resolve():
         raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
-    before = load_base(base) if base else None
+    before = load_base_run(base) if base else None
     if before:
-        require_next(config, dataset, before)
+        require_compatible(config, dataset, before)
     fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
     require_ours(out, (RUN_FILE, "config.yaml", LOCK))  # the lock alone: another machine of the job was here first
     if (out / RUN_FILE).exists() and not overwrite:
@@ -229,7 +229,7 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
 
 
 def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:
-    reach([out])
+    register_file_systems([out])
     make_reproducible(config.seed, config.train.deterministic)
     compile_by_xla(config.train.xla)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clsd.features.errors import UserError
-from clsd.features.tf_runtime import reach, tf
+from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.settings import ModelSettings
 from clsd.pipeline.serving.predict import exported_config
@@ -41,7 +41,7 @@ _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-class Base(NamedTuple):
+class BaseRun(NamedTuple):
     """What a run begins with.
 
     Args:
@@ -60,27 +60,29 @@ class Base(NamedTuple):
     names: dict[str, str]
 
 
-def load_base(directory: Path) -> Base:
+def load_base_run(directory: Path) -> BaseRun:
     """A finished run, an exported version, or the newest of a directory of those.
 
     Raises:
         UserError: it is none of them.
     """
-    reach([directory])
+    register_file_systems([directory])
     if (directory / PROVENANCE_FILE).exists() or versions_in(directory):
         version = newest_version(directory)
-        told = read_json(version / PROVENANCE_FILE, "model that clsd exported", "give the training run instead")
-        if "variables" not in told:
+        metadata = read_json(version / PROVENANCE_FILE, "model that clsd exported", "give the training run instead")
+        if "variables" not in metadata:
             raise UserError(str(version), "does not say which weight is which", "export it again, or give the run")
         weights = version / "variables" / "variables"
         model = exported_config(version).model
-        return Base(version, told["fingerprint"], told["dataset_fingerprint"], model, weights, told["variables"])
+        return BaseRun(
+            version, metadata["fingerprint"], metadata["dataset_fingerprint"], model, weights, metadata["variables"]
+        )
     inside = directory / "train" / RUN_FILE
-    mend = f"did you mean {inside.parent}?" if inside.exists() else "finish it first with `clsd train`"
-    run = read_json(directory / RUN_FILE, "finished training run", mend)
+    hint = f"did you mean {inside.parent}?" if inside.exists() else "finish it first with `clsd train`"
+    run = read_json(directory / RUN_FILE, "finished training run", hint)
     weights, model = directory / BEST, load_config(directory / "config.yaml").model
     names = {name: name for name in tf.train.load_checkpoint(str(weights)).get_variable_to_shape_map()}
-    return Base(directory, run["fingerprint"], run["dataset_fingerprint"], model, weights, names)
+    return BaseRun(directory, run["fingerprint"], run["dataset_fingerprint"], model, weights, names)
 
 
 def names_in_checkpoint(model: ClsdModel) -> dict[int, str]:
@@ -89,7 +91,7 @@ def names_in_checkpoint(model: ClsdModel) -> dict[int, str]:
     TensorFlow names a value by the shortest way to it over the attributes of objects, escaping dots and slashes.
     """
     root = tf.train.Checkpoint(model=model)
-    view, found, ways = tf.train.TrackableView(root), {}, deque([(root, "")])
+    view, result, ways = tf.train.TrackableView(root), {}, deque([(root, "")])
     seen = {id(root)}
     while ways:
         parent, way = ways.popleft()
@@ -99,12 +101,12 @@ def names_in_checkpoint(model: ClsdModel) -> dict[int, str]:
             seen.add(id(child))
             path = f"{way}{name.replace('.', '..').replace('/', '.S')}"
             if isinstance(child, tf.Variable):
-                found[id(child)] = f"{path}{VALUE}"
+                result[id(child)] = f"{path}{VALUE}"
             ways.append((child, f"{path}/"))
-    return found
+    return result
 
 
-def require_next(config: Config, dataset: Dataset, base: Base) -> None:
+def require_compatible(config: Config, dataset: Dataset, base: BaseRun) -> None:
     """Refuse a start whose ids or model are not those of this data set and config.
 
     Args:
@@ -122,7 +124,7 @@ def require_next(config: Config, dataset: Dataset, base: Base) -> None:
         raise UserError(str(base.directory), "has another model", "give both runs the same settings under model")
 
 
-def grown(base: Base, model: ClsdModel, out: Path) -> Path:
+def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
     """An earlier model's weights, as this model has them: those of the rows that are new are this model's own.
 
     Args:

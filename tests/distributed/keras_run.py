@@ -74,7 +74,7 @@ def by_ours(strategy: Any) -> Any:
     n = strategy.num_replicas_in_sync
     parts = [{name: tf.constant(np.split(x, n)[i]) for name, x in batch.items()} for i in range(n)]
     data = strategy.experimental_distribute_values_from_function(lambda c: parts[c.replica_id_in_sync_group])
-    tf.function(lambda batch: strategy.run(model.train_totals, args=(batch,)))(data)
+    tf.function(lambda batch: strategy.run(model.train_metric_sums, args=(batch,)))(data)
     return model.backbone.out.kernel.numpy()[0, 0]
 
 

@@ -150,7 +150,7 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
 
     @tf.function
     def step(batch: Any) -> Any:
-        return tf.stack(strategy.experimental_local_results(strategy.run(model.train_totals, args=(batch,))))
+        return tf.stack(strategy.experimental_local_results(strategy.run(model.train_metric_sums, args=(batch,))))
 
     replicas = strategy.num_replicas_in_sync
     shown, moments = [], []
@@ -168,8 +168,8 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
     if name == "frozen":
         out["lookups"] = np.array(lookups(step.get_concrete_function(batch).graph.as_graph_def()))
     for part in ("backbone", "teacher", "gate"):
-        owner = getattr(model, part)
-        for number, variable in enumerate([] if owner is None else owner.variables):
+        vocabulary_source = getattr(model, part)
+        for number, variable in enumerate([] if vocabulary_source is None else vocabulary_source.variables):
             copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
             assert all(np.array_equal(copy, copies[0]) for copy in copies), f"replicas differ in {variable.name}"
             out[f"{name}/{part}/{number}"] = copies[0]

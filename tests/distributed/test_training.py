@@ -88,10 +88,10 @@ def _kept(directory: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("other", [2, "xla"])
 def test_the_weights_kept_are_those_of_one_replica(runs: dict[Any, Path], other: Any) -> None:
-    one, found = _kept(runs[1]), _kept(runs[other])
-    assert one.keys() == found.keys() and any("teacher" in name for name in one)
+    one, result = _kept(runs[1]), _kept(runs[other])
+    assert one.keys() == result.keys() and any("teacher" in name for name in one)
     for name, value in one.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(result[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("other", [2, "xla"])

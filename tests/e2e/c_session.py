@@ -92,9 +92,9 @@ class Session:
 
     def _output(self, name: str) -> Output:
         operation, _, index = name.partition(":")
-        found = self._c.TF_GraphOperationByName(self._graph, operation.encode())
-        assert found, f"the graph has no {operation}"
-        return Output(found, int(index or 0))
+        result = self._c.TF_GraphOperationByName(self._graph, operation.encode())
+        assert result, f"the graph has no {operation}"
+        return Output(result, int(index or 0))
 
     def _tensor(self, values: Any) -> Any:
         c, dims = self._c, (ctypes.c_int64 * values.ndim)(*values.shape)
@@ -130,7 +130,7 @@ class Session:
         feeds = (Output * len(inputs))(*(self._output(signed.inputs[name].name) for name in inputs))
         tensors = (P * len(inputs))(*(self._tensor(values) for values in inputs.values()))
         fetches = (Output * len(signed.outputs))(*(self._output(info.name) for info in signed.outputs.values()))
-        found = (P * len(fetches))()
+        result = (P * len(fetches))()
 
         def run() -> None:
             c.TF_SessionRun(
@@ -140,7 +140,7 @@ class Session:
                 tensors,
                 len(feeds),
                 fetches,
-                found,
+                result,
                 len(fetches),
                 None,
                 0,
@@ -150,15 +150,15 @@ class Session:
             self._check()
 
         run()
-        answers = {name: self._values(P(tensor)) for name, tensor in zip(signed.outputs, found, strict=True)}
+        answers = {name: self._values(P(tensor)) for name, tensor in zip(signed.outputs, result, strict=True)}
         seconds = []
         for _ in range(rounds):
-            for tensor in found:
+            for tensor in result:
                 c.TF_DeleteTensor(P(tensor))
             began = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - began)
-        for tensor in (*found, *tensors):
+        for tensor in (*result, *tensors):
             c.TF_DeleteTensor(P(tensor))
         return answers, seconds
 

@@ -57,11 +57,11 @@ def _write(path: Path, logs: list[Any]) -> Path:
 def test_the_warm_up_file_gets_the_trainers_scores(small_export: Path, ask: Ask) -> None:
     golden = json.loads((small_export / GOLDEN_FILE).read_text())
     expected, ranked = golden["expected"], golden["rank"]["expected"]
-    found = ask(small_export / WARMUP_REQUESTS_FILE)
-    assert [answer["signature"] for answer in found] == 3 * [
+    result = ask(small_export / WARMUP_REQUESTS_FILE)
+    assert [answer["signature"] for answer in result] == 3 * [
         "serving_default", "serialized_examples", "classify", "regress", "rank",
     ]  # fmt: skip
-    for at, answer in enumerate(found):
+    for at, answer in enumerate(result):
         outputs, size = answer["outputs"], (1, 16, 128)[at // 5]
         rows = np.arange(size) % 100
         if answer["signature"] == "classify":

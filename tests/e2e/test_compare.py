@@ -56,7 +56,7 @@ def compared(root: Path, common: list[Any]) -> tuple[Path, subprocess.CompletedP
 
 
 @pytest.fixture(scope="module")
-def found(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+def result(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:
     return dict(json.loads((compared[0] / "compare.json").read_text()))
 
 
@@ -69,31 +69,31 @@ def test_it_ends_well_and_says_where_the_page_is(compared: tuple[Path, subproces
         assert f"against {reference}, test split, 3 seeds" in said.stderr
 
 
-def test_every_control_has_three_seeds(found: dict[str, Any]) -> None:
-    assert list(found["variants"]) == [*CONTROLS, "configured"]
-    assert found["left_out"] == {}
-    assert len(found["seeds"]) == 3
-    for name, variant in found["variants"].items():
+def test_every_control_has_three_seeds(result: dict[str, Any]) -> None:
+    assert list(result["variants"]) == [*CONTROLS, "configured"]
+    assert result["left_out"] == {}
+    assert len(result["seeds"]) == 3
+    for name, variant in result["variants"].items():
         for metric in ("auc", "gauc", "ndcg", "intensity_auc", "log_loss", "ece", "predicted_over_real"):
             values = variant["metrics"][metric]["values"]
             assert len([v for v in values if v is not None]) == 3, (name, metric)
             assert len(set(values)) == 3, (name, metric)  # another seed is another training
         assert variant["collapsed"] == {}
-    for by_metric in found["differences"].values():
+    for by_metric in result["differences"].values():
         assert all(pair["n"] == 3 for by_name in by_metric.values() for pair in by_name.values())
-    assert found["bootstrap"]["rounds"] == 100
+    assert result["bootstrap"]["rounds"] == 100
 
 
-def test_the_figures_are_those_of_models_that_learnt(found: dict[str, Any]) -> None:
-    for name, variant in found["variants"].items():
+def test_the_figures_are_those_of_models_that_learnt(result: dict[str, Any]) -> None:
+    for name, variant in result["variants"].items():
         assert variant["metrics"]["auc"]["mean"] > 0.7, name
 
 
-def test_the_oracle_knows_best_which_clicks_were_meant(found: dict[str, Any]) -> None:
-    means = {name: variant["metrics"]["intensity_auc"]["mean"] for name, variant in found["variants"].items()}
+def test_the_oracle_knows_best_which_clicks_were_meant(result: dict[str, Any]) -> None:
+    means = {name: variant["metrics"]["intensity_auc"]["mean"] for name, variant in result["variants"].items()}
     assert max(means, key=lambda name: means[name]) == "oracle", means
-    gains = np.array(found["variants"]["oracle"]["metrics"]["intensity_auc"]["values"]) - np.array(
-        found["variants"]["plain"]["metrics"]["intensity_auc"]["values"]
+    gains = np.array(result["variants"]["oracle"]["metrics"]["intensity_auc"]["values"]) - np.array(
+        result["variants"]["plain"]["metrics"]["intensity_auc"]["values"]
     )
     assert (gains > 0).all()  # in every seed
 

@@ -82,7 +82,7 @@ def test_flink_writes_the_bytes_of_one_process(config_file: Path, tmp_path: Path
 
 
 def test_flink_scores_a_log_as_one_process_does(config_file: Path, small_export: Path, tmp_path: Path) -> None:
-    found = []
+    result = []
     for name, beam in (("alone", []), ("flink", ["--", *FLINK])):
         out = tmp_path / name
         command = [
@@ -98,11 +98,11 @@ def test_flink_scores_a_log_as_one_process_does(config_file: Path, small_export:
         command += ["--logs", str(tmp_path / "log-*.jsonl"), "--out", str(out), *beam]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        found.append(
+        result.append(
             [json.loads(line) for part in sorted(out.glob("part-*")) for line in part.read_text().splitlines()]
         )
-    assert len(found[0]) == len(found[1]) == 6000
-    for mine, other in zip(*found, strict=True):
+    assert len(result[0]) == len(result[1]) == 6000
+    for mine, other in zip(*result, strict=True):
         assert mine.pop("ctr") == pytest.approx(other.pop("ctr"), abs=1e-6)
         for name in ("score", "confidence"):
             assert mine.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
@@ -136,8 +136,8 @@ def worker_pool(tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
+    result = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in result.stdout.split()]
 
 
 def test_a_killed_worker_leaves_a_whole_data_set_or_none(

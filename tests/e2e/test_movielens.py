@@ -10,7 +10,7 @@ import pytest
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.run import Paths, run
-from clsd.pipeline.serving.serving_inputs import as_arrays, raw_inputs
+from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
 from clsd.pipeline.shared.config import load_config
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.train import load_trained
@@ -35,7 +35,7 @@ def test_raw_rows_score_as_encoded_rows_on_the_whole_test_split(tmp_path: Path) 
     order = [by_key[key] for key in table[KEY].to_pylist()]
     signature = tf.saved_model.load(str(outcome.model)).signatures["serving_default"]
     specs = signature.structured_input_signature[1]
-    arrays = as_arrays(raw_inputs(dataset.schema, table, list(specs)), specs)
+    arrays = as_arrays(serving_inputs(dataset.schema, table, list(specs)), specs)
     answer = signature(**{name: tf.constant(array, specs[name].dtype) for name, array in arrays.items()})
 
     logit, weight = rows["logit"][order].astype(np.float64), rows["weight"][order].astype(np.float64)

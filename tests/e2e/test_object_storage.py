@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from clsd.features.errors import UserError
-from clsd.features.paths import place
+from clsd.features.paths import as_path
 from clsd.pipeline.shared import files, model_versions
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import copy_file, whole_file
@@ -48,7 +48,7 @@ def store() -> Iterator[dict[str, str]]:
             patch.setenv(name, value)
         try:
             _wait_for(port, server)
-            bucket: Any = place(BUCKET)
+            bucket: Any = as_path(BUCKET)
             bucket.fs.mkdir("clsd")
             yield {**os.environ, **environment}
         finally:
@@ -75,7 +75,7 @@ def _clsd(store: dict[str, str], *words: object, code: int = 0) -> subprocess.Co
 
 
 def _objects(prefix: str) -> list[str]:
-    root: Any = place(prefix)
+    root: Any = as_path(prefix)
     return [name.removeprefix(root.path).lstrip("/") for name in root.fs.find(root.path)]
 
 
@@ -85,7 +85,7 @@ def config_file(settings: dict[str, Any], store: dict[str, str], small_log: Path
     lines = small_log.read_bytes().splitlines(keepends=True)
     for number in range(2):
         (tmp_path / "part").write_bytes(b"".join(lines[number * 3000 : (number + 1) * 3000]))
-        copy_file(tmp_path / "part", place(f"{BUCKET}/logs/log-{number}.jsonl"))
+        copy_file(tmp_path / "part", as_path(f"{BUCKET}/logs/log-{number}.jsonl"))
     settings["logs"]["files"] = [f"{BUCKET}/logs/log-*.jsonl"]
     path = tmp_path / "store.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -99,7 +99,7 @@ def test_the_whole_way_in_a_store_gives_what_it_gives_on_this_machine(
     remote = ("--config", config_file, "--runs", f"{BUCKET}/runs")
     for where in (local, remote):
         _clsd(store, "run", *where)
-    here, there = tmp_path / "runs" / "small", place(f"{BUCKET}/runs/small")
+    here, there = tmp_path / "runs" / "small", as_path(f"{BUCKET}/runs/small")
 
     assert Dataset.load(there / "dataset").verify() == Dataset.load(here / "dataset").verify()
     mine, other = (json.loads((root / "dataset" / "dataset.json").read_text()) for root in (here, there))
@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
     words = ("--config", config_file, "--set", "train.epochs=6", "--dataset", f"{BUCKET}/resume/dataset")
     _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/resume/dataset")
     _clsd(store, "train", *words, "--out", tmp_path / "whole")
-    out = place(f"{BUCKET}/resume/train")
+    out = as_path(f"{BUCKET}/resume/train")
     command = [sys.executable, "-m", "clsd.pipeline.cli", "train", *map(str, words), "--out", str(out)]
     process = subprocess.Popen(command, env=store, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not Checkpoints(out / "checkpoints").newest():
@@ -133,8 +133,8 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
     process.wait()
     assert not (out / "run.json").exists(), "it ended before it could be killed"
     assert "going on after epoch" in _clsd(store, "train", *words, "--out", out).stderr
-    found, whole = (json.loads((root / "run.json").read_text()) for root in (out, tmp_path / "whole"))
-    assert found["history"] == whole["history"]
+    result, whole = (json.loads((root / "run.json").read_text()) for root in (out, tmp_path / "whole"))
+    assert result["history"] == whole["history"]
 
 
 def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
@@ -143,13 +143,13 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
     out = f"{BUCKET}/replaced/dataset"
     words = ("preprocess", "--config", config_file, "--out", out)
     _clsd(store, *words)
-    (place(out) / "left_over").write_text("of before")
+    (as_path(out) / "left_over").write_text("of before")
     assert "there already" in _clsd(store, *words).stderr
     assert "exists already" in _clsd(store, *words, "--set", "seed=8", code=2).stderr
     _clsd(store, *words, "--overwrite", "--set", "seed=8")
     assert "left_over" not in _objects(out)
     assert Dataset.load(out).verify()
-    (place(f"{BUCKET}/mine") / "thesis.txt").write_text("not clsd's")
+    (as_path(f"{BUCKET}/mine") / "thesis.txt").write_text("not clsd's")
     said = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2).stderr
     assert "did not make" in said
     assert _objects(f"{BUCKET}/mine") == ["thesis.txt"]
@@ -160,11 +160,11 @@ def test_a_job_that_fails_leaves_nothing_but_its_dead_letters(
 ) -> None:
     rows = [json.loads(line) for line in small_log.read_text().splitlines()[:200]]
     (tmp_path / "bad").write_text("".join(json.dumps({**row, "click": 7}) + "\n" for row in rows))
-    copy_file(tmp_path / "bad", place(f"{BUCKET}/logs/log-9.jsonl"))
+    copy_file(tmp_path / "bad", as_path(f"{BUCKET}/logs/log-9.jsonl"))
     try:
         done = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/failed/dataset", code=2)
     finally:
-        place(f"{BUCKET}/logs/log-9.jsonl").unlink()
+        as_path(f"{BUCKET}/logs/log-9.jsonl").unlink()
     assert f"error: {BUCKET}/logs/log-9.jsonl:1: 200 of 6200 rows refused" in done.stderr
     assert _objects(f"{BUCKET}/failed") == ["dataset.dead_letters.jsonl.gz"]
 
@@ -181,7 +181,7 @@ def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
         real(source, target)
 
     monkeypatch.setattr(files, "_publish_object", publish)
-    models = place(f"{BUCKET}/versions")
+    models = as_path(f"{BUCKET}/versions")
     for number in (1, 2, 3):
         with files.whole_directory(models / str(number), marker=MODEL_FILE, done=DONE_FILE) as aside:
             shutil.copytree(small_export, aside, dirs_exist_ok=True)
@@ -212,7 +212,7 @@ def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
 
 
 def test_an_object_that_is_not_written_to_its_end_does_not_appear(store: dict[str, str]) -> None:
-    target = place(f"{BUCKET}/half/object")
+    target = as_path(f"{BUCKET}/half/object")
     with whole_file(target) as file:
         file.write(b"whole")
     for size in (10, 6 << 20):  # less and more than one part of an upload

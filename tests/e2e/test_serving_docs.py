@@ -100,8 +100,8 @@ def test_the_program_for_grpc_gets_an_answer(server: int, capsys: pytest.Capture
     source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert source is not None
     exec(source[1].replace("localhost:8500", f"localhost:{server}"), {})
-    found = [float(number) for number in re.findall(r"0\.\d+", capsys.readouterr().out)]
-    assert len(found) == 2 and found[0] != found[1]
+    result = [float(number) for number in re.findall(r"0\.\d+", capsys.readouterr().out)]
+    assert len(result) == 2 and result[0] != result[1]
 
 
 def test_the_servers_configuration_is_what_it_reads() -> None:

@@ -45,11 +45,11 @@ def test_rows_by_rest_get_the_trainers_scores(golden: dict[str, Any]) -> None:
         value = golden["inputs"][name][at]
         return value + [""] * (width[name] - len(value)) if name in width else value
 
-    found = _post("predict", {"inputs": {name: [cell(name, at) for at in rows] for name in golden["inputs"]}})[
+    result = _post("predict", {"inputs": {name: [cell(name, at) for at in rows] for name in golden["inputs"]}})[
         "outputs"
     ]
     for name, values in golden["expected"].items():
-        np.testing.assert_allclose(found[name], np.array(values)[rows], atol=1e-5)
+        np.testing.assert_allclose(result[name], np.array(values)[rows], atol=1e-5)
 
 
 def test_the_warm_up_requests_by_grpc_get_the_scores_of_the_graph(model: Path) -> None:
@@ -74,10 +74,10 @@ def test_the_warm_up_requests_by_grpc_get_the_scores_of_the_graph(model: Path) -
             examples = [example.SerializeToString() for example in request.input.example_list.examples]
             wanted = asked(inputs=tf.constant(examples))
             if kind == "regress_log":
-                values = [found.value for found in stub.Regress(request, timeout=10).result.regressions]
+                values = [result.value for result in stub.Regress(request, timeout=10).result.regressions]
                 np.testing.assert_allclose(values, wanted["outputs"], atol=1e-6)
             else:
-                found = stub.Classify(request, timeout=10).result.classifications
+                result = stub.Classify(request, timeout=10).result.classifications
                 np.testing.assert_allclose(
-                    [[c.score for c in row.classes] for row in found], wanted["scores"], atol=1e-6
+                    [[c.score for c in row.classes] for row in result], wanted["scores"], atol=1e-6
                 )

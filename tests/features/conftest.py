@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.schema import MISSING_INT, CategoricalFeature, NumericFeature, Schema
-from clsd.features.tokens import coded, coded_as, coded_lists, raw_type
+from clsd.features.tokens import arrow_type, coded, coded_as, coded_lists
 from clsd.features.transform import NumericState, Transform
 from clsd.features.vocabulary import Vocabulary, count
 
@@ -73,10 +73,10 @@ def raw_batch(schema: Schema) -> pa.RecordBatch:
         return int(rng.integers(-2, 9)) if rng.random() < 0.8 else int(rng.geometric(0.05))
 
     def piece(dtype: str) -> str:
-        found = value(dtype)
+        result = value(dtype)
         if dtype == "string":
-            return found or ""
-        return str(rng.choice(["", "007", "-0", "-4"])) if found is None or abs(found) >= 10**18 else str(found)
+            return result or ""
+        return str(rng.choice(["", "007", "-0", "-4"])) if result is None or abs(result) >= 10**18 else str(result)
 
     def number() -> float | None:
         if rng.random() < 0.2:
@@ -97,7 +97,7 @@ def raw_batch(schema: Schema) -> pa.RecordBatch:
 
     present = [f for f in schema.features if not f.optional]
     return pa.record_batch(
-        {f.source: pa.array([cell(f) for _ in range(ROWS)], raw_type(f)) for f in present},
+        {f.source: pa.array([cell(f) for _ in range(ROWS)], arrow_type(f)) for f in present},
     )
 
 
@@ -128,10 +128,10 @@ def transform(schema: Schema, raw_batch: pa.RecordBatch) -> Transform:
 
 
 @pytest.fixture(scope="session")
-def make_rows() -> Callable[..., Rows]:
+def make_rows() -> Callable[..., EncodedRows]:
     """``make_rows(schema, n, seed=0)``: random encoded rows, ragged features packed to the left, keys 1000 ... 999 + n."""
 
-    def make(schema: Schema, n: int, seed: int = 0) -> Rows:
+    def make(schema: Schema, n: int, seed: int = 0) -> EncodedRows:
         rng = np.random.default_rng([seed, n])
         ids = rng.integers(1, 1000, (n, schema.width), dtype=np.int32)
         for feature in schema.ragged:
@@ -140,7 +140,7 @@ def make_rows() -> Callable[..., Rows]:
         texts = {
             name: pa.array([None if i % 5 == 3 else f"{name} é {i}" for i in range(n)]) for name in schema.passthrough
         }
-        return Rows(
+        return EncodedRows(
             key=np.arange(1000, 1000 + n, dtype=np.uint64),
             ids=ids,
             values=rng.normal(size=(n, len(schema.numeric))).astype(np.float32),

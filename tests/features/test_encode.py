@@ -13,7 +13,7 @@ import pytest
 from clsd.features.encode import encode
 from clsd.features.schema import MISSING_INT, Schema
 from clsd.features.tf_runtime import tf
-from clsd.features.tokens import coded_as, coded_lists, raw_type
+from clsd.features.tokens import arrow_type, coded_as, coded_lists
 from clsd.features.transform import NumericState, Transform
 from clsd.features.vocabulary import Vocabulary, count
 
@@ -37,7 +37,7 @@ def _encode_one(feature: dict[str, Any], column: list[Any], **state: Any) -> lis
     """Ids, or values if there are no ids, of a schema with one feature."""
     feature = {"name": "f", **feature}
     transform = _transform(feature, numerics={"f": NumericState(**state)})
-    kind = raw_type(transform.schema.features[0])
+    kind = arrow_type(transform.schema.features[0])
     ids, values = encode(transform, pa.record_batch({"f": pa.array(column, kind)}))
     return ids.tolist() if ids.shape[1] else values.tolist()
 
@@ -207,15 +207,15 @@ def test_boundaries_are_values_of_the_sample_each_once():
 
 
 def _naive_id(transform: Transform, feature: Any, value: Any) -> int:
-    owner = transform.schema.owner(feature)
-    token, first = str(value), 2 + owner.oov_buckets
-    if owner.encoding == "hash":
-        return first + _bin(token, owner.size)
-    if owner.encoding == "identity":
-        known = {str(i): i for i in range(owner.size)}
+    vocabulary_source = transform.schema.vocabulary_source(feature)
+    token, first = str(value), 2 + vocabulary_source.oov_buckets
+    if vocabulary_source.encoding == "hash":
+        return first + _bin(token, vocabulary_source.size)
+    if vocabulary_source.encoding == "identity":
+        known = {str(i): i for i in range(vocabulary_source.size)}
     else:
-        known = {t: i for i, t in enumerate(transform.vocabularies[owner.name].tokens.to_pylist())}
-    return first + known[token] if token in known else 2 + _bin(token, owner.oov_buckets)
+        known = {t: i for i, t in enumerate(transform.vocabularies[vocabulary_source.name].tokens.to_pylist())}
+    return first + known[token] if token in known else 2 + _bin(token, vocabulary_source.oov_buckets)
 
 
 def _naive_many(transform: Transform, feature: Any, cell: Any) -> list[int]:
@@ -267,11 +267,11 @@ def test_the_random_rows_hold_every_sort_of_id(transform: Transform, raw_batch: 
     for feature in transform.schema.categorical:
         if feature.optional:
             continue
-        found = set(ids[:, transform.schema.id_slices[feature.name]].ravel().tolist())
-        owner = transform.schema.owner(feature)
+        result = set(ids[:, transform.schema.id_slices[feature.name]].ravel().tolist())
+        vocabulary_source = transform.schema.vocabulary_source(feature)
         reserved = {MISSING if feature.kind == "categorical" else PADDING}
-        if owner.encoding != "hash":
-            reserved |= set(range(2, 2 + owner.oov_buckets))
-        assert found >= reserved, feature.name
-        assert max(found) >= 2 + owner.oov_buckets, feature.name
-        assert max(found) < transform.table_size(feature.name), feature.name
+        if vocabulary_source.encoding != "hash":
+            reserved |= set(range(2, 2 + vocabulary_source.oov_buckets))
+        assert result >= reserved, feature.name
+        assert max(result) >= 2 + vocabulary_source.oov_buckets, feature.name
+        assert max(result) < transform.table_size(feature.name), feature.name

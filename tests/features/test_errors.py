@@ -19,7 +19,7 @@ def test_pickling_keeps_where_what_and_mend():
     error = UserError("a: b", "c; d", "e")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is UserError
-    assert (again.where, again.what, again.mend, str(again)) == ("a: b", "c; d", "e", str(error))
+    assert (again.where, again.what, again.hint, str(again)) == ("a: b", "c; d", "e", str(error))
 
 
 def test_the_closest_known_word_is_meant():

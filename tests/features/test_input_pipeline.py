@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.epoch_order import EpochOrder
 from clsd.features.input_pipeline import ALL_COLUMNS, batches
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
 
-MakeRows = Callable[..., Rows]
+MakeRows = Callable[..., EncodedRows]
 
 USER = {"name": "user", "kind": "categorical"}
 PRICE = {"name": "price", "kind": "numeric"}
@@ -26,7 +26,7 @@ SCHEMA = Schema(features=[TAGS, PRICE, USER, PAST])
 BLOCK = 8
 
 
-def _write(directory: Path, schema: Schema, rows: Rows, cuts: Sequence[int] = ()) -> list[str]:
+def _write(directory: Path, schema: Schema, rows: EncodedRows, cuts: Sequence[int] = ()) -> list[str]:
     """Files of rows[: cuts[0]], rows[cuts[0] : cuts[1]] ..., in blocks of 8 rows."""
     files = []
     for start, stop in zip([0, *cuts], [*cuts, len(rows)], strict=True):
@@ -49,17 +49,17 @@ def _keys(read: list[dict[str, Any]]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def rows(make_rows: MakeRows) -> Rows:
+def rows(make_rows: MakeRows) -> EncodedRows:
     return make_rows(SCHEMA, 101)
 
 
 @pytest.fixture(scope="module")
-def one_file(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def one_file(rows: EncodedRows, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return _write(tmp_path_factory.mktemp("one"), SCHEMA, rows)
 
 
 @pytest.fixture(scope="module")
-def six_files(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def six_files(rows: EncodedRows, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of 30, 1, 19, 0, 31 and 20 rows."""
     return _write(tmp_path_factory.mktemp("six"), SCHEMA, rows, [30, 31, 50, 50, 81])
 
@@ -80,7 +80,7 @@ def test_every_row_of_several_files_comes_once(six_files: list[str], seed: int |
     assert sorted(_keys(_read(SCHEMA, six_files, 16, shuffle_seed=seed))) == list(range(101))
 
 
-def test_files_are_read_a_block_in_turn(rows: Rows, tmp_path: Path):
+def test_files_are_read_a_block_in_turn(rows: EncodedRows, tmp_path: Path):
     files = _write(tmp_path, SCHEMA, rows.take(slice(0, 56)), [24, 32])
     blocks = [0, 24, 32, 8, 40, 16, 48]
     assert _keys(_read(SCHEMA, files, 5)) == [key for at in blocks for key in range(at, at + 8)]
@@ -94,7 +94,7 @@ def test_only_the_last_batch_is_padded_and_with_zeros(one_file: list[str]):
         assert (last[name][5:] == 0).all(), name
 
 
-def test_a_batch_larger_than_the_data_holds_it_all(one_file: list[str], rows: Rows):
+def test_a_batch_larger_than_the_data_holds_it_all(one_file: list[str], rows: EncodedRows):
     (batch,) = _read(SCHEMA, one_file, 1000)
     assert batch["valid"].sum() == 101
     assert batch["ids"].shape == (1000, SCHEMA.width)
@@ -102,7 +102,7 @@ def test_a_batch_larger_than_the_data_holds_it_all(one_file: list[str], rows: Ro
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_every_column_stays_with_its_row(six_files: list[str], rows: Rows, seed: int | None):
+def test_every_column_stays_with_its_row(six_files: list[str], rows: EncodedRows, seed: int | None):
     read = _read(SCHEMA, six_files, 16, shuffle_seed=seed)
     got = {name: np.concatenate([b[name][b["valid"] > 0] for b in read]) for name in ALL_COLUMNS}
     order = got["key"] - 1000
@@ -111,7 +111,7 @@ def test_every_column_stays_with_its_row(six_files: list[str], rows: Rows, seed:
     np.testing.assert_array_equal(got["user"].view(np.uint64), rows.user[order])
 
 
-def test_bags_and_sequences_are_padded_on_the_right(one_file: list[str], rows: Rows):
+def test_bags_and_sequences_are_padded_on_the_right(one_file: list[str], rows: EncodedRows):
     ids = np.concatenate([b["ids"] for b in _read(SCHEMA, one_file, 16)])[:101]
     for name in ("tags", "past"):
         there = ids[:, SCHEMA.id_slices[name]] > 0
@@ -170,7 +170,9 @@ def test_an_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(
                 np.testing.assert_array_equal(mine[name], column, err_msg=f"{name} of a batch after {first}")
 
 
-def test_an_epoch_that_is_begun_in_the_middle_reads_nothing_of_what_came_before_its_window(rows: Rows, tmp_path: Path):
+def test_an_epoch_that_is_begun_in_the_middle_reads_nothing_of_what_came_before_its_window(
+    rows: EncodedRows, tmp_path: Path
+):
     files = _write(tmp_path, SCHEMA, rows, [40])
     options: dict[str, Any] = {"shuffle_seed": 4, "shuffle_blocks": 2, "file_rows": [40, 61]}
     whole = _keys(_read(SCHEMA, files, BLOCK, **options))
@@ -185,7 +187,7 @@ def test_an_epoch_that_is_begun_in_the_middle_reads_nothing_of_what_came_before_
     assert _keys(_read(SCHEMA, files, BLOCK, first_batch=10, **options)) == whole[80:]
 
 
-def test_a_compressed_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(rows: Rows, tmp_path: Path):
+def test_a_compressed_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(rows: EncodedRows, tmp_path: Path):
     path = tmp_path / "rows.tfrecord.gz"
     blocks = (serialize_block(SCHEMA, rows.take(slice(at, at + BLOCK))) for at in range(0, 101, BLOCK))
     with path.open("wb") as file:

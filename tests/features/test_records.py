@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clsd.features.encoded_rows import Rows
+from clsd.features.encoded_rows import EncodedRows
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, parse_blocks
 from clsd.features.records import Example, parse_block, read_records, serialize_block, write_records
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
 
-MakeRows = Callable[..., Rows]
+MakeRows = Callable[..., EncodedRows]
 
 USER = {"name": "user", "kind": "categorical"}
 PRICE = {"name": "price", "kind": "numeric"}
@@ -38,8 +38,8 @@ SCHEMAS = {
 RECORDS = [b"first record", b"", b"the third record"]
 
 
-def _assert_equal(got: Rows, expected: Rows) -> None:
-    for field in fields(Rows):
+def _assert_equal(got: EncodedRows, expected: EncodedRows) -> None:
+    for field in fields(EncodedRows):
         if field.name != "passthrough":
             ours, theirs = getattr(got, field.name), getattr(expected, field.name)
             assert ours.dtype == theirs.dtype, field.name
@@ -122,7 +122,7 @@ def test_tensorflow_parses_blocks_into_the_rows_of_parse_block(
     make_rows: MakeRows, some_schema: Schema, sizes: list[int]
 ):
     blocks = [serialize_block(some_schema, make_rows(some_schema, n, seed)) for seed, n in enumerate(sizes)]
-    expected = Rows.concat([parse_block(some_schema, block) for block in blocks])
+    expected = EncodedRows.concat([parse_block(some_schema, block) for block in blocks])
     got = {name: tensor.numpy() for name, tensor in parse_blocks(some_schema, tf.constant(blocks), ALL_COLUMNS).items()}
     assert got.keys() == set(ALL_COLUMNS)
     assert got["ids"].dtype == np.int32
@@ -186,8 +186,8 @@ def test_rows_are_taken_by_position_mask_and_slice(make_rows: MakeRows):
 
 def test_concatenated_parts_are_the_whole(make_rows: MakeRows):
     rows = make_rows(SCHEMAS["all"], 9)
-    _assert_equal(Rows.concat([rows.take(slice(0, 4)), rows.take(slice(4, 4)), rows.take(slice(4, 9))]), rows)
-    assert len(Rows.concat([rows.take(slice(3, 3))])) == 0
+    _assert_equal(EncodedRows.concat([rows.take(slice(0, 4)), rows.take(slice(4, 4)), rows.take(slice(4, 9))]), rows)
+    assert len(EncodedRows.concat([rows.take(slice(3, 3))])) == 0
 
 
 def test_the_shuffle_does_not_depend_on_the_order_of_arrival(make_rows: MakeRows):
@@ -242,7 +242,7 @@ def _assert_damage_named(got: list[bytes], error: Any, record: int) -> None:
     assert error is not None
     assert error.where == "shard-7"
     assert f"record {record} is damaged" in error.what
-    assert error.mend
+    assert error.hint
 
 
 def test_a_file_cut_anywhere_inside_a_record_is_refused():
@@ -274,19 +274,19 @@ def test_the_message_says_which_part_is_damaged():
 
 @pytest.mark.parametrize("n", [0, 1, 37])
 def test_rows_are_the_same_after_a_way_through_arrow(
-    schema: Schema, make_rows: Callable[..., Rows], tmp_path: Path, n: int
+    schema: Schema, make_rows: Callable[..., EncodedRows], tmp_path: Path, n: int
 ) -> None:
     rows = make_rows(schema, n)
     with pa.ipc.new_file(tmp_path / "rows.arrow", rows.to_batch().schema) as writer:
         writer.write_batch(make_rows(schema, 5).to_batch())
         writer.write_batch(rows.to_batch())
-    found = Rows.from_batch(pa.ipc.open_file(tmp_path / "rows.arrow").get_batch(1))
+    result = EncodedRows.from_batch(pa.ipc.open_file(tmp_path / "rows.arrow").get_batch(1))
     for name in ("key", "ids", "values", "label", "user", "timestamp", "intensity"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(rows, name))
-        assert getattr(found, name).dtype == getattr(rows, name).dtype
-    assert found.passthrough.equals(rows.passthrough)
+        np.testing.assert_array_equal(getattr(result, name), getattr(rows, name))
+        assert getattr(result, name).dtype == getattr(rows, name).dtype
+    assert result.passthrough.equals(rows.passthrough)
 
 
-def test_rows_without_numbers_go_through_arrow_too(make_rows: Callable[..., Rows]) -> None:
+def test_rows_without_numbers_go_through_arrow_too(make_rows: Callable[..., EncodedRows]) -> None:
     rows = make_rows(Schema(features=[{"name": "f", "kind": "categorical"}]), 4)
-    assert Rows.from_batch(rows.to_batch()).values.shape == (4, 0)
+    assert EncodedRows.from_batch(rows.to_batch()).values.shape == (4, 0)

@@ -125,8 +125,8 @@ def test_every_column_is_listed_once_in_order():
 def test_a_shared_vocabulary_belongs_to_its_owner():
     schema = _schema({**GENRES, "share": "user"}, USER, {**ITEM, "encoding": "hash", "size": 5})
     assert [f.name for f in schema.vocabularies] == ["user"]
-    assert schema.owner(schema.feature("genres")).name == "user"
-    assert schema.owner(schema.feature("item")).name == "item"
+    assert schema.vocabulary_source(schema.feature("genres")).name == "user"
+    assert schema.vocabulary_source(schema.feature("item")).name == "item"
 
 
 def test_a_wrong_name_is_answered_with_the_closest():

@@ -13,7 +13,7 @@ from clsd.features.encode import encode
 from clsd.features.schema import MISSING_INT, Schema
 from clsd.features.serving_transform import ServingTransform, missing
 from clsd.features.tf_runtime import tf
-from clsd.features.tokens import coded_as, raw_type
+from clsd.features.tokens import arrow_type, coded_as
 from clsd.features.transform import NumericState, Transform
 from clsd.features.vocabulary import Vocabulary, count
 
@@ -111,7 +111,7 @@ def test_examples_get_the_encoders_ids_and_values(
 
 
 def test_an_empty_example_is_a_row_of_missing_values(serving: ServingTransform, transform: Transform):
-    nothing = {f.source: pa.nulls(2, raw_type(f)) for f in transform.schema.features}
+    nothing = {f.source: pa.nulls(2, arrow_type(f)) for f in transform.schema.features}
     serialized = tf.constant([b"", tf.train.Example().SerializeToString()])
     _assert_same(serving(serving.parse_examples(serialized)), transform, pa.record_batch(nothing))
 

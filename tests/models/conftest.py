@@ -90,8 +90,8 @@ def field_vectors() -> Callable[..., np.ndarray]:
             rows = []
             for ids in batch["ids"][:, spec.id_slices[field.name]]:
                 there = [i for i in ids if i != 0 or field.kind == "id"]
-                found = [tables[field.table][i] for i in there]
-                rows.append(np.mean(found, axis=0) if found else np.zeros(tables[field.table].shape[1]))
+                result = [tables[field.table][i] for i in there]
+                rows.append(np.mean(result, axis=0) if result else np.zeros(tables[field.table].shape[1]))
             columns.append(np.array(rows))
         dim = embedding._dim
         return np.stack(columns, axis=1) if columns else np.zeros((len(batch["ids"]), 0, dim))
@@ -149,7 +149,7 @@ def step() -> Callable[..., np.ndarray]:
     """One eager step; the totals of the batch."""
 
     def run(model: ClsdModel, batch: dict[str, Any]) -> np.ndarray:
-        return model.train_totals({name: tf.constant(x) for name, x in batch.items()}).numpy()
+        return model.train_metric_sums({name: tf.constant(x) for name, x in batch.items()}).numpy()
 
     return run
 

@@ -13,7 +13,7 @@ import pytest
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import sigmoid
-from clsd.models.step_metrics import SUMS, TOTALS, nothing
+from clsd.models.step_metrics import METRIC_SUMS, SUMS, nothing
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -69,7 +69,7 @@ def test_gate_and_moments_rest_in_warm_up(
     model = make_model(warmup_steps=2, gate=gate)
     before = values(model.gate)
     for seed in range(2):
-        totals = dict(zip(TOTALS, step(model, make_batch(seed=seed)), strict=True))
+        totals = dict(zip(METRIC_SUMS, step(model, make_batch(seed=seed)), strict=True))
         assert totals["gate_rows"] == 0 and totals["weight"] == totals["clicks"]
     np.testing.assert_array_equal(values(model.gate), before)
     assert not model.moments.numpy().any()

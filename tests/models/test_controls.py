@@ -14,7 +14,7 @@ from clsd.features.tf_runtime import tf
 from clsd.models import controls
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import sigmoid
-from clsd.models.step_metrics import TOTALS
+from clsd.models.step_metrics import METRIC_SUMS
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -36,7 +36,7 @@ def _drawn(rng: np.random.Generator, rows: int = 40) -> tuple[np.ndarray, np.nda
 
 
 def _named(totals: np.ndarray) -> dict[str, float]:
-    return dict(zip(TOTALS, totals.tolist(), strict=True))
+    return dict(zip(METRIC_SUMS, totals.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------- constant
@@ -161,7 +161,7 @@ def _totals_of(batch: Batch, s: np.ndarray, w: np.ndarray, non_click: np.ndarray
     y, p, s = batch["label"].astype(np.float64), sigmoid(s), s.astype(np.float64)
     losses = y * w * np.logaddexp(0, -s) + (1 - y) * non_click * np.logaddexp(0, s)
     parts = [len(y), losses.sum(), p.sum(), y.sum(), (w * y).sum(), (w**2 * y).sum(), 0, 0]
-    return dict(zip(TOTALS, [*parts, w[y == 1].min(), w[y == 1].max()], strict=True))
+    return dict(zip(METRIC_SUMS, [*parts, w[y == 1].min(), w[y == 1].max()], strict=True))
 
 
 def test_constant_step_in_numpy(make_model: MakeModel, make_batch: MakeBatch, step: Step) -> None:

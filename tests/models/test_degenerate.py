@@ -12,7 +12,7 @@ import pytest
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import ONE_CLASS, auc, measure, measure_groups
-from clsd.models.step_metrics import SUMS, TOTALS, figures
+from clsd.models.step_metrics import METRIC_SUMS, SUMS, figures
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -50,7 +50,7 @@ def test_batch_without_positives_leaves_the_moments_and_trains_the_rest(
     for seed in range(2):
         step(model, make_batch(seed=seed))
     moments, weight_moments, before = model.moments.numpy(), model.weight_moments.numpy(), values(model.backbone)
-    totals = dict(zip(TOTALS, step(model, make_batch(seed=2, ctr=0.0)), strict=True))
+    totals = dict(zip(METRIC_SUMS, step(model, make_batch(seed=2, ctr=0.0)), strict=True))
     np.testing.assert_array_equal(model.moments, moments)
     np.testing.assert_array_equal(model.weight_moments, weight_moments)
     assert (
@@ -91,7 +91,7 @@ def test_one_click_a_batch_is_enough(
         batch["label"][:] = 0
         batch["label"][5 * seed] = 1
         totals = step(model, batch)
-        assert np.isfinite(totals).all() and dict(zip(TOTALS, totals, strict=True))["least_weight"] > 0
+        assert np.isfinite(totals).all() and dict(zip(METRIC_SUMS, totals, strict=True))["least_weight"] > 0
     assert np.isfinite(values(model)).all()
 
 
@@ -103,7 +103,7 @@ def test_logits_that_are_no_numbers_show_in_the_loss_and_raise_nothing(
     make_model: MakeModel, make_batch: MakeBatch, settings: dict[str, Any]
 ) -> None:
     model, batch = make_model(**settings), _tensors(make_batch())
-    run = tf.function(model.train_totals)
+    run = tf.function(model.train_metric_sums)
     healthy = [variable.numpy() for variable in model.variables]
     for logit in (0.1, math.nan, math.inf, -math.inf):
         for variable, value in zip(model.variables, healthy, strict=True):
@@ -112,7 +112,7 @@ def test_logits_that_are_no_numbers_show_in_the_loss_and_raise_nothing(
         for _ in range(2):
             totals = run(batch)
             assert np.isfinite(float(figures(totals)["loss"])) == (logit == 0.1)
-            assert float(totals[0]) == 32 and totals.shape == len(TOTALS)
+            assert float(totals[0]) == 32 and totals.shape == len(METRIC_SUMS)
         scores = model.score(batch["ids"], batch["values"])
         measured = measure(batch["label"].numpy(), scores.logit.numpy())
         if logit != 0.1:
@@ -211,4 +211,4 @@ def test_a_logit_that_is_no_number_spoils_its_own_group_alone(wrong: float) -> N
     assert spoilt.values == {"rows": 5, "clicks": 2, "ctr": 0.4}
     assert set(spoilt.undefined.values()) == {"some predictions are not finite"}
     assert spoilt.undefined.keys() == {"predicted_ctr", "predicted_over_real", "log_loss", "ece", "auc", "gauc"}
-    assert after == {name: found for name, found in before.items() if name != "one user"}
+    assert after == {name: result for name, result in before.items() if name != "one user"}

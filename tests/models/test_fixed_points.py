@@ -18,7 +18,7 @@ from clsd.models.clsd_model import ClsdModel, Scores
 from clsd.models.inputs import Field, InputSpec
 from clsd.models.metrics import auc, gauc, sigmoid
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from clsd.models.step_metrics import TOTALS
+from clsd.models.step_metrics import METRIC_SUMS
 
 ROWS = 20  # of each id
 ETA = np.array([0.05, 0.2, 0.4, 0.5, 0.6, 0.75, 0.95])
@@ -62,15 +62,15 @@ class Trained:
 
         @tf.function
         def steps(count: Any) -> Any:
-            totals = tf.zeros([len(TOTALS)])
+            totals = tf.zeros([len(METRIC_SUMS)])
             for _ in tf.range(count):
-                totals = model.train_totals(self._data)
+                totals = model.train_metric_sums(self._data)
             return totals
 
         self._steps = steps
 
     def train(self, steps: int = STEPS) -> Trained:
-        self.totals = dict(zip(TOTALS, self._steps(tf.constant(steps)).numpy().astype(np.float64), strict=True))
+        self.totals = dict(zip(METRIC_SUMS, self._steps(tf.constant(steps)).numpy().astype(np.float64), strict=True))
         scores = self.model.score(self._data["ids"], self._data["values"])
         self.rows = Scores(*(np.array(x, np.float64) for x in scores))
         self.logit, self.confidence, self.weight, self.correction, self.ctr_logit = (x[self._first] for x in self.rows)
@@ -160,31 +160,31 @@ FIXED_WEIGHTS: dict[str, dict[str, Any]] = {
 def test_fact_2_fixed_weight_multiplies_the_odds_and_ctr_logit_undoes_it(
     tabular: Tabular, settings: dict[str, Any]
 ) -> None:
-    found = tabular(**{**UNBOUNDED, **settings}).train()
-    np.testing.assert_allclose(np.exp(found.logit), found.weight * ODDS, rtol=1e-4)
-    np.testing.assert_allclose(sigmoid(found.ctr_logit), ETA, rtol=1e-4)
-    assert np.abs(found.p - ETA).max() > 0.04  # the score itself is no CTR
+    result = tabular(**{**UNBOUNDED, **settings}).train()
+    np.testing.assert_allclose(np.exp(result.logit), result.weight * ODDS, rtol=1e-4)
+    np.testing.assert_allclose(sigmoid(result.ctr_logit), ETA, rtol=1e-4)
+    assert np.abs(result.p - ETA).max() > 0.04  # the score itself is no CTR
 
 
 def test_fact_2_weights_of_the_frozen_teacher_are_its_ctr_by_the_mean_clicks(tabular: Tabular) -> None:
-    found = tabular(warmup_steps=500, blend=math.inf, **UNBOUNDED).train()
-    np.testing.assert_allclose(found.weight, ETA / np.average(ETA, weights=ETA), rtol=1e-5)
+    result = tabular(warmup_steps=500, blend=math.inf, **UNBOUNDED).train()
+    np.testing.assert_allclose(result.weight, ETA / np.average(ETA, weights=ETA), rtol=1e-5)
 
 
 @pytest.mark.parametrize("exponent", [0.25, 0.5])
 def test_fact_2_rce_has_a_closed_form_too(tabular: Tabular, exponent: float) -> None:
     """odds(p) = (p / (1 - p))**b odds(eta), so s = logit(eta) / (1 - b)."""
-    found = tabular(control="rce", rce_exponent=exponent, **UNBOUNDED).train()
-    np.testing.assert_allclose(found.logit, _logit(ETA) / (1 - exponent), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(sigmoid(found.ctr_logit), ETA, rtol=FAINT)
+    result = tabular(control="rce", rce_exponent=exponent, **UNBOUNDED).train()
+    np.testing.assert_allclose(result.logit, _logit(ETA) / (1 - exponent), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sigmoid(result.ctr_logit), ETA, rtol=FAINT)
 
 
 @pytest.mark.parametrize("settings", [{"preset": "plain"}, {"warmup_steps": 500, **UNBOUNDED}])
 def test_fact_2_ctr_logit_undoes_the_sampling_of_non_clicks_too(tabular: Tabular, settings: dict[str, Any]) -> None:
     eta = np.array([0.1, 0.2, 0.4, 0.5, 0.6, 0.9])
-    found = tabular(eta, kept=0.5, **settings).train()
-    np.testing.assert_allclose(sigmoid(found.ctr_logit), eta, rtol=1e-4)
-    assert (found.p - eta).max() > 0.05
+    result = tabular(eta, kept=0.5, **settings).train()
+    np.testing.assert_allclose(sigmoid(result.ctr_logit), eta, rtol=1e-4)
+    assert (result.p - eta).max() > 0.05
 
 
 @pytest.mark.parametrize("scale", ["odds", "probability"])
@@ -200,16 +200,16 @@ def test_weights_from_odds_do_not_depend_on_the_sampling_of_non_clicks(tabular: 
 def test_softened_targets_leave_the_optimum_where_a_teacher_follows(tabular: Tabular, teacher: str) -> None:
     """p = beta t + (1 - beta) r with odds(r) = w odds(eta); where t comes to p that is p = r, as without softening."""
     settings = {"source": "item", "items": [0, 9, 2, 4, 1, 1, 7, 3], "ema_decay": 0.9, **UNBOUNDED}
-    found = tabular(soften=0.3, teacher=teacher, **settings).train()
-    np.testing.assert_allclose(np.exp(found.logit), found.weight * ODDS, rtol=FAINT)
-    np.testing.assert_allclose(sigmoid(found.ctr_logit), ETA, rtol=FAINT)
+    result = tabular(soften=0.3, teacher=teacher, **settings).train()
+    np.testing.assert_allclose(np.exp(result.logit), result.weight * ODDS, rtol=FAINT)
+    np.testing.assert_allclose(sigmoid(result.ctr_logit), ETA, rtol=FAINT)
 
 
 def test_softened_targets_of_a_frozen_teacher_pull_towards_it(tabular: Tabular) -> None:
     settings = {"source": "item", "items": [0, 9, 2, 4, 1, 1, 7, 3], **UNBOUNDED}
-    found = tabular(soften=0.3, warmup_steps=500, **settings).train()
-    odds = found.weight * ODDS
-    np.testing.assert_allclose(found.p, 0.3 * ETA + 0.7 * odds / (1 + odds), rtol=1e-4)
+    result = tabular(soften=0.3, warmup_steps=500, **settings).train()
+    odds = result.weight * ODDS
+    np.testing.assert_allclose(result.p, 0.3 * ETA + 0.7 * odds / (1 + odds), rtol=1e-4)
 
 
 # ---------------------------------------------------------------- fact 3
@@ -232,10 +232,10 @@ def test_fact_3_raw_self_teacher_collapses_every_ctr_of_a_half_or_less(
 
 @pytest.mark.parametrize("teacher", FOLLOWERS, ids=lambda t: t["teacher"])
 def test_fact_3_normalising_does_not_stop_the_collapse(tabular: Tabular, teacher: dict[str, Any]) -> None:
-    found = tabular(blend=math.inf, **teacher, **UNBOUNDED).train()
-    expected = np.maximum(0.0, 1 - found.c / ODDS)
-    np.testing.assert_allclose(found.p, expected, atol=5e-4)
-    np.testing.assert_allclose(found.c, np.average(expected, weights=ETA), rtol=1e-3)
+    result = tabular(blend=math.inf, **teacher, **UNBOUNDED).train()
+    expected = np.maximum(0.0, 1 - result.c / ODDS)
+    np.testing.assert_allclose(result.p, expected, atol=5e-4)
+    np.testing.assert_allclose(result.c, np.average(expected, weights=ETA), rtol=1e-3)
     assert (expected == 0).sum() == 2 and (expected > 0.05).sum() == 5
 
 
@@ -243,17 +243,17 @@ def test_fact_3_normalising_does_not_stop_the_collapse(tabular: Tabular, teacher
 @pytest.mark.parametrize("normalise", ["none", "mean"])
 def test_fact_3_blend_stops_the_collapse(tabular: Tabular, teacher: dict[str, Any], normalise: str) -> None:
     """odds(p) = (1 + p / c) / 2 odds(eta), a quadratic equation whose positive root is never 0."""
-    found = tabular(blend=1.0, normalise=normalise, **teacher, **UNBOUNDED).train()
-    c = found.c if normalise == "mean" else 1.0
+    result = tabular(blend=1.0, normalise=normalise, **teacher, **UNBOUNDED).train()
+    c = result.c if normalise == "mean" else 1.0
     a, b = ODDS / (2 * c), 1 + ODDS / 2 - ODDS / (2 * c)
     root = (-b + np.sqrt(b**2 + 2 * a * ODDS)) / (2 * a)
-    np.testing.assert_allclose(found.p, root, rtol=1e-4)
-    assert (found.p / (1 - found.p) > ODDS / 2).all()
+    np.testing.assert_allclose(result.p, root, rtol=1e-4)
+    assert (result.p / (1 - result.p) > ODDS / 2).all()
 
 
 def test_fact_3_a_teacher_that_is_not_the_student_stops_the_collapse(tabular: Tabular) -> None:
-    found = tabular(warmup_steps=500, normalise="none", blend=math.inf, **UNBOUNDED).train()
-    np.testing.assert_allclose(found.p, ETA * ODDS / (1 + ETA * ODDS), rtol=FAINT)
+    result = tabular(warmup_steps=500, normalise="none", blend=math.inf, **UNBOUNDED).train()
+    np.testing.assert_allclose(result.p, ETA * ODDS / (1 + ETA * ODDS), rtol=FAINT)
 
 
 # ---------------------------------------------------------------- fact 4
@@ -272,9 +272,9 @@ def test_fact_3_a_teacher_that_is_not_the_student_stops_the_collapse(tabular: Ta
 def test_fact_4_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_prediction(
     tabular: Tabular, settings: dict[str, Any]
 ) -> None:
-    found = tabular(**settings, **UNBOUNDED).train()
-    covariance = np.average((found.weight - 1) * found.p, weights=ETA)
-    totals = found.totals
+    result = tabular(**settings, **UNBOUNDED).train()
+    covariance = np.average((result.weight - 1) * result.p, weights=ETA)
+    totals = result.totals
     assert totals["weight"] / totals["clicks"] == pytest.approx(1.0, rel=1e-5)
     assert totals["predicted"] / totals["rows"] == pytest.approx(ETA.mean() * (1 - covariance), rel=1e-4)
     assert covariance > 0.01  # else the equation would say nothing
@@ -282,9 +282,9 @@ def test_fact_4_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_pre
 
 @pytest.mark.parametrize("blend", [1.0, math.inf])
 def test_fact_4_gradient_mass_keeps_the_mean_prediction(tabular: Tabular, blend: float) -> None:
-    found = tabular(warmup_steps=500, normalise="gradient_mass", blend=blend, **UNBOUNDED).train()
-    assert found.p.mean() == pytest.approx(ETA.mean(), rel=1e-4)
-    assert found.weight.std() > 0.1
+    result = tabular(warmup_steps=500, normalise="gradient_mass", blend=blend, **UNBOUNDED).train()
+    assert result.p.mean() == pytest.approx(ETA.mean(), rel=1e-4)
+    assert result.weight.std() > 0.1
 
 
 # ---------------------------------------------------------------- fact 5
@@ -306,10 +306,10 @@ def test_fact_5_weighting_at_the_optimum_is_a_monotone_map_and_leaves_auc(
 
 
 def test_fact_5_a_weight_that_does_not_rise_with_the_ctr_can_change_auc(tabular: Tabular) -> None:
-    found = tabular(source="item", items=[0, 100, 50, 20, 10, 5, 2, 1], blend=math.inf, **UNBOUNDED).train()
-    label = found.batch["label"]
-    best = auc(label, ETA[found.batch["ids"][:, 0] - 1])
-    worse = auc(label, found.rows.logit)
+    result = tabular(source="item", items=[0, 100, 50, 20, 10, 5, 2, 1], blend=math.inf, **UNBOUNDED).train()
+    label = result.batch["label"]
+    best = auc(label, ETA[result.batch["ids"][:, 0] - 1])
+    worse = auc(label, result.rows.logit)
     assert best is not None and worse is not None and worse < best - 0.01
 
 

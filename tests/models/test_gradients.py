@@ -14,7 +14,7 @@ from clsd.models import weights
 from clsd.models.adgate import AdGate
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import auc, sigmoid
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 from clsd.models.step_metrics import figures
 
 Batch = dict[str, Any]
@@ -51,8 +51,8 @@ def _own_gradients(model: ClsdModel, batch: Batch, step: Step) -> tuple[dict[str
 def _gradients(loss: Callable[[], Any], variables: list[Any]) -> dict[str, np.ndarray]:
     with tf.GradientTape() as tape:
         value = loss()
-    found = tape.gradient(value, variables)
-    return {v.name: tf.convert_to_tensor(g).numpy() for v, g in zip(variables, found, strict=True)}
+    result = tape.gradient(value, variables)
+    return {v.name: tf.convert_to_tensor(g).numpy() for v, g in zip(variables, result, strict=True)}
 
 
 def _assert_equal(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -123,7 +123,7 @@ def test_fact_6_each_side_of_the_wall_has_the_gradient_of_its_own_loss_alone(
         return tf.reduce_mean(weights.row_losses(model(batch), y, scores.weight.numpy()))
 
     def gate_loss() -> Any:
-        g = model.gate(model.group_ids(Rows.of(model.spec, ids, numbers)))
+        g = model.gate(model.group_ids(ModelInputs.of(model.spec, ids, numbers)))
         if gate == "calibration":
             return tf.reduce_mean((q + g - y) ** 2)
         return tf.reduce_sum(y * (q**0.8 + g - centre) ** 2) / y.sum()
@@ -142,13 +142,13 @@ def test_fact_6_nothing_has_a_gradient_across_the_wall(
     batch = {name: tf.constant(x) for name, x in make_batch().items()}
     with tf.GradientTape(persistent=True) as tape:
         s = model(batch)
-        found = model._weigh(batch, tf.sigmoid(s), batch["label"])  # with p as it is, the step's own is cut off
-        ctr_loss = tf.reduce_sum(weights.row_losses(s, batch["label"], found.click))
-        gate_loss = tf.reduce_sum(found.gate_losses * found.gate_rows)
+        result = model._weigh(batch, tf.sigmoid(s), batch["label"])  # with p as it is, the step's own is cut off
+        ctr_loss = tf.reduce_sum(weights.row_losses(s, batch["label"], result.click))
+        gate_loss = tf.reduce_sum(result.gate_losses * result.gate_rows)
     backbone, gates = model.backbone.trainable_variables, model.gate.trainable_variables
     assert [g for g in tape.gradient(ctr_loss, gates) if g is not None] == []
     assert [g for g in tape.gradient(gate_loss, backbone) if g is not None] == []
-    assert [g for g in tape.gradient(found.click, backbone) if g is not None] == []
+    assert [g for g in tape.gradient(result.click, backbone) if g is not None] == []
     assert None not in tape.gradient(ctr_loss, backbone) and None not in tape.gradient(gate_loss, gates)
 
 
@@ -256,9 +256,9 @@ def test_fact_6_a_gate_that_the_ctr_loss_reaches_runs_away(bound: float | None) 
 
 def test_fact_6_the_models_own_gate_does_not_run_away(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(gate_learning_rate=0.05)
-    run = tf.function(model.train_totals)
+    run = tf.function(model.train_metric_sums)
     batches = [{name: tf.constant(x) for name, x in make_batch(rows=256, seed=k).items()} for k in range(4)]
     losses = [figures(run(batches[k % 4]))["gate_loss"].numpy() for k in range(120)]
-    g = model.gate(model.group_ids(Rows.of(model.spec, batches[0]["ids"], batches[0]["values"]))).numpy()
+    g = model.gate(model.group_ids(ModelInputs.of(model.spec, batches[0]["ids"], batches[0]["values"]))).numpy()
     assert np.abs(g).max() < 0.5
     assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])

@@ -13,7 +13,7 @@ from clsd.models.backbones.registry import BACKBONES
 from clsd.models.calibration import Calibrator
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
-from clsd.models.model_inputs import Rows
+from clsd.models.model_inputs import ModelInputs
 
 MakeBatch = Callable[..., dict[str, Any]]
 MakeModel = Callable[..., ClsdModel]
@@ -28,14 +28,14 @@ OWN = [
 ]
 
 
-def in_parts(spec: InputSpec, batch: dict[str, Any], own: set[str], requests: int) -> tuple[Rows, Rows]:
+def in_parts(spec: InputSpec, batch: dict[str, Any], own: set[str], requests: int) -> tuple[ModelInputs, ModelInputs]:
     """A batch whose consecutive rows have all but ``own`` in common: in parts, and whole."""
     columns = spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     each = len(batch["ids"]) // max(requests, 1)
     request = {name: x[::each] for name, x in columns.items() if name not in own}
     mine = {name: x for name, x in columns.items() if name in own}
     whole = mine | {name: tf.repeat(x, each, axis=0) for name, x in request.items()}
-    return Rows(spec, mine, request), Rows(spec, whole)
+    return ModelInputs(spec, mine, request), ModelInputs(spec, whole)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def moved(make_model: MakeModel, make_batch: MakeBatch) -> Callable[..., ClsdMod
 
     def make(**settings: Any) -> ClsdModel:
         model = make_model(**settings)
-        model.train_totals({name: tf.constant(x) for name, x in make_batch().items()})
+        model.train_metric_sums({name: tf.constant(x) for name, x in make_batch().items()})
         generator = tf.random.Generator.from_seed(3)
         teacher = model.teacher.trainable_variables if model.teacher is not None else []
         for variable in model.backbone.trainable_variables + teacher:
@@ -64,9 +64,9 @@ def test_scores_are_those_of_whole_rows(
     model = moved(backbone=backbone)
     for requests in (1, 4, 12):
         parts, whole = in_parts(model.spec, make_batch(rows=12), own, requests)
-        found, wanted = model.score_rows(parts), model.score_rows(whole)
+        result, wanted = model.score_rows(parts), model.score_rows(whole)
         assert np.std(wanted.correction if own == {"city"} else wanted.logit) > 0.01  # the groups alone are no input
-        for name, ours, theirs in zip(found._fields, found, wanted, strict=True):
+        for name, ours, theirs in zip(result._fields, result, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
@@ -86,9 +86,9 @@ def test_a_graph_of_parts_gives_what_whole_rows_get(
     model = moved(backbone=backbone, **settings)
     for own in ({"item", "price"}, {"user", "age"}):
         parts, whole = in_parts(model.spec, make_batch(rows=12), own, 3)
-        score = tf.function(lambda own, shared: model.score_rows(Rows(model.spec, own, shared)))
-        found = score(dict(parts.columns), dict(parts.request))
-        for name, ours, theirs in zip(found._fields, found, model.score_rows(whole), strict=True):
+        score = tf.function(lambda own, shared: model.score_rows(ModelInputs(model.spec, own, shared)))
+        result = score(dict(parts.columns), dict(parts.request))
+        for name, ours, theirs in zip(result._fields, result, model.score_rows(whole), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
@@ -97,8 +97,8 @@ def test_cheap_scores_of_parts_are_those_of_whole_rows(moved: Callable[..., Clsd
     parts, whole = in_parts(model.spec, make_batch(rows=12), {"item", "band"}, 3)
     rng = np.random.default_rng(1)
     calibrator = Calibrator.fit(*rng.normal(size=(2, 400)), rng.uniform(0.5, 2.0, 400))
-    found, wanted = (model.score_cheaply(rows, calibrator) for rows in (parts, whole))
-    for ours, theirs in zip(found, wanted, strict=True):
+    result, wanted = (model.score_cheaply(rows, calibrator) for rows in (parts, whole))
+    for ours, theirs in zip(result, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
@@ -108,10 +108,10 @@ def test_no_rows_have_no_scores(moved: Callable[..., ClsdModel], make_batch: Mak
     batch = {name: x[:0] for name, x in make_batch(rows=1).items()}
     columns = model.spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     mine, request = {"item": columns.pop("item")}, columns
-    assert model.score_rows(Rows(model.spec, mine, request)).logit.shape == (0,)
+    assert model.score_rows(ModelInputs(model.spec, mine, request)).logit.shape == (0,)
     full = model.spec.columns(*(tf.constant(make_batch(rows=2)[name]) for name in ("ids", "values")))
     full.pop("item")
-    assert model.score_rows(Rows(model.spec, mine, full)).logit.shape == (0,)  # users without a candidate
+    assert model.score_rows(ModelInputs(model.spec, mine, full)).logit.shape == (0,)  # users without a candidate
 
 
 def test_a_graph_reads_what_a_request_has_in_common_once(
@@ -124,7 +124,7 @@ def test_a_graph_reads_what_a_request_has_in_common_once(
 
     @tf.function
     def logit(own: dict[str, Any], shared: dict[str, Any]) -> Any:
-        return model.score_rows(Rows(model.spec, own, shared)).logit
+        return model.score_rows(ModelInputs(model.spec, own, shared)).logit
 
     graph = logit.get_concrete_function(dict(parts.columns), dict(parts.request)).graph
     first = model.backbone.deep.layers[0]
@@ -136,7 +136,7 @@ def test_a_graph_reads_what_a_request_has_in_common_once(
 
 def test_the_columns_of_a_batch_are_its_features(spec: InputSpec, make_batch: MakeBatch) -> None:
     batch = make_batch()
-    rows = Rows.of(spec, tf.constant(batch["ids"]), tf.constant(batch["values"]))
+    rows = ModelInputs.of(spec, tf.constant(batch["ids"]), tf.constant(batch["values"]))
     assert rows.columns.keys() == {"user", "item", "price", "band", "city", "genres", "history", "age"}
     np.testing.assert_array_equal(rows.column("city"), batch["ids"][:, 3])
     np.testing.assert_array_equal(rows.column("history"), batch["ids"][:, 7:])

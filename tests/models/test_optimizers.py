@@ -58,10 +58,10 @@ GRADIENTS = [
 
 
 def _summed(rows: list[int], values: Any) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
+    result: dict[int, np.ndarray] = {}
     for row, value in zip(rows, values, strict=True):
-        found[row] = found.get(row, np.zeros(2)) + np.asarray(value)
-    return found
+        result[row] = result.get(row, np.zeros(2)) + np.asarray(value)
+    return result
 
 
 def test_rowwise_adagrad_by_hand() -> None:

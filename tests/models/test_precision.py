@@ -37,11 +37,11 @@ def both(spec: InputSpec, batch: dict[str, Any], backbone: str, **options: Any) 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_logits_are_float32_and_near_those_of_float32(spec: InputSpec, make_batch: MakeBatch, backbone: str) -> None:
     exact, mixed, inputs = both(spec, make_batch(rows=64), backbone, hidden_units=[16, 8])
-    found, wanted = mixed(inputs), exact(inputs)
-    assert found.dtype == tf.float32
+    result, wanted = mixed(inputs), exact(inputs)
+    assert result.dtype == tf.float32
     # bfloat16 has 8 bits: each layer errs by some 2**-8 of what it gives, and 7 backbones have up to 6 of them.
-    np.testing.assert_allclose(found, wanted, atol=0.03 * max(1.0, np.abs(wanted).max()))
-    assert not np.allclose(found, wanted, rtol=1e-5, atol=1e-6), "nothing computed in bfloat16"
+    np.testing.assert_allclose(result, wanted, atol=0.03 * max(1.0, np.abs(wanted).max()))
+    assert not np.allclose(result, wanted, rtol=1e-5, atol=1e-6), "nothing computed in bfloat16"
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -80,11 +80,11 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
             prior_ctr=0.4,
             precision=precision,
         )
-        step = tf.function(model.train_totals)
-        found = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(80)]
-        losses = [np.sum(part, axis=0)[1] for part in (found[:40], found[40:])]
+        step = tf.function(model.train_metric_sums)
+        result = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(80)]
+        losses = [np.sum(part, axis=0)[1] for part in (result[:40], result[40:])]
         assert losses[1] < 0.97 * losses[0], "nothing was learnt"
-        totals[precision] = np.sum(found[40:], axis=0)[:6]
+        totals[precision] = np.sum(result[40:], axis=0)[:6]
     # Rows, losses, predicted, clicks, and the weights' sum and sum of squares.
     np.testing.assert_allclose(totals["mixed_bfloat16"], totals["float32"], rtol=0.01)
     _, _, _, clicks, weight, squared = totals["mixed_bfloat16"]

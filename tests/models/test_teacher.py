@@ -14,7 +14,7 @@ from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
 from clsd.models.metrics import sigmoid
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from clsd.models.step_metrics import TOTALS
+from clsd.models.step_metrics import METRIC_SUMS
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -28,12 +28,12 @@ BARE = {"normalise": "none", "blend": math.inf, "gate": "off", "eps": 1e-6}
 
 
 def _named(totals: np.ndarray) -> dict[str, float]:
-    return dict(zip(TOTALS, totals.tolist(), strict=True))
+    return dict(zip(METRIC_SUMS, totals.tolist(), strict=True))
 
 
 def _trace(model: ClsdModel, batches: list[Batch], values: Values) -> tuple[list[Any], list[Any]]:
     """Backbone and teacher before the first and after every step, the steps in one tf.function as in training."""
-    run = tf.function(model.train_totals)
+    run = tf.function(model.train_metric_sums)
     backbone, teacher = [values(model.backbone)], [values(model.teacher)]
     for batch in batches:
         run({name: tf.constant(x) for name, x in batch.items()})

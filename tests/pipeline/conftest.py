@@ -73,9 +73,9 @@ def state_of() -> Callable[[Path], dict[str, Any]]:
     """How far a run is by its newest checkpoint."""
 
     def read(run: Path) -> dict[str, Any]:
-        found = Checkpoints(run / "checkpoints").newest()
-        assert found is not None
-        return found[1]
+        result = Checkpoints(run / "checkpoints").newest()
+        assert result is not None
+        return result[1]
 
     return read
 

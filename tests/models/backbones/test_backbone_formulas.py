@@ -193,14 +193,14 @@ def test_autoint_is_its_formula(
     def attend(layer: Any, fields: np.ndarray) -> np.ndarray:
         out = []
         for m in range(len(fields)):
-            found = []
+            result = []
             for head in range(heads):
                 own = slice(head * dim, (head + 1) * dim)
                 query = fields[m] @ _kernel(layer.query)[:, own]
                 alike = [math.exp(query @ (e @ _kernel(layer.key)[:, own])) for e in fields]
                 values = [e @ _kernel(layer.value)[:, own] for e in fields]
-                found.append(sum(a * v for a, v in zip(alike, values, strict=True)) / sum(alike))
-            out.append(np.maximum(np.concatenate(found) + fields[m] @ _kernel(layer.residual), 0))
+                result.append(sum(a * v for a, v in zip(alike, values, strict=True)) / sum(alike))
+            out.append(np.maximum(np.concatenate(result) + fields[m] @ _kernel(layer.residual), 0))
         return np.array(out)
 
     expected = []
@@ -323,5 +323,5 @@ def test_an_empty_history_is_the_vector_zero(spec: InputSpec, make_batch: MakeBa
         (layer,) = model.interests
         ids = inputs["history"]
         target = model.embedding(inputs)[:, 1]
-        found = layer(model.embedding.tables["item"](ids), target, ids != 0)
-        np.testing.assert_array_equal(found, np.zeros((2, DIM)))
+        result = layer(model.embedding.tables["item"](ids), target, ids != 0)
+        np.testing.assert_array_equal(result, np.zeros((2, DIM)))

@@ -150,8 +150,8 @@ def test_fits_restores_and_exports(
     assert not np.allclose(restored.score(ids, values).logit, expected.logit, atol=1e-3)
     path = tf.train.Checkpoint(model=model).write(str(tmp_path / "weights"))
     tf.train.Checkpoint(model=restored).read(path).assert_existing_objects_matched().expect_partial()
-    for found, wanted in zip(restored.score(ids, values), expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for result, wanted in zip(restored.score(ids, values), expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
 
     served = tf.Module()
     served.weights = model.variables
@@ -159,8 +159,8 @@ def test_fits_restores_and_exports(
     served.score = tf.function(lambda ids, values: tuple(model.score(ids, values)), input_signature=signature)
     tf.saved_model.save(served, str(tmp_path / "served"))
     loaded = tf.saved_model.load(str(tmp_path / "served"))
-    for found, wanted in zip(loaded.score(ids[:7], values[:7]), expected, strict=True):
-        np.testing.assert_allclose(found, wanted[:7], rtol=1e-5, atol=1e-6)
+    for result, wanted in zip(loaded.score(ids[:7], values[:7]), expected, strict=True):
+        np.testing.assert_allclose(result, wanted[:7], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -92,12 +92,12 @@ def test_a_linear_law_is_recovered_within_the_range_that_was_seen() -> None:
     rng = np.random.default_rng(0)
     s, g = rng.normal(-2, 1, 400), rng.choice([-0.3, 0.1, 0.2], 400)
     log_w = 0.3 + 0.2 * s - 0.7 * g
-    found = Calibrator.fit(s, g, np.exp(log_w))
-    assert found is not None
-    assert found[:3] == pytest.approx((0.3, 0.2, -0.7), abs=1e-9)
-    assert (found.low, found.high) == pytest.approx((log_w.min(), log_w.max()))
-    np.testing.assert_allclose(found.log_weight(s.astype(np.float32), g.astype(np.float32)), log_w, atol=1e-5)
-    beyond = found.log_weight(tf.constant([-99.0, 99.0]), tf.constant([0.0, 0.0]))
+    result = Calibrator.fit(s, g, np.exp(log_w))
+    assert result is not None
+    assert result[:3] == pytest.approx((0.3, 0.2, -0.7), abs=1e-9)
+    assert (result.low, result.high) == pytest.approx((log_w.min(), log_w.max()))
+    np.testing.assert_allclose(result.log_weight(s.astype(np.float32), g.astype(np.float32)), log_w, atol=1e-5)
+    beyond = result.log_weight(tf.constant([-99.0, 99.0]), tf.constant([0.0, 0.0]))
     np.testing.assert_allclose(beyond, [log_w.min(), log_w.max()], rtol=1e-6)
 
 
@@ -105,10 +105,10 @@ def test_noise_is_fitted_by_least_squares_and_no_gate_has_no_coefficient() -> No
     rng = np.random.default_rng(1)
     s = rng.normal(size=300)
     log_w = 0.5 * s + rng.normal(scale=0.1, size=300)
-    found = Calibrator.fit(s, np.zeros(300), np.exp(log_w))
-    assert found is not None
+    result = Calibrator.fit(s, np.zeros(300), np.exp(log_w))
+    assert result is not None
     slope, intercept = np.polyfit(s, log_w, 1)
-    assert found[:3] == pytest.approx((intercept, slope, 0.0), abs=1e-9)
+    assert result[:3] == pytest.approx((intercept, slope, 0.0), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def test_calibration_is_reported_before_and_after_overall_and_by_group(
     ids = rows["ids"][:, thin.schema.id_slices["age_band"].start]
     assert len(metrics["groups"]["age_band"]) > 3
     for code in np.unique(ids):
-        mine, found = ids == code, metrics["groups"]["age_band"][names[code]]
+        mine, result = ids == code, metrics["groups"]["age_band"][names[code]]
         for prefix, logit in (("", logits["score"]), ("ctr_", logits["ctr"])):
             ratio = _sigmoid(logit[mine]).mean() / rows["label"][mine].mean()
-            assert found[f"{prefix}predicted_over_real"] == pytest.approx(ratio, rel=1e-4)
-            assert 0 < found[f"{prefix}ece"] < 1
+            assert result[f"{prefix}predicted_over_real"] == pytest.approx(ratio, rel=1e-4)
+            assert 0 < result[f"{prefix}ece"] < 1
 
 
 def test_the_cheap_calibration_of_a_separate_teacher_is_fitted_on_validation_rows_and_measured_on_test_rows(
@@ -257,13 +257,13 @@ def test_a_model_without_a_separate_teacher_has_no_cheap_calibration(
 @pytest.fixture(scope="module")
 def exported(thin: Dataset, thin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same model by both calibrations; each passed its canary, or it would not be there."""
-    root, found = tmp_path_factory.mktemp("exported"), {}
+    root, result = tmp_path_factory.mktemp("exported"), {}
     for kind in ("exact", "cheap"):
         run = Path(shutil.copytree(thin_run, root / f"run-{kind}"))
         config = load_config(run / "config.yaml", [f"export.calibration={kind}"])
         (run / "config.yaml").write_text(dump_config(config))
-        found[kind] = export(thin, run, root / kind, version=1)
-    return found
+        result[kind] = export(thin, run, root / kind, version=1)
+    return result
 
 
 def _golden(model: Path) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def test_the_export_of_a_control_is_refused_in_one_line(
 def test_a_cheap_calibration_needs_a_validation_split(
     make_config: Make, small_dataset: Dataset, small_run: Path
 ) -> None:
-    splits = {name: found for name, found in small_dataset.manifest["splits"].items() if name != "validation"}
+    splits = {name: result for name, result in small_dataset.manifest["splits"].items() if name != "validation"}
     bare = Dataset(small_dataset.directory, {**small_dataset.manifest, "splits": splits}, small_dataset.schema)
     _, model = load_trained(small_run, bare)
     with pytest.raises(UserError, match=r"has no validation split .*; set export.calibration: exact"):

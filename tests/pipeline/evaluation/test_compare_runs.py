@@ -113,9 +113,9 @@ def compared(config: Config, tiny_dataset: Dataset, killed: tuple[Path, dict[str
     return out, compare(config, tiny_dataset, out, variants=["configured", "fierce"], seeds=2)
 
 
-def _figures(found: dict[str, Any]) -> dict[str, Any]:
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
     """What a comparison found, without how long it took."""
-    kept: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key != "seconds"}))
+    kept: dict[str, Any] = json.loads(json.dumps({key: value for key, value in result.items() if key != "seconds"}))
     for variant in kept["variants"].values():
         variant["metrics"].pop("seconds_per_step", None)
     return kept
@@ -140,9 +140,9 @@ def test_a_killed_comparison_goes_on_and_trains_nothing_twice(
 
 
 def test_every_variant_of_a_seed_starts_from_its_warm_up(compared: tuple[Path, dict[str, Any]]) -> None:
-    out, found = compared
-    assert list(found["variants"]) == NAMES
-    assert found["seeds"] == SEEDS
+    out, result = compared
+    assert list(result["variants"]) == NAMES
+    assert result["seeds"] == SEEDS
     firsts = {seed: [_history(out / f"seed-{seed}" / name)[0] for name in NAMES] for seed in SEEDS}
     for seed, epochs in firsts.items():
         assert all(epoch == epochs[0] for epoch in epochs), seed
@@ -167,7 +167,7 @@ def test_plain_is_plain_training_from_the_same_warm_up(
 def test_what_is_lost_is_made_again_with_the_same_figures(
     config: Config, tiny_dataset: Dataset, compared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    out, found = compared
+    out, result = compared
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
     (copy / "seed-7" / "permuted" / "result.json").unlink()  # trained, and not measured
     shutil.rmtree(copy / "seed-8" / "tce")
@@ -181,7 +181,7 @@ def test_what_is_lost_is_made_again_with_the_same_figures(
     after = _results(copy)
     assert len(after) == len(before) + 3
     assert {path: after[path] for path in before} == before
-    assert _figures(again) == _figures(found)
+    assert _figures(again) == _figures(result)
     assert json.loads((copy / "compare.json").read_text()) == json.loads(json.dumps(again))
 
 
@@ -195,8 +195,8 @@ def test_results_of_other_settings_are_refused_or_made_anew(
     with pytest.raises(UserError, match=r"seed-7/plain: holds the result of other settings or data; pass --overwrite"):
         compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False)
     assert _results(copy) == before
-    found = compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False, overwrite=True)
-    assert found["variants"]["plain"]["epochs"] == [2]
+    result = compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False, overwrite=True)
+    assert result["variants"]["plain"]["epochs"] == [2]
     assert len(_history(copy / "seed-7" / "plain")) == 2
     after = _results(copy)
     assert [path for path in before if after[path] != before[path]] == ["seed-7/plain/result.json"]
@@ -209,8 +209,8 @@ def test_what_is_measured_otherwise_is_measured_anew_and_not_trained(
     raw = config.model_dump(mode="python", by_alias=True)
     other = parse_config({**raw, "compare": {**raw["compare"], "ndcg_at": 2}}, "test config")
     weights = {path: path.stat().st_mtime_ns for path in copy.rglob("best/*")}
-    found = compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False)
-    value = found["variants"]["plain"]["metrics"]["ndcg"]["mean"]
+    result = compare(other, tiny_dataset, copy, variants=["plain"], seeds=1, controls=False)
+    value = result["variants"]["plain"]["metrics"]["ndcg"]["mean"]
     scores = np.load(copy / "seed-7" / "plain" / "scores.npz")
     expected, _ = ndcg(scores["user"], scores["logit"], np.nan_to_num(scores["intensity"]) * scores["label"], 2)
     assert value == pytest.approx(expected, abs=1e-12)
@@ -225,7 +225,7 @@ def test_what_is_measured_otherwise_is_measured_anew_and_not_trained(
 
 
 def test_a_result_is_what_the_scores_say(tiny_dataset: Dataset, compared: tuple[Path, dict[str, Any]]) -> None:
-    out, found = compared
+    out, result = compared
     for name in NAMES:
         scores = np.load(out / "seed-8" / name / "scores.npz")
         metrics = _result(out, 8, name)["metrics"]
@@ -233,13 +233,13 @@ def test_a_result_is_what_the_scores_say(tiny_dataset: Dataset, compared: tuple[
         assert metrics["auc"] == pytest.approx(roc_auc_score(scores["label"], scores["logit"]), abs=1e-9)
         p = 1 / (1 + np.exp(-scores["logit"].astype(np.float64)))
         assert metrics["predicted_over_real_score"] == pytest.approx(p.mean() / scores["label"].mean())
-        assert found["variants"][name]["metrics"]["auc"]["values"][1] == metrics["auc"]
+        assert result["variants"][name]["metrics"]["auc"]["values"][1] == metrics["auc"]
 
 
 def test_differences_and_tests_are_those_of_numpy_and_scipy(compared: tuple[Path, dict[str, Any]]) -> None:
-    out, found = compared
-    assert list(found["differences"]) == ["plain", "permuted", "popularity"]
-    for reference, by_metric in found["differences"].items():
+    out, result = compared
+    assert list(result["differences"]) == ["plain", "permuted", "popularity"]
+    for reference, by_metric in result["differences"].items():
         assert tuple(by_metric) == TESTED
         for metric, by_name in by_metric.items():
             assert list(by_name) == [name for name in NAMES if name != reference]
@@ -261,10 +261,10 @@ def test_differences_and_tests_are_those_of_numpy_and_scipy(compared: tuple[Path
 
 
 def test_one_pair_is_held_against_plain_over_users(compared: tuple[Path, dict[str, Any]]) -> None:
-    out, found = compared
-    assert (found["bootstrap"]["reference"], found["bootstrap"]["seed"]) == ("plain", 7)
-    assert list(found["bootstrap"]["variants"]) == [name for name in NAMES if name != "plain"]
-    for name, by_metric in found["bootstrap"]["variants"].items():
+    out, result = compared
+    assert (result["bootstrap"]["reference"], result["bootstrap"]["seed"]) == ("plain", 7)
+    assert list(result["bootstrap"]["variants"]) == [name for name in NAMES if name != "plain"]
+    for name, by_metric in result["bootstrap"]["variants"].items():
         assert set(by_metric) == {"auc", "gauc", "ndcg"}
         for metric, interval in by_metric.items():
             mine, theirs = (_result(out, 7, which)["metrics"][metric] for which in (name, "plain"))
@@ -274,8 +274,8 @@ def test_one_pair_is_held_against_plain_over_users(compared: tuple[Path, dict[st
 
 
 def test_what_collapsed_carries_the_mark_and_nothing_else_does(compared: tuple[Path, dict[str, Any]]) -> None:
-    _, found = compared
-    marked = {name: variant["collapsed"] for name, variant in found["variants"].items() if variant["collapsed"]}
+    _, result = compared
+    marked = {name: variant["collapsed"] for name, variant in result["variants"].items() if variant["collapsed"]}
     assert set(marked) == {"fierce"}
     assert set(marked["fierce"]) == {"7", "8"}
     assert "train.monitor.predicted_over_real" in marked["fierce"]["7"]
@@ -285,9 +285,9 @@ def test_what_collapsed_carries_the_mark_and_nothing_else_does(compared: tuple[P
 
 
 def test_the_page_fetches_nothing_and_shows_every_interval(compared: tuple[Path, dict[str, Any]]) -> None:
-    out, found = compared
+    out, result = compared
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == len(found["differences"]) * len(TESTED)
+    assert page.count("<svg") == len(result["differences"]) * len(TESTED)
     fetched = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)([^"')\s>]+)""", page)
     assert [address for address in fetched if not address.startswith("#")] == []
     assert "<script" not in page
@@ -297,14 +297,14 @@ def test_the_page_fetches_nothing_and_shows_every_interval(compared: tuple[Path,
     assert collapsed[0] == "fierce"
     assert "seed 7, the mean prediction is" in collapsed[1]
     tables = (out / "compare.md").read_text()
-    assert tables.count("| fierce (collapsed) |") == len(found["differences"])
+    assert tables.count("| fierce (collapsed) |") == len(result["differences"])
 
 
 def test_what_was_left_out_is_shown_with_its_reason(
     config: Config, tiny_dataset: Dataset, compared: tuple[Path, dict[str, Any]]
 ) -> None:
-    found = {**compared[1], "left_out": {"oracle": "the log has no intensity"}}
-    page = render(config, tiny_dataset.manifest, found)
+    result = {**compared[1], "left_out": {"oracle": "the log has no intensity"}}
+    page = render(config, tiny_dataset.manifest, result)
     assert "left out: the log has no intensity" in page
 
 

@@ -31,7 +31,7 @@ def _runs(auc: list[float | None], *, collapsed: dict[int, str] | None = None, *
 
 
 @pytest.fixture
-def found(make_config: Make) -> dict[str, Any]:
+def result(make_config: Make) -> dict[str, Any]:
     """Three seeds: steady and shaky differences, one metric undefined in a seed, one collapsed."""
     config = make_config(compare={"references": ["plain", "popularity", "not-there"]})
     results = {
@@ -41,29 +41,29 @@ def found(make_config: Make) -> dict[str, Any]:
         "paper": _runs([0.60, None, 0.65], collapsed={1: "the mean prediction is 0.1 of the CTR"}),
         "stable": _runs([0.71, 0.73, 0.75]),
     }
-    found = compare_results(config, results, {})
-    return {**found, "left_out": {}}
+    result = compare_results(config, results, {})
+    return {**result, "left_out": {}}
 
 
-def test_means_and_deviations_are_over_the_seeds_that_have_the_metric(found: dict[str, Any]) -> None:
-    assert found["seeds"] == [1, 2, 3]
-    auc = found["variants"]["configured"]["metrics"]["auc"]
+def test_means_and_deviations_are_over_the_seeds_that_have_the_metric(result: dict[str, Any]) -> None:
+    assert result["seeds"] == [1, 2, 3]
+    auc = result["variants"]["configured"]["metrics"]["auc"]
     assert auc["mean"] == pytest.approx(0.731)
     assert auc["sd"] == pytest.approx(0.01995, abs=1e-5)
-    paper = found["variants"]["paper"]["metrics"]["auc"]
+    paper = result["variants"]["paper"]["metrics"]["auc"]
     assert paper == {
         "mean": pytest.approx(0.625),
         "sd": pytest.approx(0.0353553, abs=1e-6),
         "values": [0.60, None, 0.65],
     }
-    assert "ndcg" not in found["variants"]["plain"]["metrics"]
-    assert found["variants"]["plain"]["metrics"]["seconds_per_step"]["mean"] == pytest.approx(0.002)
-    assert found["variants"]["plain"]["epochs"] == [2, 3, 4]
+    assert "ndcg" not in result["variants"]["plain"]["metrics"]
+    assert result["variants"]["plain"]["metrics"]["seconds_per_step"]["mean"] == pytest.approx(0.002)
+    assert result["variants"]["plain"]["epochs"] == [2, 3, 4]
 
 
-def test_differences_are_paired_over_the_seeds_that_both_have(found: dict[str, Any]) -> None:
-    assert list(found["differences"]) == ["plain", "popularity"]
-    against = found["differences"]["plain"]["auc"]
+def test_differences_are_paired_over_the_seeds_that_both_have(result: dict[str, Any]) -> None:
+    assert list(result["differences"]) == ["plain", "popularity"]
+    against = result["differences"]["plain"]["auc"]
     assert list(against) == ["configured", "popularity", "paper", "stable"]
     assert against["configured"]["mean"] == pytest.approx(0.011)
     assert against["configured"]["n"] == 3
@@ -71,58 +71,58 @@ def test_differences_are_paired_over_the_seeds_that_both_have(found: dict[str, A
     # The same difference in every seed: no test divides by 0.
     assert (against["stable"]["mean"], against["stable"]["sd"]) == (pytest.approx(0.01), 0.0)
     assert against["stable"]["p"] is against["stable"]["p_corrected"] is None
-    assert found["differences"]["plain"]["gauc"] == {}  # nobody else has it
-    assert list(found["differences"]["plain"]["log_loss"]) == ["configured"]
+    assert result["differences"]["plain"]["gauc"] == {}  # nobody else has it
+    assert list(result["differences"]["plain"]["log_loss"]) == ["configured"]
 
 
-def test_each_metric_is_a_family_of_tests_of_its_own(found: dict[str, Any]) -> None:
-    auc = found["differences"]["plain"]["auc"]
+def test_each_metric_is_a_family_of_tests_of_its_own(result: dict[str, Any]) -> None:
+    auc = result["differences"]["plain"]["auc"]
     p = {name: auc[name]["p"] for name in ("configured", "popularity", "paper")}
     assert p["configured"] < p["paper"] < p["popularity"]
     assert auc["configured"]["p_corrected"] == pytest.approx(3 * p["configured"])
     assert auc["paper"]["p_corrected"] == pytest.approx(2 * p["paper"])
     assert auc["popularity"]["p_corrected"] == pytest.approx(max(2 * p["paper"], p["popularity"]))
-    alone = found["differences"]["plain"]["log_loss"]["configured"]
+    alone = result["differences"]["plain"]["log_loss"]["configured"]
     assert alone["p_corrected"] == alone["p"]
 
 
 def test_one_seed_has_differences_and_no_test(make_config: Make) -> None:
-    found = compare_results(make_config(), {"plain": _runs([0.7]), "configured": _runs([0.8])}, {})
-    pair = found["differences"]["plain"]["auc"]["configured"]
+    result = compare_results(make_config(), {"plain": _runs([0.7]), "configured": _runs([0.8])}, {})
+    pair = result["differences"]["plain"]["auc"]["configured"]
     assert pair["mean"] == pytest.approx(0.1)
     assert {pair[key] for key in ("sd", "low", "high", "p", "p_corrected")} == {None}
-    assert found["variants"]["plain"]["metrics"]["auc"]["sd"] is None
-    assert difference(found, "plain", "auc", "configured") == "+1000.0"
+    assert result["variants"]["plain"]["metrics"]["auc"]["sd"] is None
+    assert difference(result, "plain", "auc", "configured") == "+1000.0"
 
 
-def test_what_collapsed_is_said_by_seed(found: dict[str, Any]) -> None:
-    assert found["variants"]["paper"]["collapsed"] == {"1": "the mean prediction is 0.1 of the CTR"}
-    assert all(not variant["collapsed"] for name, variant in found["variants"].items() if name != "paper")
+def test_what_collapsed_is_said_by_seed(result: dict[str, Any]) -> None:
+    assert result["variants"]["paper"]["collapsed"] == {"1": "the mean prediction is 0.1 of the CTR"}
+    assert all(not variant["collapsed"] for name, variant in result["variants"].items() if name != "paper")
 
 
-def test_cells_are_the_mean_difference_its_deviation_and_a_star(found: dict[str, Any]) -> None:
-    assert difference(found, "plain", "auc", "plain") == "0.7200"  # the reference's own
-    assert difference(found, "plain", "auc", "configured") == "+110.0 ± 1.0 *"
-    assert difference(found, "plain", "auc", "popularity") == "+33.3 ± 208.2"
-    assert difference(found, "plain", "auc", "stable") == "+100.0 ± 0.0"
-    assert difference(found, "plain", "log_loss", "paper") == "undefined"
-    assert value(found["variants"]["plain"], "ndcg") == "-"
-    assert value(found["variants"]["plain"], "seconds_per_step") == "2.0"
-    pair = found["differences"]["plain"]["auc"]["configured"]
+def test_cells_are_the_mean_difference_its_deviation_and_a_star(result: dict[str, Any]) -> None:
+    assert difference(result, "plain", "auc", "plain") == "0.7200"  # the reference's own
+    assert difference(result, "plain", "auc", "configured") == "+110.0 ± 1.0 *"
+    assert difference(result, "plain", "auc", "popularity") == "+33.3 ± 208.2"
+    assert difference(result, "plain", "auc", "stable") == "+100.0 ± 0.0"
+    assert difference(result, "plain", "log_loss", "paper") == "undefined"
+    assert value(result["variants"]["plain"], "ndcg") == "-"
+    assert value(result["variants"]["plain"], "seconds_per_step") == "2.0"
+    pair = result["differences"]["plain"]["auc"]["configured"]
     assert beyond_chance({"level": 0.95}, {**pair, "p_corrected": 0.049})
     assert not beyond_chance({"level": 0.95}, {**pair, "p_corrected": 0.051})
     assert not beyond_chance({"level": 0.99}, {**pair, "p_corrected": 0.049})
 
 
-def test_the_terminal_and_markdown_show_every_variant_and_the_metrics_that_there_are(found: dict[str, Any]) -> None:
+def test_the_terminal_and_markdown_show_every_variant_and_the_metrics_that_there_are(result: dict[str, Any]) -> None:
     out = StringIO()
-    Console(file=out, width=200).print(table(found, "plain"))
+    Console(file=out, width=200).print(table(result, "plain"))
     said = out.getvalue()
     assert "against plain, test split, 3 seeds" in said
     assert TESTED["auc"].label in said
     assert TESTED["ndcg"].label not in said
     assert "paper (collapsed)" in said
-    written = markdown(found)
+    written = markdown(result)
     rows = [line for line in written.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 * (1 + 5)
     assert all(line.count("|") == rows[0].count("|") for line in rows[:6])

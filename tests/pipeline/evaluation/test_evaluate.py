@@ -13,7 +13,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.evaluation.evaluate import evaluate
-from clsd.pipeline.evaluation.rank_correlations import partial_spearman, relate, spearman, within_user_spearman
+from clsd.pipeline.evaluation.rank_correlations import (
+    partial_spearman,
+    rank_correlations,
+    spearman,
+    within_user_spearman,
+)
 from clsd.pipeline.shared.config import EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.scoring import Scorer
@@ -58,10 +63,10 @@ def test_metrics_are_those_of_a_reference(evaluated: tuple[Path, dict[str, Any]]
 def test_groups_add_up_to_the_whole(evaluated: tuple[Path, dict[str, Any]]) -> None:
     _, metrics = evaluated
     for group in ("age_band", "gender"):
-        found = metrics["groups"][group].values()
-        assert sum(g["rows"] for g in found) == metrics["score"]["rows"]
-        assert sum(g["clicks"] for g in found) == metrics["score"]["clicks"]
-        assert sum(g["confidence"]["rows"] for g in found) == metrics["score"]["clicks"]
+        result = metrics["groups"][group].values()
+        assert sum(g["rows"] for g in result) == metrics["score"]["rows"]
+        assert sum(g["clicks"] for g in result) == metrics["score"]["clicks"]
+        assert sum(g["confidence"]["rows"] for g in result) == metrics["score"]["clicks"]
 
 
 def test_the_report_is_one_page_that_fetches_nothing(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -111,7 +116,7 @@ def test_partial_correlation_removes_what_popularity_explains() -> None:
 
 
 def test_what_is_undefined_is_left_out_with_its_reason() -> None:
-    found = relate(np.ones(5), np.arange(5.0), np.arange(5), None)
-    assert "spearman" not in found
-    assert "within_user" not in found
-    assert set(found["undefined"]) == {"spearman", "within_user", "given_popularity"}
+    result = rank_correlations(np.ones(5), np.arange(5.0), np.arange(5), None)
+    assert "spearman" not in result
+    assert "within_user" not in result
+    assert set(result["undefined"]) == {"spearman", "within_user", "given_popularity"}

@@ -33,20 +33,20 @@ def _two_models(
 def test_paired_equals_scipy(seed: int, n: int, level: float) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(0.71, 0.01, n), rng.normal(0.70, 0.01, n)
-    found, d = paired(a - b, level), a - b
+    result, d = paired(a - b, level), a - b
     low, high = stats.t.interval(level, n - 1, loc=d.mean(), scale=stats.sem(d))
     expected = Paired(n, d.mean(), d.std(ddof=1), low, high, stats.ttest_rel(a, b).pvalue)
-    assert found.p_corrected is None
+    assert result.p_corrected is None
     given = {name: value for name, value in asdict(expected).items() if value is not None}
-    assert {name: asdict(found)[name] for name in given} == pytest.approx(given, rel=1e-9)
-    assert paired(d.tolist(), level) == found
+    assert {name: asdict(result)[name] for name in given} == pytest.approx(given, rel=1e-9)
+    assert paired(d.tolist(), level) == result
 
 
 def test_paired_excludes_zero_from_the_interval_exactly_where_p_is_small() -> None:
     for seed in range(40):
-        found = paired(np.random.default_rng(seed).normal(0.8, 1, 5))
-        assert found.low is not None and found.high is not None and found.p is not None
-        assert (found.low > 0 or found.high < 0) == (found.p < 0.05)
+        result = paired(np.random.default_rng(seed).normal(0.8, 1, 5))
+        assert result.low is not None and result.high is not None and result.p is not None
+        assert (result.low > 0 or result.high < 0) == (result.p < 0.05)
 
 
 def test_paired_of_fewer_than_two_has_no_spread() -> None:
@@ -121,7 +121,7 @@ def test_weighted_auc_without_both_classes_is_not_defined() -> None:
 def test_bootstrap_equals_taking_the_drawn_users_rows_in_a_loop(seed: int) -> None:
     label, a, b, user = _two_models(seed, users=12, rows=8, better=0.3)
     gain = label * np.random.default_rng(seed).integers(1, 4, len(label))
-    found = bootstrap_users(label, a, b, user, rounds=40, seed=seed, gain=gain, k=3, level=0.9)
+    result = bootstrap_users(label, a, b, user, rounds=40, seed=seed, gain=gain, k=3, level=0.9)
     rng = np.random.default_rng(seed)
     rounds: dict[str, list[float]] = {"auc": [], "gauc": [], "ndcg": []}
     for _ in range(40):
@@ -138,18 +138,18 @@ def test_bootstrap_equals_taking_the_drawn_users_rows_in_a_loop(seed: int) -> No
         "gauc": gauc(label, b, user)[0] - gauc(label, a, user)[0],
         "ndcg": ndcg(user, b, gain, 3)[0] - ndcg(user, a, gain, 3)[0],
     }
-    assert list(found) == list(rounds)
+    assert list(result) == list(rounds)
     for name, values in rounds.items():
         low, high = np.quantile(values, [0.05, 0.95])
         p = 2 * min(np.mean(np.array(values) <= 0), np.mean(np.array(values) >= 0))
         expected = Interval(observed[name], low, high, min(max(p, 1 / 41), 1.0))
-        assert asdict(found[name]) == pytest.approx(asdict(expected), abs=1e-12)
+        assert asdict(result[name]) == pytest.approx(asdict(expected), abs=1e-12)
 
 
 def test_models_that_order_alike_do_not_differ() -> None:
     label, a, _, user = _two_models(0)
-    found = bootstrap_users(label, a, 3 * a - 1, user, rounds=50, seed=0, gain=label)
-    assert found == dict.fromkeys(("auc", "gauc", "ndcg"), Interval(0.0, 0.0, 0.0, 1.0))
+    result = bootstrap_users(label, a, 3 * a - 1, user, rounds=50, seed=0, gain=label)
+    assert result == dict.fromkeys(("auc", "gauc", "ndcg"), Interval(0.0, 0.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -157,20 +157,20 @@ def test_a_clearly_better_model_has_its_interval_above_zero(seed: int) -> None:
     label, a, b, user = _two_models(seed, better=2.0)
     there = bootstrap_users(label, a, b, user, rounds=200, seed=seed, gain=label)
     back = bootstrap_users(label, b, a, user, rounds=200, seed=seed, gain=label)
-    for name, found in there.items():
-        assert found.low is not None and found.high is not None
-        assert 0 < found.low < found.difference < found.high
-        assert found.p == 1 / 201
+    for name, result in there.items():
+        assert result.low is not None and result.high is not None
+        assert 0 < result.low < result.difference < result.high
+        assert result.p == 1 / 201
         mirrored = Interval(-back[name].difference, -back[name].high, -back[name].low, back[name].p)
-        assert asdict(found) == pytest.approx(asdict(mirrored), abs=1e-12)
+        assert asdict(result) == pytest.approx(asdict(mirrored), abs=1e-12)
 
 
 def test_intervals_of_equal_models_hold_zero_about_as_often_as_they_say() -> None:
     held = np.zeros(3)
     for seed in range(120):
         label, a, b, user = _two_models(seed, users=50, rows=10)
-        found = bootstrap_users(label, a, b, user, rounds=200, seed=seed, gain=label, k=3, level=0.8)
-        held += [i.low <= 0 <= i.high for i in found.values()]
+        result = bootstrap_users(label, a, b, user, rounds=200, seed=seed, gain=label, k=3, level=0.8)
+        held += [i.low <= 0 <= i.high for i in result.values()]
     # 0.8 -+ 3 standard deviations of 120 draws, and somewhat less for the percentile interval of 50 users.
     assert (held / 120 > 0.67).all() and (held / 120 < 0.91).all()
 
@@ -195,38 +195,38 @@ def test_the_seed_alone_decides_not_the_order_or_the_kind_of_rows() -> None:
     order = np.random.default_rng(0).permutation(len(label))
     names = np.array([f"{u:03}" for u in user])[order]
     moved = bootstrap_users(label[order], a[order], b[order], names, rounds=60, seed=7, gain=label[order])
-    for name, found in first.items():
-        assert asdict(moved[name]) == pytest.approx(asdict(found), abs=1e-12)
+    for name, result in first.items():
+        assert asdict(moved[name]) == pytest.approx(asdict(result), abs=1e-12)
     without = bootstrap_users(label, a, b, user, rounds=60, seed=7)
     assert without == {name: first[name] for name in ("auc", "gauc")}
 
 
 def test_one_user_has_a_difference_but_no_interval() -> None:
     label, a, b, user = _two_models(1, users=1, rows=30, better=1.0)
-    found = bootstrap_users(label, a, b, user, rounds=20, seed=0, gain=label)
+    result = bootstrap_users(label, a, b, user, rounds=20, seed=0, gain=label)
     expected = pytest.approx(auc(label, b) - auc(label, a))
-    assert found["auc"] == Interval(expected, None, None, None) and found["gauc"] == found["auc"]
-    assert (found["ndcg"].low, found["ndcg"].high, found["ndcg"].p) == (None, None, None)
+    assert result["auc"] == Interval(expected, None, None, None) and result["gauc"] == result["auc"]
+    assert (result["ndcg"].low, result["ndcg"].high, result["ndcg"].p) == (None, None, None)
 
 
 def test_users_without_both_classes_count_for_the_auc_alone() -> None:
     label, a, b, user = _two_models(2, users=40, better=0.5)
     label[user >= 20] = 0.0
-    found = bootstrap_users(label, a, b, user, rounds=100, seed=0)
+    result = bootstrap_users(label, a, b, user, rounds=100, seed=0)
     some = user < 20
-    assert found["gauc"].difference == pytest.approx(
+    assert result["gauc"].difference == pytest.approx(
         gauc(label[some], b[some], user[some])[0] - gauc(label, a, user)[0]
     )
-    assert found["auc"].difference == pytest.approx(auc(label, b) - auc(label, a))
-    assert all(value is not None for value in asdict(found["gauc"]).values())
+    assert result["auc"].difference == pytest.approx(auc(label, b) - auc(label, a))
+    assert all(value is not None for value in asdict(result["gauc"]).values())
 
 
 def test_rounds_in_which_no_user_that_counts_was_drawn_are_left_out() -> None:
     label, a, b, user = _two_models(4, users=30, better=0.5)
     label[user >= 2] = 0.0  # 2 of 30 users have clicks: about every eighth round has none
     assert {len(np.unique(label[user == u])) for u in (0, 1)} == {2}
-    found = bootstrap_users(label, a, b, user, rounds=200, seed=0, gain=label)
-    for interval in found.values():
+    result = bootstrap_users(label, a, b, user, rounds=200, seed=0, gain=label)
+    for interval in result.values():
         assert np.isfinite(list(asdict(interval).values())).all()
         assert interval.low <= interval.difference <= interval.high
 
@@ -234,8 +234,8 @@ def test_rounds_in_which_no_user_that_counts_was_drawn_are_left_out() -> None:
 def test_where_one_user_alone_counts_there_is_no_interval() -> None:
     label, a, b, user = _two_models(4, users=30)
     label[user >= 1] = 0.0
-    found = bootstrap_users(label, a, b, user, rounds=20, seed=0, gain=label)
-    assert [(i.low, i.high, i.p) for i in found.values()] == [(None, None, None)] * 3
+    result = bootstrap_users(label, a, b, user, rounds=20, seed=0, gain=label)
+    assert [(i.low, i.high, i.p) for i in result.values()] == [(None, None, None)] * 3
 
 
 def test_metrics_that_are_undefined_on_the_rows_are_absent() -> None:

@@ -41,14 +41,14 @@ def test_days_count_every_row_and_click(small_log: Path, small_dataset: Dataset)
         counts = expected.setdefault(day, [0, 0])
         counts[0] += 1
         counts[1] += row["click"]
-    found: dict[str, list[int]] = {}
+    result: dict[str, list[int]] = {}
     for split, days in small_dataset.statistics["days"].items():
         assert sum(rows for _, rows, _ in days) == small_dataset.rows(split)
         for day, rows, clicks in days:
-            counts = found.setdefault(day, [0, 0])
+            counts = result.setdefault(day, [0, 0])
             counts[0] += rows
             counts[1] += clicks
-    assert found == expected
+    assert result == expected
 
 
 def test_values_and_numbers_are_those_of_the_training_rows(small_log: Path, small_dataset: Dataset) -> None:
@@ -136,14 +136,14 @@ def drifted(small_config: Config, small_log: Path, tmp_path_factory: pytest.Temp
 
 def test_drift_finds_what_moved_and_nothing_else(small_dataset: Dataset, drifted: Dataset) -> None:
     assert all(feature.psi in (None, 0.0) for feature in moved(small_dataset, small_dataset))
-    found = {feature.feature: feature for feature in moved(small_dataset, drifted)}
-    assert found["price"].psi > 0.5 and found["age_band"].psi > 0.1  # type: ignore[operator]
-    assert set([*found][:2]) == {"price", "hour"}
-    assert found["hour"].psi > 1 and found["hour"].what == "missing: 0.0% to 20.0%"  # type: ignore[operator]
+    result = {feature.feature: feature for feature in moved(small_dataset, drifted)}
+    assert result["price"].psi > 0.5 and result["age_band"].psi > 0.1  # type: ignore[operator]
+    assert set([*result][:2]) == {"price", "hour"}
+    assert result["hour"].psi > 1 and result["hour"].what == "missing: 0.0% to 20.0%"  # type: ignore[operator]
     for name in ("gender", "position", "category"):
-        assert found[name].psi < 0.05, name  # type: ignore[operator]
-    assert found["hour"].missing == (0.0, pytest.approx(0.2, abs=0.01))
-    assert "%" in found["age_band"].what
+        assert result[name].psi < 0.05, name  # type: ignore[operator]
+    assert result["hour"].missing == (0.0, pytest.approx(0.2, abs=0.01))
+    assert "%" in result["age_band"].what
 
 
 def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, small_log: Path, tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, sm
         config = small_config.model_copy(update={"logs": logs, "rows": schema})
         parts.append(preprocess(config, tmp_path / f"dataset-{half}"))
     for old, new in (parts, parts[::-1]):
-        found = {feature.feature: feature.psi for feature in moved(old, new)}
-        assert 0 < found["hour"] < 0.1 and 0 < found["item_id"] < 0.25, found  # type: ignore[operator]
-        assert 0 < found["user_id"] < 0.25, found  # type: ignore[operator]
+        result = {feature.feature: feature.psi for feature in moved(old, new)}
+        assert 0 < result["hour"] < 0.1 and 0 < result["item_id"] < 0.25, result  # type: ignore[operator]
+        assert 0 < result["user_id"] < 0.25, result  # type: ignore[operator]
         assert old.statistics["features"]["hour"]["distinct"] == 24
 
 
@@ -178,11 +178,11 @@ def test_a_feature_that_vanished_has_moved(small_dataset: Dataset, small_config:
     schema = Schema.model_validate({**small_config.rows.model_dump(mode="python"), "features": features})
     logs = small_config.logs.model_copy(update={"files": [str(tmp_path / "log.jsonl")]})
     new = preprocess(small_config.model_copy(update={"logs": logs, "rows": schema}), tmp_path / "dataset")
-    found = {feature.feature: feature for feature in moved(small_dataset, new)}
+    result = {feature.feature: feature for feature in moved(small_dataset, new)}
     for name in ("age_band", "price"):
-        assert found[name].psi > 5, found[name]  # type: ignore[operator]
-        assert found[name].what == "missing: 0.0% to 100.0%" or found[name].missing == (0.0, 1.0)
-    assert found["tags"].psi > 5 and found["tags"].what == "only the older data set has it"  # type: ignore[operator]
+        assert result[name].psi > 5, result[name]  # type: ignore[operator]
+        assert result[name].what == "missing: 0.0% to 100.0%" or result[name].missing == (0.0, 1.0)
+    assert result["tags"].psi > 5 and result["tags"].what == "only the older data set has it"  # type: ignore[operator]
     assert {f.feature: f.what for f in moved(new, small_dataset)}["tags"] == "only the newer data set has it"
 
 

@@ -43,10 +43,10 @@ def test_a_history_is_the_users_last_clicks_strictly_before(rows: int) -> None:
     batch = _batch(rows, seed=rows)
     made = add_histories(Schema(features=[ITEM, LAST_3], **ROLES), batch).column("last").to_pylist()
     log = batch.to_pylist()
-    for row, found in zip(log, made, strict=True):
+    for row, result in zip(log, made, strict=True):
         clicks = [r for r in log if r[LABEL] == 1 and r[USER] == row[USER] and r[TIME] < row[TIME] and r["item"]]
         clicks.sort(key=lambda r: (r[TIME], r[KEY]))
-        assert found == [r["item"] for r in clicks][-3:]
+        assert result == [r["item"] for r in clicks][-3:]
 
 
 def test_an_empty_batch_has_empty_histories() -> None:
@@ -99,8 +99,8 @@ def test_the_job_encodes_the_histories_of_the_log(config: Config, dataset: Datas
             if len({t for t, _ in before[-5:]}) < len(before[-5:]):
                 continue  # clicks of one instant stand in the order of their keys
             expected = [item if item in names else "(unknown)" for _, item in before[-4:]]
-            found = rows.ids[i, dataset.schema.id_slices["history"]]
-            assert [names[k] for k in found if k] == expected
+            result = rows.ids[i, dataset.schema.id_slices["history"]]
+            assert [names[k] for k in result if k] == expected
             seen += bool(expected)
     assert seen > 1000
 

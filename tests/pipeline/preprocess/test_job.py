@@ -37,7 +37,7 @@ def test_every_row_of_the_log_is_in_one_split_encoded_as_itself(small_log: Path,
     schema, transform = small_dataset.schema, small_dataset.transform
     names = {name: transform.id_names(name) for name in ("user_id", "item_id", "age_band", "tags")}
     times = sorted(row["timestamp"] for row in log)
-    found: Counter[Any] = Counter()
+    result: Counter[Any] = Counter()
     for split in small_dataset.splits:
         rows = small_dataset.read(split)
         assert len(rows) == small_dataset.rows(split)
@@ -45,7 +45,7 @@ def test_every_row_of_the_log_is_in_one_split_encoded_as_itself(small_log: Path,
         for i in range(len(rows)):
             ids = rows.ids[i]
             tags = ids[schema.id_slices["tags"]]
-            found[
+            result[
                 rows.timestamp[i] // 1_000_000,
                 int(rows.label[i]),
                 names["user_id"][ids[schema.id_slices["user_id"].start]],
@@ -58,7 +58,7 @@ def test_every_row_of_the_log_is_in_one_split_encoded_as_itself(small_log: Path,
         user = row["user_id"] if row["user_id"] in known_users else "(unknown)"
         tags = tuple(t if t in known_tags else "(unknown)" for t in (row["tags"] or [])[:3])
         expected[row["timestamp"], row["click"], user, tags, str(row["accidental"])] += 1
-    assert found == expected
+    assert result == expected
     # By time: nothing that trains is newer than what validates, nothing that validates newer than what tests.
     ends = [
         (small_dataset.read(s).timestamp.min(), small_dataset.read(s).timestamp.max()) for s in small_dataset.splits
@@ -197,9 +197,11 @@ def test_refused_rows_become_dead_letters_with_place_reason_and_text(
         "wrong type in 'user_id'": 1,
     }
     text = gzip.decompress((tmp_path / "dataset" / "dead_letters.jsonl.gz").read_bytes())
-    letters = [json.loads(line) for line in text.splitlines()]
-    assert [(letter["line"], letter["path"]) for letter in letters] == [(101 + 7 * i, str(log)) for i in range(5)]
-    assert letters[1]["text"] == "{"
+    dead_letters = [json.loads(line) for line in text.splitlines()]
+    assert [(dead_letter["line"], dead_letter["path"]) for dead_letter in dead_letters] == [
+        (101 + 7 * i, str(log)) for i in range(5)
+    ]
+    assert dead_letters[1]["text"] == "{"
 
 
 def test_too_many_refused_rows_leave_no_data_set_but_the_dead_letters(

@@ -106,8 +106,8 @@ def test_popularity_draws_in_proportion_to_clicks() -> None:
         drawn = (
             add_negatives(_settings(**{"from": source}), SCHEMA, 1, batch, items).slice(n).column("item").to_pylist()
         )
-        found = [drawn.count(item) / len(drawn) for item in "abc"]
-        assert np.allclose(found, shares, atol=0.02)  # more than 4 standard deviations of 12,000 draws
+        result = [drawn.count(item) / len(drawn) for item in "abc"]
+        assert np.allclose(result, shares, atol=0.02)  # more than 4 standard deviations of 12,000 draws
 
 
 def test_a_user_who_clicked_everything_has_no_non_clicks() -> None:

@@ -88,8 +88,8 @@ def test_checked_rows_carry_user_and_time() -> None:
 )
 def test_times_of_every_unit_become_microseconds(value: Any, unit: str, expected: int | None) -> None:
     other = "1970-01-01T00:00:00" if isinstance(value, str) else type(value)(0)
-    found = microseconds(pa.array([value, None, other]), unit).to_pylist()
-    assert found[:2] == [expected, None]
+    result = microseconds(pa.array([value, None, other]), unit).to_pylist()
+    assert result[:2] == [expected, None]
 
 
 def test_an_unsigned_number_that_int64_cannot_hold_is_refused() -> None:

@@ -15,8 +15,8 @@ import pytest
 from clsd.features.errors import UserError
 from clsd.features.schema import Schema
 from clsd.pipeline.preprocess.columns import KEY, POSITION
-from clsd.pipeline.preprocess.dead_letters import Refused
-from clsd.pipeline.preprocess.input_splits import Piece, plan
+from clsd.pipeline.preprocess.dead_letters import DeadLetter
+from clsd.pipeline.preprocess.input_splits import InputSplit, plan
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.shared.config import LogSettings
 
@@ -64,11 +64,11 @@ def _avro(path: Path, rows: list[dict[str, Any]] = ROWS, codec: str = "deflate")
     return path
 
 
-def _read(logs: LogSettings, pieces: list[Piece]) -> tuple[list[dict[str, Any]], list[Refused]]:
+def _read(logs: LogSettings, input_splits: list[InputSplit]) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
     reader, rows, refused = Reader(logs, seed=1), [], []
-    for piece in pieces:
-        for part in reader.read(piece):
-            if isinstance(part, Refused):
+    for input_split in input_splits:
+        for part in reader.read(input_split):
+            if isinstance(part, DeadLetter):
                 refused.append(part)
             else:
                 rows += part.to_pylist()
@@ -98,11 +98,11 @@ def test_pieces_hold_every_line_once_wherever_they_are_cut(tmp_path: Path, cut: 
         logs = LogSettings(files=[str(path)])
         (whole,) = plan(logs, SCHEMA)
         step = max(cut, whole.end // 200)
-        pieces = [
+        input_splits = [
             replace(whole, index=i, start=start, end=min(start + step, whole.end))
             for i, start in enumerate(range(0, whole.end, step))
         ]
-        rows, refused = _read(logs, pieces)
+        rows, refused = _read(logs, input_splits)
         assert refused == []
         assert _plain(rows) == ROWS
 
@@ -269,9 +269,9 @@ def test_a_key_that_comes_late_is_no_missing_column(tmp_path: Path) -> None:
     rows = [{k: v for k, v in row.items() if k != "n"} for row in ROWS] * 15 + ROWS  # 3,000 lines without it
     path = _jsonl(tmp_path / "log.jsonl", rows)
     logs = LogSettings(files=[str(path)])
-    found, refused = _read(logs, plan(logs, SCHEMA))
+    result, refused = _read(logs, plan(logs, SCHEMA))
     assert refused == []
-    assert [row["n"] for row in found] == [None] * 3000 + [row["n"] for row in ROWS]
+    assert [row["n"] for row in result] == [None] * 3000 + [row["n"] for row in ROWS]
 
 
 def test_a_role_that_the_log_lacks_is_no_silent_absence(tmp_path: Path) -> None:
@@ -303,20 +303,20 @@ def test_many_bad_lines_leave_one_batch_a_block(tmp_path: Path) -> None:
         lines[at] = b'{"user": "x", "n": "much", "click": 1, "t": 1}'
     path.write_bytes(b"\n".join(lines))
     logs = LogSettings(files=[str(path)])
-    (piece,) = plan(logs, SCHEMA)
-    parts = list(Reader(logs, seed=1).read(piece))
-    batches = [part for part in parts if not isinstance(part, Refused)]
+    (input_split,) = plan(logs, SCHEMA)
+    parts = list(Reader(logs, seed=1).read(input_split))
+    batches = [part for part in parts if not isinstance(part, DeadLetter)]
     assert [batch.num_rows for batch in batches] == [1900]
-    assert [part.line for part in parts if isinstance(part, Refused)] == list(range(1, 2001, 20))
+    assert [part.line for part in parts if isinstance(part, DeadLetter)] == list(range(1, 2001, 20))
 
 
 def test_a_truncated_or_foreign_avro_file_is_named(tmp_path: Path) -> None:
     path = _avro(tmp_path / "log.avro")
     logs = LogSettings(files=[str(path)])
-    pieces = plan(logs, SCHEMA)
+    input_splits = plan(logs, SCHEMA)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"log\.avro: is damaged or cut short"):
-        _read(logs, pieces)
+        _read(logs, input_splits)
     path.write_bytes(b"no Avro at all")
     with pytest.raises(UserError, match=r"log\.avro: is no Avro file"):
         plan(logs, SCHEMA)
@@ -359,8 +359,8 @@ def test_a_csv_label_is_what_most_of_its_values_are(tmp_path: Path, labels: list
     path = tmp_path / "log.csv"
     lines = [f"u,1,{labels[0] if i % 3 else labels[i % 2]},{i}" for i in range(50)]
     path.write_text("\n".join(["user,n,click,t", *lines]) + "\n")
-    (piece,) = plan(LogSettings(files=[str(path)]), SCHEMA)
-    assert str(piece.types["click"]) == kind and str(piece.types["t"]) == "int64"
+    (input_split,) = plan(LogSettings(files=[str(path)]), SCHEMA)
+    assert str(input_split.types["click"]) == kind and str(input_split.types["t"]) == "int64"
 
 
 def test_a_csv_of_another_dialect(tmp_path: Path) -> None:
@@ -442,9 +442,9 @@ def test_a_batch_with_faults_and_one_without_are_one_table(tmp_path: Path, monke
 def test_a_refused_line_is_told_as_it_stands(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "log.jsonl", ROWS * 200)
     logs = LogSettings(files=[str(path)], chunk_mebibytes=1)
-    pieces = plan(logs, SCHEMA)
-    assert len(pieces) > 1
+    input_splits = plan(logs, SCHEMA)
+    assert len(input_splits) > 1
     reader, lines = Reader(logs, seed=1), path.read_text().splitlines()
-    for piece in (pieces[1], pieces[0]):
+    for input_split in (input_splits[1], input_splits[0]):
         for position in (0, 7, 7, 3000, 2):
-            assert reader.text(piece, position) == lines[reader.line(piece, position) - 1]
+            assert reader.text(input_split, position) == lines[reader.line(input_split, position) - 1]

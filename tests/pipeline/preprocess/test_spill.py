@@ -27,9 +27,9 @@ def test_what_is_loaded_is_what_was_laid_down(directory: str) -> None:
         }
     )
     parts = [whole.take(pa.array(np.array(places))) for places in ([1, 0], [5, 2, 3], [4])]
-    laid = spill(directory, parts)
-    assert [spilled.rows for spilled in laid] == [2, 3, 1]
-    assert [load(spilled).to_pydict() for spilled in laid[::-1]] == [part.to_pydict() for part in parts[::-1]]
+    materialised = spill(directory, parts)
+    assert [spilled.rows for spilled in materialised] == [2, 3, 1]
+    assert [load(spilled).to_pydict() for spilled in materialised[::-1]] == [part.to_pydict() for part in parts[::-1]]
 
 
 def test_empty_batches_are_not_laid_down(directory: str) -> None:
@@ -51,9 +51,9 @@ def test_a_combiner_over_what_is_spilled_gives_what_it_gives_over_batches(direct
     plain = TimeBoundaries(SplitSettings(validation=0.2, test=0.2))
     over = OverSpilled(plain)
     batches = [pa.record_batch({"_time": pa.array(range(start, start + 50))}) for start in (0, 50)]
-    found = over.create_accumulator()
+    result = over.create_accumulator()
     expected = plain.create_accumulator()
     for batch in batches:
-        found = over.add_input(found, spill(directory, [batch])[0])
+        result = over.add_input(result, spill(directory, [batch])[0])
         expected = plain.add_input(expected, batch)
-    assert over.extract_output(over.merge_accumulators([found])) == plain.extract_output(expected) == (60, 80)
+    assert over.extract_output(over.merge_accumulators([result])) == plain.extract_output(expected) == (60, 80)

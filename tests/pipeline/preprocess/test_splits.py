@@ -40,15 +40,15 @@ def test_time_boundaries_are_exact_and_do_not_depend_on_the_order_of_merging() -
     times = np.random.default_rng(2).integers(0, 1000, 5000)
     settings = SplitSettings(validation=0.1, test=0.2)
     batches = [_batch(["u"] * len(part), part.tolist()) for part in np.array_split(times, 77)]
-    found = set()
+    result = set()
     for order in (range(77), reversed(range(77))):
         combine = TimeBoundaries(settings)
         halves = [combine.create_accumulator(), combine.create_accumulator()]
         for number, at in enumerate(order):
             halves[number % 2] = combine.add_input(halves[number % 2], batches[at])
-        found.add(combine.extract_output(combine.merge_accumulators(halves)))
-    assert len(found) == 1
-    first, second = found.pop()
+        result.add(combine.extract_output(combine.merge_accumulators(halves)))
+    assert len(result) == 1
+    first, second = result.pop()
     # The newest rows, as many as fit into the share without parting equal times.
     assert (times >= second).mean() <= 0.2 < (times >= second - 1).mean()
     assert (times >= first).mean() <= 0.3 < (times >= first - 1).mean()
@@ -58,7 +58,7 @@ def test_time_boundaries_are_exact_and_do_not_depend_on_the_order_of_merging() -
 def test_boundaries_of_many_times_are_near_and_do_not_depend_on_how_they_were_counted(distinct: int) -> None:
     rng = np.random.default_rng(distinct)
     times = rng.choice(rng.integers(0, 2**44, distinct), 20_000)
-    found = set()
+    result = set()
     for parts in (1, 3, 70):
         combine = TimeBoundaries(SplitSettings(validation=0.1, test=0.2), most=1000)
         made = []
@@ -67,8 +67,8 @@ def test_boundaries_of_many_times_are_near_and_do_not_depend_on_how_they_were_co
             for some in np.array_split(part, 40 if parts == 1 else 1):
                 accumulator = combine.add_input(accumulator, _batch(["u"] * len(some), some.tolist()))
             made.append(accumulator)
-        found.add(combine.extract_output(combine.merge_accumulators(made)))
-    ((first, second),) = found
+        result.add(combine.extract_output(combine.merge_accumulators(made)))
+    ((first, second),) = result
     exact = TimeBoundaries(SplitSettings(validation=0.1, test=0.2), most=10**6)
     whole = exact.add_input(exact.create_accumulator(), _batch(["u"] * len(times), times.tolist()))
     nearest = exact.extract_output(whole)

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from clsd.features.errors import OutOfBoundsError, UserError
 from clsd.pipeline.cli import main
 from clsd.pipeline.evaluation.evaluate import HEADLINES, evaluate, known_headline
-from clsd.pipeline.serving.export import Gates, export
-from clsd.pipeline.serving.publishing import BETTER, hold, hold_against, parse_requirement
+from clsd.pipeline.serving.export import PublishingRequirements, export
+from clsd.pipeline.serving.publishing import BETTER, enforce, enforce_against, parse_requirement
 from clsd.pipeline.shared.config import Config, dump_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.model_versions import (
@@ -58,10 +58,10 @@ def _versions(directory: Path, *numbers: int) -> Path:
 def test_a_bound_is_held_or_refused_with_what_the_metric_is(text: str, holds: bool) -> None:
     requirement = parse_requirement(text, HEADLINES)
     if holds:
-        hold(METRICS, [requirement])
+        enforce(METRICS, [requirement])
         return
     with pytest.raises(OutOfBoundsError, match=r"--require .*: .*; nothing was published") as refused:
-        hold(METRICS, [requirement])
+        enforce(METRICS, [requirement])
     assert refused.value.exit_code == 3
     assert requirement.metric in str(refused.value)
 
@@ -76,14 +76,16 @@ def test_what_is_no_bound_is_a_mistake(text: str) -> None:
 
 def test_worse_than_the_version_in_service_is_by_a_margin_and_in_the_metrics_own_direction() -> None:
     margins = {"auc": 0.01, "log_loss": 0.01, "gauc": 0.0}
-    hold_against(METRICS, {"auc": 0.719, "log_loss": 0.301}, margins, "v")
-    hold_against({**METRICS, "gauc": 0.5}, {"auc": 0.5, "log_loss": 0.9}, margins, "v")  # better; and one that is new
+    enforce_against(METRICS, {"auc": 0.719, "log_loss": 0.301}, margins, "v")
+    enforce_against(
+        {**METRICS, "gauc": 0.5}, {"auc": 0.5, "log_loss": 0.9}, margins, "v"
+    )  # better; and one that is new
     with pytest.raises(OutOfBoundsError, match=r"gauc is undefined for this model, and 0\.9 for the version served"):
-        hold_against(METRICS, {"gauc": 0.9}, margins, "v")
+        enforce_against(METRICS, {"gauc": 0.9}, margins, "v")
     with pytest.raises(OutOfBoundsError, match=r"auc 0\.71 is worse than 0\.73"):
-        hold_against(METRICS, {"auc": 0.73}, margins, "v")
+        enforce_against(METRICS, {"auc": 0.73}, margins, "v")
     with pytest.raises(OutOfBoundsError, match=r"log_loss 0\.31 is worse than 0\.29"):
-        hold_against(METRICS, {"log_loss": 0.29}, margins, "v")
+        enforce_against(METRICS, {"log_loss": 0.29}, margins, "v")
 
 
 def test_every_metric_with_a_margin_is_one_that_is_measured(settings: dict[str, Any]) -> None:
@@ -101,7 +103,7 @@ def test_an_export_that_does_not_pass_publishes_nothing(
     models = tmp_path / "models"
 
     def publish(version: int, **gates: Any) -> Path:
-        return export(small_dataset, small_run, models, version=version, gates=Gates(metrics, **gates))
+        return export(small_dataset, small_run, models, version=version, gates=PublishingRequirements(metrics, **gates))
 
     with pytest.raises(OutOfBoundsError, match=r"--require auc>=0.99: the model has auc 0\.\d+; nothing was published"):
         publish(1, require=["auc>=0.99"])
@@ -117,7 +119,7 @@ def test_an_export_that_does_not_pass_publishes_nothing(
     with pytest.raises(OutOfBoundsError, match=r"--against .*2: auc 0\.\d+ is worse than 0\.\d+ of the version served"):
         publish(3, against=models)
     with pytest.raises(UserError, match="needs metrics of the model; run `clsd evaluate` first"):
-        export(small_dataset, small_run, models, version=3, gates=Gates(require=["auc>=0"]))
+        export(small_dataset, small_run, models, version=3, gates=PublishingRequirements(require=["auc>=0"]))
     assert [version.name for version in versions_in(models)] == ["1", "2"]
     export(small_dataset, small_run, models, version=4, keep=2)
     assert sorted(entry.name for entry in models.iterdir()) == [".lock", "2", "4"]

@@ -51,27 +51,27 @@ def _read(out: Path) -> pa.Table:
     )
 
 
-def _assert_scored(found: pa.Table, rows: list[dict[str, Any]], expected: dict[str, list[float]]) -> None:
-    assert found["user_id"].to_pylist() == [row["user_id"] for row in rows]
-    assert found["item_id"].to_pylist() == [row["item_id"] for row in rows]
+def _assert_scored(result: pa.Table, rows: list[dict[str, Any]], expected: dict[str, list[float]]) -> None:
+    assert result["user_id"].to_pylist() == [row["user_id"] for row in rows]
+    assert result["item_id"].to_pylist() == [row["item_id"] for row in rows]
     for name in OUTPUTS:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        np.testing.assert_allclose(result[name], expected[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
 def test_scores_are_the_online_ones_in_the_logs_order(
     small_export: Path,
     small_log: Path,
     rows: list[dict[str, Any]],
     expected: dict[str, list[float]],
-    form: str,
+    format: str,
     tmp_path: Path,
 ) -> None:
-    told = score(_of(small_export, small_log), small_export, tmp_path / "out", form=form)
-    found = _read(tmp_path / "out")
-    _assert_scored(found, rows, expected)
-    assert {"click", "timestamp", "intensity", "accidental"} <= set(found.column_names)  # carried along
-    assert found["click"].to_pylist() == [row["click"] for row in rows]
+    told = score(_of(small_export, small_log), small_export, tmp_path / "out", format=format)
+    result = _read(tmp_path / "out")
+    _assert_scored(result, rows, expected)
+    assert {"click", "timestamp", "intensity", "accidental"} <= set(result.column_names)  # carried along
+    assert result["click"].to_pylist() == [row["click"] for row in rows]
     assert told["rows"] == {"read": 6000, "refused": 0, "scored": 6000}
     assert told["mean"]["ctr"] == pytest.approx(np.mean(expected["ctr"]), abs=1e-6)
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == told
@@ -98,9 +98,9 @@ def test_a_log_needs_no_label_and_no_column_that_is_no_input(
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     score(_of(small_export, tmp_path / "log.jsonl"), small_export, tmp_path / "out")
-    found = _read(tmp_path / "out")
-    assert "click" not in found.column_names
-    _assert_scored(found, rows, expected)
+    result = _read(tmp_path / "out")
+    assert "click" not in result.column_names
+    _assert_scored(result, rows, expected)
 
 
 def test_lines_that_do_not_parse_are_dead_letters_and_the_others_keep_their_order(
@@ -187,9 +187,13 @@ def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
         score(_of(model, tmp_path / "log.parquet"), model, tmp_path / "other")
 
 
-@pytest.mark.parametrize("form", ["csv", "csv.gz"])
+@pytest.mark.parametrize("format", ["csv", "csv.gz"])
 def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
-    make_config: Callable[..., Config], settings: dict[str, Any], rows: list[dict[str, Any]], form: str, tmp_path: Path
+    make_config: Callable[..., Config],
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    format: str,
+    tmp_path: Path,
 ) -> None:
     features = [f for f in settings["rows"]["features"] if f["kind"] != "bag"]
     config = make_config(rows={"features": features}, train={"epochs": 1}, export={"candidates": []})
@@ -199,8 +203,8 @@ def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
     table = pa.Table.from_pylist([{**row, "request": f"r{at}"} for at, row in enumerate(rows[:50])]).drop_columns(
         ["tags"]
     )
-    opened = gzip.open if form.endswith(".gz") else open
-    with opened(tmp_path / f"log.{form}", "wb") as file:
+    opened = gzip.open if format.endswith(".gz") else open
+    with opened(tmp_path / f"log.{format}", "wb") as file:
         pa.csv.write_csv(table, file, pa.csv.WriteOptions(delimiter=";"))
     command = [
         "score",
@@ -216,9 +220,9 @@ def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
     assert done.exit_code == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "out")
     assert "50 rows scored, mean score 0." in done.stderr
-    found = _read(tmp_path / "out")
-    assert found["request"].to_pylist() == [f"r{at}" for at in range(50)]
+    result = _read(tmp_path / "out")
+    assert result["request"].to_pylist() == [f"r{at}" for at in range(50)]
     answers = Predictor(model).predict(rows[:50])
-    np.testing.assert_allclose(found["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
+    np.testing.assert_allclose(result["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 2 and "exists already" in again.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import tf
-from clsd.features.tokens import raw_type
+from clsd.features.tokens import arrow_type
 from clsd.pipeline.serving.export import trainer_scores
 from clsd.pipeline.serving.serving_inputs import as_arrays
 from clsd.pipeline.serving.warmup_requests import examples
@@ -48,7 +48,7 @@ def expected(small_dataset: Dataset, small_run: Path) -> Any:
 
     def scores(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
         columns = {
-            f.source: pa.array([row.get(f.name) for row in rows], raw_type(f)) for f in small_dataset.schema.features
+            f.source: pa.array([row.get(f.name) for row in rows], arrow_type(f)) for f in small_dataset.schema.features
         }
         return trainer_scores(small_dataset, model.spec, model.score_rows, pa.table(columns))
 

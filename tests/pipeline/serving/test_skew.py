@@ -41,11 +41,15 @@ def _log(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_a_model_that_serves_what_was_trained_shows_no_skew(
     served: list[dict[str, Any]], small_dataset: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
-    found = skew(_log(tmp_path / "log.jsonl", served), small_dataset, small_run, **BOUNDS)
-    assert found["differ"] == found["moved"] == []
-    assert found["rows"] == found["scores"]["score"]["compared"] == 2000
-    assert {name: score["differ"] for name, score in found["scores"].items()} == {"score": 0, "ctr": 0, "confidence": 0}
-    psi = {feature["feature"]: feature["psi"] for feature in found["features"]}
+    result = skew(_log(tmp_path / "log.jsonl", served), small_dataset, small_run, **BOUNDS)
+    assert result["differ"] == result["moved"] == []
+    assert result["rows"] == result["scores"]["score"]["compared"] == 2000
+    assert {name: score["differ"] for name, score in result["scores"].items()} == {
+        "score": 0,
+        "ctr": 0,
+        "confidence": 0,
+    }
+    psi = {feature["feature"]: feature["psi"] for feature in result["features"]}
     assert {"user_id", "item_id", "age_band", "gender", "category", "position", "tags", "hour", "price"} == set(psi)
     assert 0 < psi["age_band"] < 0.05
 
@@ -57,10 +61,10 @@ def test_scores_that_training_would_not_have_given_are_counted_and_the_worst_nam
     for at in (7, 11, 13):
         rows[at]["ctr"] += 0.01 * at
         del rows[at]["confidence"]
-    found = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
-    assert found["differ"] == ["ctr"]
-    ctr = found["scores"]["ctr"]
-    assert (ctr["differ"], ctr["row"], found["scores"]["confidence"]["compared"]) == (3, 14, 1997)
+    result = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
+    assert result["differ"] == ["ctr"]
+    ctr = result["scores"]["ctr"]
+    assert (ctr["differ"], ctr["row"], result["scores"]["confidence"]["compared"]) == (3, 14, 1997)
     assert ctr["largest"] == pytest.approx(0.13, abs=1e-5)
     assert ctr["served"] == pytest.approx(ctr["trained"] + 0.13, abs=1e-5)
 
@@ -76,13 +80,13 @@ def test_features_that_are_asked_otherwise_are_named(
         row.pop("age_band")
         for name in ("score", "ctr", "confidence"):
             del row[name]
-    found = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
-    assert set(found["moved"]) == {"price", "user_id", "age_band"}
-    assert found["scores"] == {}
-    by_name = {feature["feature"]: feature for feature in found["features"]}
+    result = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
+    assert set(result["moved"]) == {"price", "user_id", "age_band"}
+    assert result["scores"] == {}
+    by_name = {feature["feature"]: feature for feature in result["features"]}
     assert by_name["user_id"]["unknown"][1] == 1.0
     assert by_name["age_band"]["missing"] == (0.0, 1.0)
-    assert found["features"][0]["psi"] >= found["features"][1]["psi"]
+    assert result["features"][0]["psi"] >= result["features"][1]["psi"]
 
 
 def test_logs_of_the_model_server_itself_are_read(
@@ -110,28 +114,28 @@ def test_logs_of_the_model_server_itself_are_read(
                     if "outputs" in answers:
                         told.response.result.regressions.add(value=float(answers["outputs"][at]))
                     else:
-                        found = told.response.result.classifications.add()
+                        result = told.response.result.classifications.add()
                         for name, value in zip(("no click", "click"), answers["scores"][at].numpy(), strict=True):
-                            found.classes.add(label=name, score=float(value))
+                            result.classes.add(label=name, score=float(value))
             logs.append(log.SerializeToString())
     with (tmp_path / "served.tfrecord").open("wb") as file:
         write_records(file, iter(logs))
-    found = skew(tmp_path / "served.tfrecord", small_dataset, small_run, max_difference=1e-4, max_psi=1e9)
-    assert found["rows"] == 5 * (1 + 16 + 128)
-    assert found["scores"]["ctr"]["compared"] == found["rows"]
-    assert found["scores"]["score"]["compared"] == 3 * (1 + 16 + 128)
-    assert found["differ"] == []
-    assert np.isfinite(found["scores"]["ctr"]["largest"])
+    result = skew(tmp_path / "served.tfrecord", small_dataset, small_run, max_difference=1e-4, max_psi=1e9)
+    assert result["rows"] == 5 * (1 + 16 + 128)
+    assert result["scores"]["ctr"]["compared"] == result["rows"]
+    assert result["scores"]["score"]["compared"] == 3 * (1 + 16 + 128)
+    assert result["differ"] == []
+    assert np.isfinite(result["scores"]["ctr"]["largest"])
 
 
 def test_an_answer_that_is_no_number_differs(
     served: list[dict[str, Any]], small_dataset: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     rows = [*served[:50], {**served[50], "ctr": float("nan")}]
-    found = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
-    assert found["differ"] == ["ctr"]
-    assert found["scores"]["ctr"]["row"] == 51 and found["scores"]["ctr"]["served"] is None
-    json.loads(json.dumps(found, allow_nan=False))
+    result = skew(_log(tmp_path / "log.jsonl", rows), small_dataset, small_run, **BOUNDS)
+    assert result["differ"] == ["ctr"]
+    assert result["scores"]["ctr"]["row"] == 51 and result["scores"]["ctr"]["served"] is None
+    json.loads(json.dumps(result, allow_nan=False))
 
 
 def test_few_requests_raise_no_alarm_by_chance(

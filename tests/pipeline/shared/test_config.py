@@ -54,7 +54,7 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(
-    settings: dict[str, Any], tmp_path: Path, path: tuple[Any, ...], value: Any, where: str, mend: str
+    settings: dict[str, Any], tmp_path: Path, path: tuple[Any, ...], value: Any, where: str, hint: str
 ) -> None:
     raw = copy.deepcopy(settings)
     at: Any = raw
@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named_with_its_mend(
         load_config(_write(tmp_path, raw))
     assert "c.yaml" in str(error.value)
     assert where in str(error.value)
-    assert mend in str(error.value)
+    assert hint in str(error.value)
     assert "\n" not in str(error.value)
 
 

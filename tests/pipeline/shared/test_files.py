@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from clsd.features.errors import UserError
-from clsd.features.paths import address, is_remote, place
+from clsd.features.paths import address, as_path, is_remote
 from clsd.pipeline.shared.files import read_json, remove_tree, sizes, whole_directory, write_json
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest) -> Path:
-    root = place(f"memory://{request.node.name}")
+    root = as_path(f"memory://{request.node.name}")
     remove_tree(root)
     return root
 
@@ -25,11 +25,11 @@ def _names(root: Any) -> set[str]:
 
 def test_places_are_told_apart(tmp_path: Path) -> None:
     assert not is_remote("runs/s3")
-    assert place("runs") == Path("runs")
+    assert as_path("runs") == Path("runs")
     assert address(Path("runs")) == str(Path.cwd() / "runs")
-    assert address(place("memory://a/b")).startswith("memory://")
+    assert address(as_path("memory://a/b")).startswith("memory://")
     with pytest.raises(UserError, match=r"nosuch://x: cannot be reached"):
-        place("nosuch://x")
+        as_path("nosuch://x")
 
 
 @pytest.mark.parametrize("shared", [False, True])

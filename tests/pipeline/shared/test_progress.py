@@ -48,8 +48,8 @@ def test_the_counts_of_other_processes_are_shown_while_the_job_runs_and_its_own_
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = str(tmp_path)
-    told: list[str] = []
-    monkeypatch.setattr(progress.console, "status", lambda line: _Status(told, line))
+    reported: list[str] = []
+    monkeypatch.setattr(progress.console, "status", lambda line: _Status(reported, line))
     with progress.watching("preprocess"):
         with progress.launching(job):
             for _ in range(2):
@@ -57,8 +57,8 @@ def test_the_counts_of_other_processes_are_shown_while_the_job_runs_and_its_own_
             progress.add("rows read", 2, job)
             progress.add("rows read", 9, str(tmp_path / "another job"))
             deadline = time.monotonic() + 60
-            while not any("rows read 12 " in line for line in told):
-                assert time.monotonic() < deadline, told
+            while not any("rows read 12 " in line for line in reported):
+                assert time.monotonic() < deadline, reported
                 time.sleep(0.1)
         progress.settle({"rows read": 13, "rows refused": 0})
     (line,) = capsys.readouterr().err.splitlines()
@@ -66,8 +66,8 @@ def test_the_counts_of_other_processes_are_shown_while_the_job_runs_and_its_own_
 
 
 class _Status:
-    def __init__(self, told: list[str], line: str) -> None:
-        self._told = told
+    def __init__(self, reported: list[str], line: str) -> None:
+        self._told = reported
         self.update(line)
 
     def update(self, line: str) -> None:

@@ -27,10 +27,10 @@ def test_results_come_in_the_order_of_the_items(number: int) -> None:
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_the_first_error_is_raised_where_its_result_would_have_been(number: int) -> None:
-    found = Threads(number).map(lambda item: 1 // item, [1, 1, 0, 0, 1])
-    assert [next(found), next(found)] == [1, 1]
+    result = Threads(number).map(lambda item: 1 // item, [1, 1, 0, 0, 1])
+    assert [next(result), next(result)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
-        next(found)
+        next(result)
 
 
 @pytest.mark.parametrize(("number", "most"), [(1, 1), (2, 6)])
@@ -42,6 +42,6 @@ def test_items_are_not_read_far_ahead(number: int, most: int) -> None:
             read.append(item)
             yield item
 
-    found = Threads(number, ahead=3).map(lambda item: item, items())
-    next(found)
+    result = Threads(number, ahead=3).map(lambda item: item, items())
+    next(result)
     assert len(read) == most

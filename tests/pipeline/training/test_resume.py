@@ -58,10 +58,10 @@ def _killed_at(config: Config, dataset: Path, out: Path, where: str, times: int)
         def call(*args: Any, **words: Any) -> Any:
             nonlocal seen
             seen += 1
-            found = real(*args, **words) if after or seen < times else None
+            result = real(*args, **words) if after or seen < times else None
             if seen >= times:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            return result
 
         return call
 
@@ -194,9 +194,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     torn[len(torn) // 2] ^= 1  # one bit
     data.write_bytes(torn)
     (run / "checkpoints" / str(older) / "weights.index").unlink()
-    found = Checkpoints(run / "checkpoints").newest()
-    assert found is not None
-    assert found[0].parent.name == str(oldest)
+    result = Checkpoints(run / "checkpoints").newest()
+    assert result is not None
+    assert result[0].parent.name == str(oldest)
     said = " ".join(capsys.readouterr().err.split())
     assert f"{newest} has an altered weights.data" in said
     assert f"{older} lacks weights.index: passed over" in said
@@ -232,9 +232,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "disk is full" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
-    found = Checkpoints(run / "checkpoints").newest()
-    assert found is not None
-    assert found[0].parent.name == "28"
+    result = Checkpoints(run / "checkpoints").newest()
+    assert result is not None
+    assert result[0].parent.name == "28"
     train(config, tiny_dataset, run)
     assert same_weights(run, whole)
 

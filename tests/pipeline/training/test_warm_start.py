@@ -63,21 +63,21 @@ def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
         patch.setattr(Loop, "_go", go)
         made = train(configs[1], second, tmp_path / "run", base=run)
     _, model = load_trained(run, first)
-    grown = 0
+    expand_checkpoint = 0
     for variable, now in zip(model.variables, begun, strict=True):
         then = variable.numpy()
         if variable.name.startswith(("step:", "moments:")):
             assert not np.any(now)
             continue
         np.testing.assert_array_equal(now[: len(then)] if then.ndim else now, then, err_msg=variable.name)
-        grown += then.ndim > 0 and len(now) > len(then)
-    assert grown >= 4  # user and item, of the student and of the teacher
-    owner = next(feature for feature in second.schema.vocabularies if feature.name == "user_id")
+        expand_checkpoint += then.ndim > 0 and len(now) > len(then)
+    assert expand_checkpoint >= 4  # user and item, of the student and of the teacher
+    vocabulary_source = next(feature for feature in second.schema.vocabularies if feature.name == "user_id")
     tokens = second.transform.vocabularies["user_id"].tokens.to_pylist()
     known = len(first.transform.vocabularies["user_id"])
     assert tokens[:known] == first.transform.vocabularies["user_id"].tokens.to_pylist()
     assert any(token.startswith("new") for token in tokens[known:])
-    assert second.transform.table_size("user_id") == first_value_id(owner) + len(tokens)
+    assert second.transform.table_size("user_id") == first_value_id(vocabulary_source) + len(tokens)
     assert made["base"]["fingerprint"] == json.loads((run / "run.json").read_text())["fingerprint"]
     assert made["fingerprint"] != train(configs[1], second, tmp_path / "alone")["fingerprint"]
     assert export(second, tmp_path / "run", tmp_path / "models", version=1).name == "1"
@@ -220,9 +220,9 @@ def test_scores_of_items_are_those_that_the_own_data_set_counts(
     train(counting[0], datasets[0], tmp_path / "run-1")
     train(counting[1], datasets[1], tmp_path / "run-2", base=tmp_path / "run-1")
     _, model = load_trained(tmp_path / "run-2", datasets[1])
-    found = item_scores(counting[1], datasets[1])
-    assert found is not None
-    np.testing.assert_array_equal(model._item_scores.numpy(), found[1])
+    result = item_scores(counting[1], datasets[1])
+    assert result is not None
+    np.testing.assert_array_equal(model._item_scores.numpy(), result[1])
 
 
 def test_a_run_that_would_be_written_over_is_refused(days: tuple[list[Config], list[Dataset], Path]) -> None:
