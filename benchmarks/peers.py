@@ -37,7 +37,8 @@ from common import Goal, finish, median_ratio, show
 from sklearn.metrics import roc_auc_score
 
 from clsd.pipeline.preprocess.job import preprocess
-from clsd.pipeline.shared.config import Config, dump_config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, parse_config
 
 HERE = Path(__file__).resolve().parent
 OURS, PEERS = ("clsd", "clsd, Adagrad", "clsd, bfloat16", "by hand", "Keras"), ("DeepCTR", "FuxiCTR")

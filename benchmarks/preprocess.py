@@ -40,7 +40,8 @@ from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.shared.dataset import Dataset
 
 CATEGORICAL = ["user_id", "item_id", "age_band", "gender", "category", *(f"cat_{i}" for i in range(15))]

@@ -41,7 +41,8 @@ from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 from clsd.pipeline.serving.export import scoring_of
 from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
 from clsd.pipeline.serving.signatures import ServingModel
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.train import build_model
 

@@ -23,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 from clsd.features.tf_runtime import tf
 from clsd.models.optimizers import split_variables
 from clsd.pipeline.preprocess.job import preprocess
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.train import load_trained, train
 

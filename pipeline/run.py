@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from clsd.features.errors import UserError
-from clsd.pipeline.shared.config import Config, as_user_error
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import as_user_error
 from clsd.pipeline.shared.files import local_path, read_json
 from clsd.pipeline.shared.progress import add, console, say_there_already, watching
 
@@ -139,7 +140,8 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     same = there is not None and there["fingerprint"] == mark
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
-    from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate, headline
+    from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate
+    from clsd.pipeline.shared.headline_metrics import headline
 
     _say(4, "evaluate", str(paths.evaluation))
     metrics = _json_or_none(paths.evaluation / METRICS_FILE)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 
 #: Every kind of feature over the columns of the synthetic log.
 SETTINGS: dict[str, Any] = {

@@ -13,7 +13,8 @@ import yaml
 from clsd.features.tf_runtime import tf
 from clsd.models.settings import ModelSettings
 from clsd.pipeline.cli import main
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.shared.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]

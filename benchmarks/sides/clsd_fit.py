@@ -11,7 +11,7 @@ from shared import CROSSES, HIDDEN, UNTIMED, Clock, run
 
 from clsd.features.tf_runtime import tf
 from clsd.models.settings import ModelSettings, TableOptimizerSettings
-from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.loop import Loop
 from clsd.pipeline.training.scoring import Scorer

@@ -9,7 +9,8 @@ import click
 
 from clsd.features.paths import as_path
 from clsd.pipeline.run import Paths
-from clsd.pipeline.shared.config import Config, load_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import load_config
 
 config_option = click.option(
     "--config", "config_path", required=True, metavar="FILE", help="YAML file of the run; see configs/."

@@ -19,7 +19,7 @@ from clsd.pipeline.commands.options import (
     runs_option,
     set_option,
 )
-from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.model_versions import newest_version, withdraw
 from clsd.pipeline.shared.progress import console
 
@@ -156,10 +156,10 @@ def score(
     name: the columns that the config names (rows.passthrough carries others along) with score, ctr and confidence, as a model
     server would have answered. What stands after -- goes to Beam.
     """
-    from clsd.pipeline.serving.predict import exported_config
     from clsd.pipeline.serving.score import SCORING
     from clsd.pipeline.serving.score import score as job
     from clsd.pipeline.shared import progress
+    from clsd.pipeline.shared.model_versions import exported_config
 
     model = newest_version(as_path(model_dir))
     config = load_config(config_path, list(overrides)) if config_path else exported_config(model, list(overrides))

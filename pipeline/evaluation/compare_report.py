@@ -9,7 +9,8 @@ from rich.table import Table
 from clsd.pipeline.evaluation import pictures
 from clsd.pipeline.evaluation.compare_summary import METRICS, SHOWN, TESTED
 from clsd.pipeline.evaluation.report import environment
-from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config
 
 
 def table(comparison: dict[str, Any], reference: str) -> Table:

@@ -188,7 +188,8 @@ def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any
     import gc
 
     from clsd.features.tf_runtime import keras, tf
-    from clsd.pipeline.evaluation.evaluate import headline, measure_rows
+    from clsd.pipeline.evaluation.evaluate import measure_rows
+    from clsd.pipeline.shared.headline_metrics import headline
     from clsd.pipeline.training.scoring import Scorer
     from clsd.pipeline.training.train import load_trained
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.models.settings import PRESETS
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.training.popularity import item_feature
 
 PLAIN, CONFIGURED = "plain", "configured"

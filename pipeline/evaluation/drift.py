@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clsd.features.schema import NumericFeature
-from clsd.pipeline.preprocess.data_statistics import QUANTILES, TOP
-from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
 
 #: Least share of a bin: without it, one value that is new would move a feature by infinity.
 _LEAST = 1e-4
@@ -108,7 +107,7 @@ def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
 def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Values without repetition and the share of rows at or below each."""
     values, last = np.unique(curve[::-1], return_index=True)
-    return values, np.asarray(QUANTILES)[::-1][last]
+    return values, np.asarray(STATISTICS_QUANTILES)[::-1][last]
 
 
 def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
@@ -120,11 +119,11 @@ def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     described = [data.statistics["features"][name] for data in (old, new)]
     if not all(result.get("values") for result in described):
         return None
-    top = [value for value, _ in described[0]["top"][:TOP]]
+    top = [value for value, _ in described[0]["top"][:STATISTICS_TOP]]
     shares = []
     for result, data in zip(described, (old, new), strict=True):
         counts = dict(result["top"])
-        least = result["top"][-1][1] if len(counts) == TOP else 0
+        least = result["top"][-1][1] if len(counts) == STATISTICS_TOP else 0
         if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
             vocabulary = data.transform.vocabularies[name]
             at = vocabulary.index(pa.array(top, pa.string()))

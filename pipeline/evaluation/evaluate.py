@@ -16,6 +16,7 @@ from clsd.pipeline.evaluation.report import render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import read_json, whole_directory, write_json, write_text
+from clsd.pipeline.shared.headline_metrics import headline
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.popularity import item_popularity
@@ -123,28 +124,6 @@ def measure_rows(
             None if popularity is None else popularity[known],
         )
     return out
-
-
-#: Headline metrics of a model by name, and where :func:`measure_rows` puts them.
-HEADLINES: dict[str, tuple[str, str]] = {
-    "auc": ("score", "auc"),
-    "gauc": ("score", "gauc"),
-    "log_loss": ("ctr", "log_loss"),
-    "log_loss_score": ("score", "log_loss"),
-    "ndcg": ("ranking", "ndcg"),
-    "intensity_auc": ("ranking", "intensity_auc"),
-    "predicted_over_real": ("ctr", "predicted_over_real"),
-    "predicted_over_real_score": ("score", "predicted_over_real"),
-    "ece": ("ctr", "ece"),
-    "ece_score": ("score", "ece"),
-    "group_spread": ("confidence", "group_spread"),
-    "confidence_given_popularity": ("intensity", "given_popularity"),
-}
-
-
-def headline(metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics by which models are compared; what is undefined is left out."""
-    return {name: metrics[part][key] for name, (part, key) in HEADLINES.items() if key in metrics.get(part, {})}
 
 
 def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:

@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clsd.pipeline.evaluation import pictures
-from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config
 
 _ROWS = (
     ("auc", "AUC", "{:.4f}"),

@@ -16,12 +16,10 @@ import pyarrow.compute as pc
 
 from clsd.features.schema import Schema
 from clsd.pipeline.preprocess.columns import SPLITS
+from clsd.pipeline.shared.dataset import STATISTICS_TOP
 
-#: Values that are named; those beyond are counted together.
-TOP = 100
 #: Partial results of which a feature with values has one.
 _COUNTED = ("vocabulary", "tokens", "sampled")
-QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
 
 
 def values(counts: pa.Table) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def values(counts: pa.Table) -> dict[str, Any]:
     if not counts.num_rows:
         return {}
     counts = counts.append_column("bytes", pc.cast(counts["token"], pa.binary()))
-    order = pc.select_k_unstable(counts, TOP, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
+    order = pc.select_k_unstable(counts, STATISTICS_TOP, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
     top = counts.take(order).select(["token", "rows"]).to_pylist()
     total = pc.sum(counts["rows"]).as_py()
     return {"distinct": counts.num_rows, "values": total, "top": [(row["token"], row["rows"]) for row in top]}
@@ -38,7 +36,7 @@ def values(counts: pa.Table) -> dict[str, Any]:
 def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:
     """The distribution of a sample of values: how many were drawn, and the most frequent; how many there are is not known."""
     result = Counter(tokens.tolist())
-    top = sorted(result.items(), key=lambda item: (-item[1], item[0].encode()))[:TOP]
+    top = sorted(result.items(), key=lambda item: (-item[1], item[0].encode()))[:STATISTICS_TOP]
     return {"values": len(tokens), "top": top, "sampled": True} if len(tokens) else {}
 
 

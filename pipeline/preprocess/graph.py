@@ -29,8 +29,7 @@ from clsd.features.paths import as_path
 from clsd.features.schema import Schema
 from clsd.features.tokens import with_dictionaries
 from clsd.features.transform import Transform
-from clsd.pipeline.preprocess import data_statistics as profile
-from clsd.pipeline.preprocess import negatives, shards, splits
+from clsd.pipeline.preprocess import data_statistics, negatives, shards, splits
 from clsd.pipeline.preprocess.columns import KEY, POSITION, SPLIT, USER
 from clsd.pipeline.preprocess.counting import Measure, MergePartials
 from clsd.pipeline.preprocess.dead_letters import DeadLetter, DeadLetterWriter, write_dead_letters
@@ -41,8 +40,7 @@ from clsd.pipeline.preprocess.learning import described_transform, learn
 from clsd.pipeline.preprocess.row_checks import check, refused_text
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import OverSpilled, Spilled, load, load_together, spill
-from clsd.pipeline.shared import beam_patches as beam_waits
-from clsd.pipeline.shared import progress
+from clsd.pipeline.shared import beam_patches, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
 from clsd.pipeline.shared.files import whole_file, write_json
@@ -54,7 +52,7 @@ USER_PART_BYTES, USER_PARTS = 64 << 20, 32
 ENCODE_ROWS = 1 << 20
 _DEAD, _TALLY = "dead", "tally"
 
-beam_waits.shorten()  # here, for workers import this module and run nothing of the launching process
+beam_patches.shorten()  # here, for workers import this module and run nothing of the launching process
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
@@ -75,13 +73,13 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
             if isinstance(part, DeadLetter):
                 result, rows, kept = [part], 1, 0
             else:
-                batch, wrong = check(self._schema, part)
+                batch, wrong = check(self._schema, part.rows)
                 for row, reason in wrong:
-                    position = part.column(POSITION)[row].as_py()
-                    text = self._reader.text(input_split, position)
-                    text = refused_text(part, row) if text is None else text
+                    position = part.rows.column(POSITION)[row].as_py()
+                    text = part.text(position)
+                    text = refused_text(part.rows, row) if text is None else text
                     result.append(DeadLetter(input_split.path, self._reader.line(input_split, position), reason, text))
-                rows, kept = part.num_rows, batch.num_rows
+                rows, kept = part.rows.num_rows, batch.num_rows
                 yield from spill(self._directory, [self._split(batch)])
             for dead_letter in result:
                 Metrics.counter("clsd.refused", dead_letter.reason).inc()
@@ -206,7 +204,7 @@ def build(
     transform = beam.pvalue.AsSingleton(
         learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
     )
-    described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(profile.describe, schema)))
+    described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(data_statistics.describe, schema)))
     counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda result: result.get("splits", {})))
 
     encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(

@@ -15,9 +15,9 @@ from clsd.features.paths import as_path
 from clsd.features.schema import NumericFeature, Schema
 from clsd.features.transform import NumericState, numeric_entry, vocabulary_entry, vocabulary_file
 from clsd.features.vocabulary import COUNTS, Vocabulary
-from clsd.pipeline.preprocess import data_statistics as profile
+from clsd.pipeline.preprocess import data_statistics
 from clsd.pipeline.preprocess.counting import Sample, lifted, merged
-from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, Dataset
 from clsd.pipeline.shared.files import whole_file
 
 
@@ -40,11 +40,11 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
         vocabulary = _vocabulary(schema, name, counts, base)
         with whole_file(as_path(directory) / vocabulary_file(name)) as file:
             vocabulary.write(file)
-        return key, {"entry": vocabulary_entry(name, len(vocabulary)), **profile.values(counts)}
+        return key, {"entry": vocabulary_entry(name, len(vocabulary)), **data_statistics.values(counts)}
     if kind == "tokens":
-        return key, profile.values(_counts(result))
+        return key, data_statistics.values(_counts(result))
     if kind == "sampled":
-        return key, profile.sampled(Sample.merged(result).values)
+        return key, data_statistics.sampled(Sample.merged(result).values)
     if kind == "moments":
         return key, numeric_entry(NumericState.from_moments(result))
     if kind == "sample":
@@ -54,7 +54,7 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     if kind == "range":
         return key, [min(low for low, _ in result), max(high for _, high in result)]
     if kind == "spread":
-        return key, [float(cut) for cut in np.quantile(Sample.merged(result).values, profile.QUANTILES)]
+        return key, [float(cut) for cut in np.quantile(Sample.merged(result).values, STATISTICS_QUANTILES)]
     return key, result
 
 

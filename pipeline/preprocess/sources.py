@@ -1,7 +1,7 @@
-"""Pieces of click logs to Arrow batches; lines that do not parse are set aside.
+"""Reads input splits of click logs into Arrow batches; lines that do not parse become dead letters.
 
-Every row carries a random key made from its place in its piece (column ``_key``), so that whatever is drawn for a row, its
-shard, its place in the shuffle, its sampled negatives, is the same on every engine and for any number of workers.
+Every row carries a random key (column ``_key``), made from its position in its input split. Whatever is drawn for a row (its
+shard, its position in the shuffle, its sampled negatives) is therefore the same on every engine and for any number of workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,27 @@ BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 262_144
 
 
+class ReadBatch(NamedTuple):
+    """Rows that were read together, with the lines that they were read from.
+
+    Args:
+        rows: the columns that the schema reads, ``_key`` uint64 and ``_position`` int64.
+        blocks: the blocks of text that hold these rows; none for a format with columns of its own.
+    """
+
+    rows: pa.RecordBatch
+    blocks: tuple[_Lines, ...]
+
+    def text(self, position: int) -> str | None:
+        """The line at a position, as it stands in the log; None for a format that has no lines."""
+        for lines in self.blocks:
+            if lines.first <= position < lines.first + len(lines):
+                return lines.shown(position - lines.first)
+        return None
+
+
 class Reader:
-    """Reads pieces; one object a worker.
+    """Reads input splits; a worker has one.
 
     Args:
         logs: formats and dialects.
@@ -56,43 +75,31 @@ class Reader:
         self._logs, self._seed, self._threads = logs, seed, threads
         self._before = (-1, 0)
         self._breaks: dict[str, dict[int, int]] = {}
-        self._again: tuple[int, int, _Lines, Iterator[bytes]] | None = None
 
-    def read(self, input_split: InputSplit) -> Iterator[pa.RecordBatch | DeadLetter]:
-        """The batches of a piece, with ``_key`` uint64 and ``_position`` int64 columns, and the lines that did not parse.
+    def read(self, input_split: InputSplit) -> Iterator[ReadBatch | DeadLetter]:
+        """The batches of an input split, and a dead letter for each line that does not parse.
 
-        Batches are of at most :data:`BATCH_ROWS` rows, unless one block of text has more.
+        A batch has at most :data:`BATCH_ROWS` rows, unless one block of text has more.
         """
         read = {"parquet": self._read_parquet, "avro": self._read_avro}.get(input_split.format, self._read_text)
-        waiting: list[pa.Table] = []
-        for result in chain(read(input_split), [None]):
-            if isinstance(result, DeadLetter):
-                yield result
+        waiting: list[_Table] = []
+        for part in chain(read(input_split), [None]):
+            if isinstance(part, DeadLetter):
+                yield part
                 continue
-            rows = sum(table.num_rows for table in waiting)
-            if waiting and (result is None or rows + result.num_rows > BATCH_ROWS):
-                yield with_dictionaries(input_split.coded, pa.concat_tables(waiting), self._threads.map)
+            rows = sum(table.num_rows for table, _ in waiting)
+            if waiting and (part is None or rows + part.table.num_rows > BATCH_ROWS):
+                tables, blocks = zip(*waiting, strict=True)
+                batch = with_dictionaries(input_split.coded, pa.concat_tables(tables), self._threads.map)
+                yield ReadBatch(batch, tuple(lines for lines in blocks if lines is not None))
                 waiting = []
-            waiting += [result] if result is not None else []
+            waiting += [part] if part is not None else []
 
     def line(self, input_split: InputSplit, position: int) -> int:
         """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
         if self._before[0] != input_split.index:
             self._before = (input_split.index, self._lines_before(input_split))
         return self._before[1] + position + 1
-
-    def text(self, input_split: InputSplit, position: int) -> str | None:
-        """A line of a text file as it stands there; None of a file that has columns. Asked for in rising order it reads once."""
-        if input_split.format in ("parquet", "avro"):
-            return None
-        index, first, lines, blocks = self._again or (-1, 0, _Lines(b""), iter(()))
-        if index != input_split.index or position < first:
-            blocks = self._blocks(input_split)
-            first, lines = 0, _Lines(next(blocks).removesuffix(b"\n"))
-        while position >= first + len(lines):
-            first, lines = first + len(lines), _Lines(next(blocks).removesuffix(b"\n"))
-        self._again = input_split.index, first, lines, blocks
-        return lines.shown(position - first)
 
     def _lines_before(self, input_split: InputSplit) -> int:
         """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
@@ -121,7 +128,7 @@ class Reader:
         keys = pa.array(seeded(positions.astype(np.uint64), self._seed, input_split.index))
         return table.append_column(KEY, keys).append_column(POSITION, pa.array(positions))
 
-    def _read_parquet(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
+    def _read_parquet(self, input_split: InputSplit) -> Iterator[_Table | DeadLetter]:
         with open_binary(input_split.path) as file:
             parquet = open_parquet(input_split.path, file, coded=input_split.coded)
             batches = parquet.iter_batches(
@@ -142,7 +149,7 @@ class Reader:
                 yield from self._typed(input_split, pa.Table.from_batches([batch]), first)
                 first += batch.num_rows
 
-    def _read_avro(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
+    def _read_avro(self, input_split: InputSplit) -> Iterator[_Table | DeadLetter]:
         position = 0
         records: list[dict[str, Any]] = []
         with open_binary(input_split.path) as file:
@@ -154,7 +161,7 @@ class Reader:
                     yield from self._typed(input_split, pa.Table.from_pylist(records, schema=schema), position)
                     position, records = position + len(records), []
 
-    def _typed(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[pa.Table | DeadLetter]:
+    def _typed(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[_Table | DeadLetter]:
         """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
         target = pa.schema([*input_split.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
         table = self._placed(input_split, table.select(list(input_split.types)), first + np.arange(table.num_rows))
@@ -172,13 +179,13 @@ class Reader:
 
         good, _, faults = parse_all(table.num_rows, cast, lambda row: None)
         if good is not None:
-            yield good
+            yield _Table(good, None)
         for row, reason in faults:
             values = {name: _shown(readable()[name][row]) for name in input_split.types}
             text = json.dumps(values, ensure_ascii=False, default=str)
             yield DeadLetter(input_split.path, self.line(input_split, first + row), reason, text)
 
-    def _read_text(self, input_split: InputSplit) -> Iterator[pa.Table | DeadLetter]:
+    def _read_text(self, input_split: InputSplit) -> Iterator[_Table | DeadLetter]:
         def parse(lines: _Lines) -> Any:
             return lines, *parse_all(
                 len(lines),
@@ -186,14 +193,19 @@ class Reader:
                 lambda row: self._odd(input_split, lines[row]),
             )
 
-        position = 0
-        blocks = (_Lines(block.removesuffix(b"\n")) for block in self._blocks(input_split))
-        for lines, table, rows, faults in self._threads.map(parse, blocks):
+        for lines, table, rows, faults in self._threads.map(parse, self._lines_of(input_split)):
             if table is not None:
-                yield self._placed(input_split, table, position + np.asarray(rows))
+                yield _Table(self._placed(input_split, table, lines.first + np.asarray(rows)), lines)
             for row, reason in faults:
-                yield DeadLetter(input_split.path, self.line(input_split, position + row), reason, lines.shown(row))
-            position += len(lines)
+                line = self.line(input_split, lines.first + row)
+                yield DeadLetter(input_split.path, line, reason, lines.shown(row))
+
+    def _lines_of(self, input_split: InputSplit) -> Iterator[_Lines]:
+        first = 0
+        for block in self._blocks(input_split):
+            lines = _Lines(block.removesuffix(b"\n"), first)
+            yield lines
+            first += len(lines)
 
     def _parse(self, input_split: InputSplit, lines: _Lines, rows: list[int]) -> pa.Table:
         text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
@@ -246,10 +258,15 @@ class Reader:
 
 
 class _Lines:
-    """Lines of a block of text, taken apart only if a single one of them is asked for."""
+    """The lines of a block of text, split only when a single line is asked for.
 
-    def __init__(self, text: bytes) -> None:
-        self.text = text
+    Args:
+        text: the block, without its last line break.
+        first: position of its first line in the input split.
+    """
+
+    def __init__(self, text: bytes, first: int) -> None:
+        self.text, self.first = text, first
         self._size = text.count(b"\n") + 1
         self._lines: list[bytes] | None = None
 
@@ -264,6 +281,13 @@ class _Lines:
     def shown(self, row: int) -> str:
         """A line for a dead letter, broken UTF-8 as escapes."""
         return self[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
+
+
+class _Table(NamedTuple):
+    """Parsed rows, and the block of text that they come from, if there is one."""
+
+    table: pa.Table
+    lines: _Lines | None
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -23,16 +23,17 @@ from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
 from clsd.models.model_inputs import ModelInputs
-from clsd.pipeline.evaluation.evaluate import HEADLINES
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.serving import canary
 from clsd.pipeline.serving.publishing import enforce, enforce_against, parse_requirement
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, serving_inputs
 from clsd.pipeline.serving.signatures import Score, ServingModel
 from clsd.pipeline.serving.warmup_requests import warmup_requests
-from clsd.pipeline.shared.config import Config, ExportSettings, dump_config, unknown_candidate
+from clsd.pipeline.shared.config import Config, ExportSettings, unknown_candidate
+from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import alone_in, read_json, whole_directory, write_json
+from clsd.pipeline.shared.headline_metrics import HEADLINE_METRICS
 from clsd.pipeline.shared.model_versions import (
     DONE_FILE,
     GOLDEN_FILE,
@@ -60,7 +61,7 @@ class PublishingRequirements:
     """What a model must be before it is published.
 
     Args:
-        metrics: its own, by the names of :data:`clsd.pipeline.evaluation.evaluate.HEADLINES`; None if it was not evaluated.
+        metrics: its own, by the names of :data:`HEADLINE_METRICS`; None if it was not evaluated.
         require: bounds, such as ``auc>=0.7``.
         against: a version, or a directory of versions of which the newest is in service, that it may not be worse than.
     """
@@ -178,7 +179,7 @@ def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | N
 
 
 def _pass(config: Config, gates: PublishingRequirements, out: Path) -> None:
-    requirements = [parse_requirement(text, HEADLINES) for text in gates.require]
+    requirements = [parse_requirement(text, HEADLINE_METRICS) for text in gates.require]
     if (requirements or gates.against) and gates.metrics is None:
         raise UserError(
             "--require" if requirements else "--against", "needs metrics of the model", "run `clsd evaluate` first"

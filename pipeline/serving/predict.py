@@ -11,9 +11,8 @@ from clsd.features.errors import UserError, did_you_mean
 from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.pipeline.serving.serving_inputs import as_arrays
-from clsd.pipeline.shared.config import Config, parse_yaml
 from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, newest_version
+from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config, newest_version
 
 
 class Predictor:
@@ -71,16 +70,6 @@ class Predictor:
             ]
         answer = self.ask(as_arrays(columns, self.inputs))
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
-
-
-def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
-    """The config of the run that an exported version is from.
-
-    Raises:
-        UserError: the version does not say, or an override is none.
-    """
-    metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
-    return parse_yaml(metadata["config"], str(model / PROVENANCE_FILE), overrides)
 
 
 def _columns_of(model: Path) -> dict[str, str]:

@@ -8,23 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from clsd.features.errors import OutOfBoundsError, UserError, did_you_mean
+from clsd.pipeline.shared.headline_metrics import HEADLINE_METRICS
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
     "<": operator.lt,
-}
-#: Metrics that have a better and a worse: 1 where more is better, -1 where less is.
-BETTER = {
-    "auc": 1,
-    "gauc": 1,
-    "ndcg": 1,
-    "intensity_auc": 1,
-    "log_loss": -1,
-    "log_loss_score": -1,
-    "ece": -1,
-    "ece_score": -1,
 }
 
 
@@ -95,7 +85,7 @@ def enforce_against(
         if name not in metrics:
             what = f"{name} is undefined for this model, and {served[name]:.6g} for the version served"
             raise OutOfBoundsError(f"--against {version}", what, "nothing was published")
-        worse = (served[name] - metrics[name]) * BETTER[name]
+        worse = (served[name] - metrics[name]) * HEADLINE_METRICS[name].better
         if worse > margin:
             what = f"{name} {metrics[name]:.6g} is worse than {served[name]:.6g} of the version served, by more than {margin:g}"
             raise OutOfBoundsError(

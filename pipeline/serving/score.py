@@ -28,10 +28,8 @@ from clsd.pipeline.preprocess.input_splits import InputSplit, plan
 from clsd.pipeline.preprocess.manifest import refuse_if_refused
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
-from clsd.pipeline.serving.predict import exported_config
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, serving_arrays
-from clsd.pipeline.shared import beam_patches as beam_waits
-from clsd.pipeline.shared import engine, progress
+from clsd.pipeline.shared import beam_patches, engine, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.files import (
     make_directory,
@@ -43,6 +41,7 @@ from clsd.pipeline.shared.files import (
     write_json,
 )
 from clsd.pipeline.shared.log_writer import json_lines
+from clsd.pipeline.shared.model_versions import exported_config
 from clsd.pipeline.shared.threads import ONE, Threads
 
 #: What says that a directory of scores is whole, and what they are of.
@@ -53,7 +52,7 @@ _DEAD = "dead"
 #: What is counted after reading, and what the stage is called.
 SCORING = (("rows scored", "scoring"),)
 
-beam_waits.shorten()
+beam_patches.shorten()
 
 
 class Part(NamedTuple):
@@ -84,10 +83,10 @@ class Read(beam.DoFn):  # type: ignore[misc]
                     yield beam.pvalue.TaggedOutput(_DEAD, materialised)
                 progress.add("rows refused", 1, self._directory)
             else:
-                for place_of in spill(self._directory, [part]):
+                for place_of in spill(self._directory, [part.rows]):
                     yield Part(input_split.index, number, place_of)
                     number += 1
-            progress.add("rows read", 1 if isinstance(part, DeadLetter) else part.num_rows, self._directory)
+            progress.add("rows read", 1 if isinstance(part, DeadLetter) else part.rows.num_rows, self._directory)
         for materialised in dead_letters.rest():
             yield beam.pvalue.TaggedOutput(_DEAD, materialised)
         progress.add(progress.READ, 1, self._directory)

@@ -23,13 +23,12 @@ from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFe
 from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
 from clsd.pipeline.evaluation.drift import psi
-from clsd.pipeline.preprocess.data_statistics import QUANTILES, TOP
 from clsd.pipeline.serving.export import scoring_of, trainer_scores
-from clsd.pipeline.serving.predict import exported_config, read_rows
+from clsd.pipeline.serving.predict import read_rows
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names
-from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
 from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE
+from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.train import load_trained
 
@@ -178,7 +177,7 @@ def _chance(shares: Any, rows: int) -> float:
 def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
     """Shares of the most frequent ids of training, and of all others together."""
     counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
-    top = np.argsort(-counts[0], kind="stable")[:TOP]
+    top = np.argsort(-counts[0], kind="stable")[:STATISTICS_TOP]
     top = top[counts[0][top] > 0]
     shares = []
     for count in counts:
@@ -193,7 +192,7 @@ def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[lis
 
 def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
     """Shares between the quantiles of training, of scaled numbers; a missing one is the mean."""
-    cuts = np.unique(np.quantile(trained, QUANTILES[1:-1]))
+    cuts = np.unique(np.quantile(trained, STATISTICS_QUANTILES[1:-1]))
     shares = [
         np.diff([0, *np.searchsorted(np.sort(x), cuts, side="right"), len(x)]) / len(x) for x in (trained, served)
     ]

@@ -18,11 +18,14 @@ from clsd.features.paths import as_path
 from clsd.features.records import open_records, parse_block, read_records
 from clsd.features.schema import Schema
 from clsd.features.transform import Transform
-from clsd.pipeline.shared.config import as_user_error
+from clsd.pipeline.shared.config_file import as_user_error
 from clsd.pipeline.shared.files import read_json, sizes
 
 FORMAT_VERSION = 1
 GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
+#: What ``statistics.json`` holds of a feature: its most frequent values, this many, or its values at these quantiles.
+STATISTICS_TOP = 100
+STATISTICS_QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
 _AGAIN = "run `clsd preprocess` again with --overwrite"
 
 

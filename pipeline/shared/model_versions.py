@@ -12,11 +12,14 @@ from pathlib import Path
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import is_remote
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_yaml
 from clsd.pipeline.shared.files import (
     UNFINISHED,
     clear_errors,
     copy_file,
     files_in,
+    read_json,
     remove_file,
     remove_tree,
     remove_unfinished,
@@ -52,6 +55,16 @@ def newest_version(directory: Path) -> Path:
     if not result:
         raise UserError(str(directory), "holds no exported model", "run `clsd export` first")
     return result[-1]
+
+
+def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
+    """The config of the run that an exported version is from.
+
+    Raises:
+        UserError: the version does not say, or an override is none.
+    """
+    metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
+    return parse_yaml(metadata["config"], str(model / PROVENANCE_FILE), overrides)
 
 
 def keep_newest(directory: Path, num_versions: int) -> list[Path]:

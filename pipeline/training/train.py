@@ -13,7 +13,8 @@ from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.inputs import InputSpec
 from clsd.models.settings import ConfidenceSettings
-from clsd.pipeline.shared.config import Config, dump_config, load_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import (
     LOCK,

@@ -18,11 +18,11 @@ from clsd.features.errors import UserError
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.settings import ModelSettings
-from clsd.pipeline.serving.predict import exported_config
-from clsd.pipeline.shared.config import Config, load_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, newest_version, versions_in
+from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config, newest_version, versions_in
 from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
 
 #: Not taken over: where a run stands, what its weights were normalised by, the scores of items, which its data set counted, the

@@ -16,7 +16,8 @@ import pytest
 
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
-from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.checkpoints import Checkpoints
 from clsd.pipeline.training.strategy import workers

@@ -11,7 +11,7 @@ from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.run import Paths, run
 from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
-from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.train import load_trained
 

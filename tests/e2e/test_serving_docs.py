@@ -19,7 +19,7 @@ from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
 from clsd.pipeline.serving.serving_inputs import as_arrays
-from clsd.pipeline.shared.config import load_config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.training.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import tf
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.training.checkpoints import Checkpoints
 
 _FEATURES = ("user_id", "item_id", "age_band")

@@ -23,7 +23,8 @@ from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 from clsd.pipeline.serving.export import export, scoring_of
 from clsd.pipeline.serving.serving_inputs import as_arrays
-from clsd.pipeline.shared.config import Config, dump_config, load_config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, load_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.train import load_trained, train

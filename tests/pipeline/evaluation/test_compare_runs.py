@@ -26,7 +26,8 @@ from clsd.pipeline.cli import main
 from clsd.pipeline.evaluation.compare_report import render
 from clsd.pipeline.evaluation.compare_runs import compare
 from clsd.pipeline.evaluation.compare_variants import CONTROLS, about, choose
-from clsd.pipeline.shared.config import Config, dump_config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.train import train, warm_up
 

@@ -17,7 +17,7 @@ from clsd.features.schema import Schema
 from clsd.pipeline.preprocess.columns import KEY, POSITION
 from clsd.pipeline.preprocess.dead_letters import DeadLetter
 from clsd.pipeline.preprocess.input_splits import InputSplit, plan
-from clsd.pipeline.preprocess.sources import Reader
+from clsd.pipeline.preprocess.sources import ReadBatch, Reader
 from clsd.pipeline.shared.config import LogSettings
 
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
@@ -71,7 +71,7 @@ def _read(logs: LogSettings, input_splits: list[InputSplit]) -> tuple[list[dict[
             if isinstance(part, DeadLetter):
                 refused.append(part)
             else:
-                rows += part.to_pylist()
+                rows += part.rows.to_pylist()
     return rows, refused
 
 
@@ -439,12 +439,15 @@ def test_a_batch_with_faults_and_one_without_are_one_table(tmp_path: Path, monke
     assert [r.line for r in refused] == [4, 61]
 
 
-def test_a_refused_line_is_told_as_it_stands(tmp_path: Path) -> None:
+def test_a_batch_knows_its_lines_as_they_stand(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "log.jsonl", ROWS * 200)
     logs = LogSettings(files=[str(path)], chunk_mebibytes=1)
     input_splits = plan(logs, SCHEMA)
     assert len(input_splits) > 1
     reader, lines = Reader(logs, seed=1), path.read_text().splitlines()
     for input_split in (input_splits[1], input_splits[0]):
-        for position in (0, 7, 7, 3000, 2):
-            assert reader.text(input_split, position) == lines[reader.line(input_split, position) - 1]
+        (batch,) = reader.read(input_split)
+        assert isinstance(batch, ReadBatch)
+        for position in (0, 7, 3000, batch.rows.num_rows - 1):
+            assert batch.text(position) == lines[reader.line(input_split, position) - 1]
+        assert batch.text(batch.rows.num_rows) is None

@@ -17,11 +17,13 @@ from click.testing import CliRunner
 
 from clsd.features.errors import OutOfBoundsError, UserError
 from clsd.pipeline.cli import main
-from clsd.pipeline.evaluation.evaluate import HEADLINES, evaluate, known_headline
+from clsd.pipeline.evaluation.evaluate import evaluate, known_headline
 from clsd.pipeline.serving.export import PublishingRequirements, export
-from clsd.pipeline.serving.publishing import BETTER, enforce, enforce_against, parse_requirement
-from clsd.pipeline.shared.config import Config, dump_config, parse_config
+from clsd.pipeline.serving.publishing import enforce, enforce_against, parse_requirement
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.headline_metrics import DIRECTED_METRICS, HEADLINE_METRICS
 from clsd.pipeline.shared.model_versions import (
     DONE_FILE,
     MODEL_FILE,
@@ -56,7 +58,7 @@ def _versions(directory: Path, *numbers: int) -> Path:
     ],
 )
 def test_a_bound_is_held_or_refused_with_what_the_metric_is(text: str, holds: bool) -> None:
-    requirement = parse_requirement(text, HEADLINES)
+    requirement = parse_requirement(text, HEADLINE_METRICS)
     if holds:
         enforce(METRICS, [requirement])
         return
@@ -69,7 +71,7 @@ def test_a_bound_is_held_or_refused_with_what_the_metric_is(text: str, holds: bo
 @pytest.mark.parametrize("text", ["auc", "auc=0.7", "auc>=high", "acu>=0.7", ">=0.7", "auc>=0.7.1"])
 def test_what_is_no_bound_is_a_mistake(text: str) -> None:
     with pytest.raises(UserError, match="--require") as error:
-        parse_requirement(text, HEADLINES)
+        parse_requirement(text, HEADLINE_METRICS)
     assert error.value.exit_code == 2
     assert ("did you mean 'auc'" in str(error.value)) == (text == "acu>=0.7")
 
@@ -89,7 +91,7 @@ def test_worse_than_the_version_in_service_is_by_a_margin_and_in_the_metrics_own
 
 
 def test_every_metric_with_a_margin_is_one_that_is_measured(settings: dict[str, Any]) -> None:
-    assert set(BETTER) <= set(HEADLINES)
+    assert set(DIRECTED_METRICS) < set(HEADLINE_METRICS)
     with pytest.raises(UserError, match="margins: 'predicted_over_real' is no metric with a better and a worse"):
         parse_config({**settings, "export": {"margins": {"predicted_over_real": 0.1}}}, "config")
 

@@ -20,9 +20,11 @@ from clsd.features.errors import UserError
 from clsd.pipeline.cli import main
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
-from clsd.pipeline.serving.predict import Predictor, exported_config
+from clsd.pipeline.serving.predict import Predictor
 from clsd.pipeline.serving.score import score
-from clsd.pipeline.shared.config import Config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import parse_config
+from clsd.pipeline.shared.model_versions import exported_config
 from clsd.pipeline.training.train import train
 
 OUTPUTS = ("score", "ctr", "confidence")

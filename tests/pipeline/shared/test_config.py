@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from clsd.features.errors import UserError
-from clsd.pipeline.shared.config import Config, dump_config, load_config, parse_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config, load_config, parse_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 

@@ -11,8 +11,7 @@ from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils.counters import CounterFactory
 
 from clsd.pipeline.preprocess import graph
-from clsd.pipeline.shared import beam_patches as beam_waits
-from clsd.pipeline.shared import engine, progress
+from clsd.pipeline.shared import beam_patches, engine, progress
 
 
 def _in_a_thread(work: object) -> None:
@@ -69,5 +68,5 @@ def test_a_job_that_counts_is_no_job_that_stands_still(tmp_path: Path) -> None:
 
 def test_a_bundle_waits_no_longer_for_its_sampler_than_told() -> None:
     """It fails where a Beam to come names the period in another way."""
-    assert graph.beam_waits is beam_waits  # what a worker imports has made them shorter
-    assert StateSampler("bundle", CounterFactory()).sampling_period_ms == beam_waits.SAMPLING_PERIOD
+    assert graph.beam_patches is beam_patches  # what a worker imports has made them shorter
+    assert StateSampler("bundle", CounterFactory()).sampling_period_ms == beam_patches.SAMPLING_PERIOD

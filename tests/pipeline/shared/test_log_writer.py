@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsd.features.errors import UserError
-from clsd.pipeline.shared import log_writer as logfiles
+from clsd.pipeline.shared import log_writer
 from clsd.pipeline.shared.log_writer import LOG_FORMATS, json_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,7 +97,7 @@ def test_random_floats_round_trip() -> None:
 
 
 def test_slices_of_batches_are_written_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logfiles, "_TEXT_ROWS", 7)
+    monkeypatch.setattr(log_writer, "_TEXT_ROWS", 7)
     tags = [[f"t{j}" for j in range(i % 4)] for i in range(50)]
     batch = pa.record_batch({"n": list(range(50)), "tags": pa.array(tags, pa.list_(pa.string()))}).slice(5, 40)
     write_log([batch], tmp_path / "log", "jsonl")

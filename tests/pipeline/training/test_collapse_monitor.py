@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from clsd.features.errors import UserError
 from clsd.models.settings import ConfidenceSettings
 from clsd.pipeline.cli import main
-from clsd.pipeline.shared.config import Config, MonitorSettings, dump_config
+from clsd.pipeline.shared.config import Config, MonitorSettings
+from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.collapse_monitor import CollapseMonitor, known_to_collapse
 from clsd.pipeline.training.train import train

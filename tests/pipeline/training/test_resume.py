@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from clsd.features.errors import UserError
-from clsd.pipeline.shared.config import Config, dump_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import alone_in
 from clsd.pipeline.training.checkpoints import Checkpoints

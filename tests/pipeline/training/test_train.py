@@ -15,7 +15,8 @@ from clsd.features.tf_runtime import tf
 from clsd.pipeline.evaluation.compare_runs import compare
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
-from clsd.pipeline.shared.config import Config, load_config
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import alone_in
 from clsd.pipeline.training.train import load_trained, run_fingerprint, train

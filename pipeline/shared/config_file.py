@@ -1,0 +1,117 @@
+"""Reads, checks and writes config files: YAML to :class:`clsd.pipeline.shared.config.Config` and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.paths import as_path
+from clsd.pipeline.shared.config import Config
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read and check a YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``"train.epochs=3"`` and the like; the value is read as YAML.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown or a wrong setting; each names the setting.
+    """
+    path = as_path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            str(path), f"cannot be read ({_reason(error)})", "give the path of a YAML file with --config"
+        ) from None
+    return parse_yaml(text, str(path), overrides)
+
+
+def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Config:
+    """As :func:`load_config`, of a text; ``where`` stands in the errors."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{where}:{mark.line + 1}" if mark else where
+        raise UserError(at, f"is no YAML ({getattr(error, 'problem', error)})", "correct that line") from None
+    if not isinstance(raw, dict):
+        raise UserError(where, "is not a mapping of settings", "see configs/ for examples")
+    for override in overrides or []:
+        _override(raw, override)
+    return parse_config(raw, where)
+
+
+def parse_config(raw: dict[str, Any], where: str) -> Config:
+    """Check settings that came from anywhere; ``where`` stands in the errors."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise as_user_error(error, where, Config) from None
+
+
+def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
+    """The first problem that pydantic found, as one line that names the setting and the mend."""
+    problem = error.errors()[0]
+    # Tags of the unions of features stand in the path as well; they are no key that the user wrote.
+    path = [p for p in problem["loc"] if p not in ("categorical", "bag", "sequence", "numeric")]
+    setting = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        hint = did_you_mean(str(path[-1]), known) if known else "remove it"
+        return UserError(f"{where}: {setting}", "unknown setting", hint)
+    if problem["type"] == "missing":
+        return UserError(f"{where}: {setting}", "is missing", "add it")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    what, _, advice = message.partition("; ")
+    return UserError(f"{where}: {setting}" if setting else where, what + shown, advice or "correct the setting")
+
+
+def _keys_at(model: Any, path: list[Any]) -> list[str]:
+    """Names that may stand at a place of the settings tree; empty where that cannot be told."""
+    models = [model]
+    for part in path:
+        if not isinstance(part, int):
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [nested for field in fields for nested in _models_in(field.annotation)]
+    return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """The settings classes that an annotation speaks of, such as all members of a list of a union."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [result for inner in get_args(annotation) for result in _models_in(inner)]
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}", "has no '='", "write it as --set train.epochs=3")
+    *parents, last = path.split(".")
+    at = raw
+    for parent in parents:
+        at = at.setdefault(parent, {})
+        if not isinstance(at, dict):
+            raise UserError(f"--set {override}", f"'{parent}' is no group of settings", "see configs/ for their names")
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}", f"'{value}' is no YAML value", "quote it") from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole resolved config as YAML, every default filled in; reading it back gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="python", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__
