@@ -86,8 +86,8 @@ def show(title: str, unit: str, result: dict[str, list[float]]) -> None:
     first = next(iter(result))
     table.add_column(f"{first} is faster by", justify="right")
     for name, values in result.items():
-        figures = (f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values)))
-        table.add_row(name, *figures, "" if name == first else f"{median_ratio(result, first, name):.4g}")
+        metrics = (f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values)))
+        table.add_row(name, *metrics, "" if name == first else f"{median_ratio(result, first, name):.4g}")
     Console().print(table)
 
 

@@ -26,7 +26,8 @@ from common import Goal, arguments, finish, median_ratio, rates, show
 from clsd.features.tf_runtime import tf
 from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import Field, InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import Field, InputSpec
 from clsd.models.settings import ConfidenceSettings, ModelSettings
 from clsd.pipeline.shared.config import TrainSettings
 from clsd.pipeline.training import teacher_cache
@@ -79,11 +80,13 @@ def make_model(strategy: Any, backbone: str, preset: str, ctr: float) -> ClsdMod
         return ClsdModel(
             SPEC,
             ModelSettings(backbone=backbone, embedding_dim=16, options=BACKBONES[backbone]),
-            ConfidenceSettings(preset=preset),  # type: ignore[arg-type]
-            warmup_steps=WARMUP,
-            embedding_optimizer=train.embedding_optimizer,
-            dense_optimizer=train.dense_optimizer,
-            prior_ctr=ctr,
+            ConfidenceSettings(preset=preset),
+            TrainingSetup(
+                warmup_steps=WARMUP,
+                embedding_optimizer=train.embedding_optimizer,
+                dense_optimizer=train.dense_optimizer,
+                prior_ctr=ctr,
+            ),
         )
 
 

@@ -68,8 +68,8 @@ def main() -> None:
     for column in ("side", "rows of all tables", "AUC, median", "lowest", "highest"):
         shown.add_column(column, justify="left" if column == "side" else "right")
     for side, result in aucs.items():
-        figures = (f"{value:.4f}" for value in (statistics.median(result), min(result), max(result)))
-        shown.add_row(side, f"{lengths[side]:,}", *figures)
+        metrics = (f"{value:.4f}" for value in (statistics.median(result), min(result), max(result)))
+        shown.add_row(side, f"{lengths[side]:,}", *metrics)
     Console().print(shown)
     ratio = statistics.median(aucs["composed"]) / statistics.median(aucs["hashed"])
     finish("AUC", aucs, [Goal("table_bound_composed_hashed", ratio, 1.0)], options.json)

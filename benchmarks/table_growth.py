@@ -19,6 +19,7 @@ from step_cost import BATCH, SPEC, make_batches, make_iterator, make_run, make_s
 
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
+from clsd.models.confidence_model import TrainingSetup
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 from clsd.pipeline.training.strategy import make_reproducible, make_strategy
 
@@ -36,10 +37,12 @@ def work(strategy: Any, optimizer: str, size: int) -> Callable[[], int]:
             spec,
             ModelSettings(backbone="deepfm", embedding_dim=16, options={"hidden_units": [256, 128, 64]}),
             ConfidenceSettings(preset="plain"),
-            warmup_steps=0,
-            embedding_optimizer=OptimizerSettings(name=optimizer, learning_rate=0.05),  # type: ignore[arg-type]
-            dense_optimizer=OptimizerSettings(name="adam", learning_rate=1e-3),
-            prior_ctr=0.05,
+            TrainingSetup(
+                warmup_steps=0,
+                embedding_optimizer=OptimizerSettings(name=optimizer, learning_rate=0.05),
+                dense_optimizer=OptimizerSettings(name="adam", learning_rate=1e-3),
+                prior_ctr=0.05,
+            ),
         )
     data = make_batches(200, 0.05)  # so many that the rows of the large table are no small set
     data["ids"][..., 19] = np.random.default_rng(3).integers(0, size, data["ids"].shape[:2])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clsd.features.tf_runtime import tf
-from clsd.models.inputs import InputSpec
+from clsd.models.input_spec import InputSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelInputs:
 
     Args:
         spec: the model's.
-        columns: of each feature, by name, what :meth:`clsd.models.inputs.InputSpec.columns` gives: ``[B, ...]``.
+        columns: of each feature, by name, what :meth:`clsd.models.input_spec.InputSpec.columns` gives: ``[B, ...]``.
         request: where B / R consecutive rows have features in common, these, which ``columns`` lacks: ``[R, ...]``.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clsd.features.keras_private import all_layers
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.settings import OptimizerSettings
 
@@ -106,7 +107,7 @@ def _set(variable: Any, rows: Any, values: Any) -> Any:
 
 def split_variables(model: Any) -> tuple[list[Any], list[Any]]:
     """(tables, dense) trainable variables: a table is the weight of an ``Embedding`` layer, anywhere in the model."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+    layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     tables = {id(variable) for layer in layers for variable in layer.trainable_variables}
     trainable = model.trainable_variables
     return [v for v in trainable if id(v) in tables], [v for v in trainable if id(v) not in tables]

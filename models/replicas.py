@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+from clsd.features.keras_private import local_copy
 from clsd.features.tf_runtime import tf
 
 
-def replicas() -> int:
+def num_replicas() -> int:
     """Number of replicas that take this step together."""
     return int(tf.distribute.get_replica_context().num_replicas_in_sync)
 
 
 def sum_over(values: Any) -> Any:
     """Sum of a tensor over the replicas, the same on each."""
-    if replicas() == 1:
+    if num_replicas() == 1:
         return values
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def gather(values: Any) -> Any:
     """Rows ``[B / N, ...]`` of this replica to those of the global batch, ``[B, ...]``, in the order of the replicas."""
-    if replicas() == 1:
+    if num_replicas() == 1:
         return values
     return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
 
 def local_slice(values: Any, like: Any) -> Any:
     """This replica's rows of a global column: what :func:`gather` made of ``like`` and what it became since."""
-    if replicas() == 1:
+    if num_replicas() == 1:
         return values
     rows = tf.shape(like)[0]
     start = tf.distribute.get_replica_context().replica_id_in_sync_group * rows
@@ -41,4 +42,4 @@ def local(variable: Any) -> Any:
     TensorFlow has no public name for it; reading the mirrored variable gives the same numbers, dearer (see
     :class:`clsd.models.embedding_table.Table`).
     """
-    return variable._get() if isinstance(variable, tf.distribute.DistributedValues) else variable
+    return local_copy(variable) if isinstance(variable, tf.distribute.DistributedValues) else variable

@@ -123,7 +123,7 @@ class ConfidenceSettings(Strict):
         return asked and self.control not in ("rce", "tce") and self.teacher in ("frozen", "ema", "previous")
 
     @property
-    def blind(self) -> bool:
+    def uninformative(self) -> bool:
         """Whether the weights of training say nothing of a row that is scored: the best guess is their mean then."""
         return self.weighted and (self.control in ("constant", "permuted") or self.source == "intensity")
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding, logit_layer, mlp
 
 
 class AutoInt(keras.Model):  # type: ignore[misc]

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import tensorflow_recommenders as tfrs
 
+from clsd.features.keras_private import all_layers, set_dtype_policy
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.inputs import FieldEmbedding, Flat, InputSpec, logit_layer, mlp
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding, Flat, logit_layer, mlp
 
 
 class DCNv2(keras.Model):  # type: ignore[misc]
@@ -72,8 +74,8 @@ class _Cross(tfrs.layers.dcn.Cross):  # type: ignore[misc]
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        for dense in self._flatten_layers(include_self=False):
-            dense._set_dtype_policy(self._dtype_policy)
+        for dense in all_layers(self, include_self=False):
+            set_dtype_policy(dense, self.dtype_policy)
 
     def call(self, x0: Any, x: Any) -> Any:
         return super().call(x0, tf.cast(x, x0.dtype))  # of the arguments Keras casts the first

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.inputs import FieldEmbedding, Flat, InputSpec, NumberVectors, logit_layer, mlp
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding, Flat, NumberVectors, logit_layer, mlp
 from clsd.models.model_inputs import add_parts, apply_mlp
 
 

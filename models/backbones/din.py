@@ -7,7 +7,8 @@ from typing import Any
 
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.inputs import Field, FieldEmbedding, Flat, InputSpec, logit_layer, mlp
+from clsd.models.input_spec import Field, InputSpec
+from clsd.models.layers import FieldEmbedding, Flat, logit_layer, mlp
 
 
 class DIN(keras.Model):  # type: ignore[misc]

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.inputs import FieldEmbedding, InputSpec, logit_layer, mlp
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding, logit_layer, mlp
 
 
 class FiBiNET(keras.Model):  # type: ignore[misc]

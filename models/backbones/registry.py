@@ -17,7 +17,7 @@ from clsd.models.backbones.din import DIN
 from clsd.models.backbones.dlrm import DLRM
 from clsd.models.backbones.fibinet import FiBiNET
 from clsd.models.backbones.wide_deep import WideDeep
-from clsd.models.inputs import InputSpec
+from clsd.models.input_spec import InputSpec
 from clsd.models.settings import ModelSettings
 
 BACKBONES: dict[str, Any] = {

@@ -21,7 +21,7 @@ from clsd.features.records import write_records
 from clsd.features.serving_transform import ServingTransform
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import InputSpec
+from clsd.models.input_spec import InputSpec
 from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.serving import canary
@@ -208,7 +208,7 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
         named = f"control: {settings.control}" if settings.control != "none" else f"source: {settings.source}"
         raise UserError(f"confidence.{named}", "is a control of a comparison", "export a model of the method instead")
     if config.export.calibration == "exact" or not model.asks_teacher:
-        return model.score_rows
+        return model.score_inputs
     calibrator = cheap_calibrator(model, dataset)
     if calibrator is None:
         what = "has no validation split to fit the cheap calibration on"

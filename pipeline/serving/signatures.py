@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 
 from clsd.features.serving_transform import ServingTransform, missing
 from clsd.features.tf_runtime import tf
-from clsd.models.clsd_model import ClsdModel, Scores
-from clsd.models.inputs import InputSpec
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.confidence_model import Scores
+from clsd.models.input_spec import InputSpec
 from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.serving.serving_inputs import OUTPUTS
 from clsd.pipeline.shared.model_versions import MODEL_FILE
@@ -43,7 +44,7 @@ class ServingModel(tf.Module):  # type: ignore[misc]
     Args:
         transform: the raw-feature transform, whose tables become assets.
         spec: of the model's inputs.
-        score: rows to :class:`clsd.models.clsd_model.Scores`, by a model on one device.
+        score: rows to :class:`clsd.models.confidence_model.Scores`, by a model on one device.
         candidates: the features of ``rank`` that differ between a request's candidates; without any there is no ``rank``.
     """
 

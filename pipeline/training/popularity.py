@@ -9,6 +9,7 @@ import numpy as np
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.schema import CategoricalFeature
 from clsd.features.transform import first_value_id
+from clsd.models.clsd_model import ItemScores
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 
@@ -53,7 +54,7 @@ def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
     )
 
 
-def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
+def item_scores(config: Config, dataset: Dataset) -> ItemScores | None:
     """The feature that names the item, and what ``confidence.source`` counts for each of its ids, float32 ``[size]``.
 
     popularity: clicks by the most clicked item's; item: the smoothed odds of a click,
@@ -72,11 +73,11 @@ def item_scores(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
         raise UserError(f"confidence.source: {source}", what, "set evaluate.item")
     name, clicks = result
     if source == "popularity":
-        return name, clicks / max(float(clicks.max()), 1.0)
+        return ItemScores(name, clicks / max(float(clicks.max()), 1.0))
     rows = _by_id(config, dataset, name, "rows")
     ctr = dataset.ctr("train")
     odds = (clicks + _SMOOTHING * ctr) / (rows - clicks + _SMOOTHING * (1 - ctr))
-    return name, odds.astype(np.float32)
+    return ItemScores(name, odds.astype(np.float32))
 
 
 def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:

@@ -11,7 +11,8 @@ from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import InputSpec
 from clsd.models.settings import ConfidenceSettings
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, load_config
@@ -54,14 +55,16 @@ def build_model(config: Config, dataset: Dataset, precision: str = "float32") ->
         spec,
         config.model,
         config.confidence,
-        warmup_steps=warmup_steps(config, dataset),
-        embedding_optimizer=config.train.embedding_optimizer,
-        dense_optimizer=config.train.dense_optimizer,
-        l2=config.train.l2,
-        prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
-        kept_negatives=dataset.kept_negatives,
+        TrainingSetup(
+            warmup_steps=warmup_steps(config, dataset),
+            embedding_optimizer=config.train.embedding_optimizer,
+            dense_optimizer=config.train.dense_optimizer,
+            l2=config.train.l2,
+            prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
+            kept_negatives=dataset.kept_negatives,
+            precision=precision,
+        ),
         items=item_scores(config, dataset),
-        precision=precision,
     )
 
 

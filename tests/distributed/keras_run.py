@@ -8,7 +8,8 @@ import numpy as np
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import Field, InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import Field, InputSpec
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 ROWS, GLOBAL_BATCH = 10, 16  # the last batch of an epoch
@@ -67,9 +68,11 @@ def by_ours(strategy: Any) -> Any:
             SPEC,
             ModelSettings(backbone="keras_run:Line"),
             ConfidenceSettings(**settings),
-            warmup_steps=0,
-            embedding_optimizer=rate,
-            dense_optimizer=rate,
+            TrainingSetup(
+                warmup_steps=0,
+                embedding_optimizer=rate,
+                dense_optimizer=rate,
+            ),
         )
     n = strategy.num_replicas_in_sync
     parts = [{name: tf.constant(np.split(x, n)[i]) for name, x in batch.items()} for i in range(n)]

@@ -16,9 +16,10 @@ import numpy as np
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import Field, InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import Field, InputSpec
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
-from clsd.models.step_metrics import figures
+from clsd.models.step_metrics import metrics_from
 
 ROWS, STEPS, WARMUP = 32, 50, 3
 
@@ -134,10 +135,12 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
             SPEC,
             ModelSettings(embedding_dim=4, options={"hidden_units": [8]}),
             ConfidenceSettings(**confidence),
-            warmup_steps=WARMUP,
-            embedding_optimizer=OptimizerSettings(name=tables[0], learning_rate=tables[1]),
-            dense_optimizer=OptimizerSettings(name=dense[0], learning_rate=dense[1]),
-            l2=l2,
+            TrainingSetup(
+                warmup_steps=WARMUP,
+                embedding_optimizer=OptimizerSettings(name=tables[0], learning_rate=tables[1]),
+                dense_optimizer=OptimizerSettings(name=dense[0], learning_rate=dense[1]),
+                l2=l2,
+            ),
             items=("item", np.linspace(0, 1, 20)),
         )
         rng = np.random.default_rng(1)
@@ -161,7 +164,7 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
         )
         totals = step(batch).numpy()
         assert (totals == totals[0]).all(), "the totals must be those of the global batch on every replica"
-        shown.append([float(x) for x in figures(tf.constant(totals[0])).values()])
+        shown.append([float(x) for x in metrics_from(tf.constant(totals[0])).values()])
         moments.append(model.moments.numpy())
     out = {f"{name}/figures": np.array(shown), f"{name}/moments": np.array(moments)}
     out[f"{name}/weight_moments"] = model.weight_moments.numpy()

@@ -15,7 +15,9 @@ from clsd.features.schema import Schema
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.backbones.registry import build_backbone
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import FieldEmbedding, InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
 # One column each: user, item, band, city; then three of genres and four of history.
@@ -123,12 +125,14 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
             spec,
             ModelSettings(backbone=backbone, embedding_dim=4, options=options),
             ConfidenceSettings(**confidence),
-            warmup_steps=warmup_steps,
-            embedding_optimizer=settings,
-            dense_optimizer=settings,
-            l2=l2,
-            prior_ctr=prior_ctr,
-            kept_negatives=kept_negatives,
+            TrainingSetup(
+                warmup_steps=warmup_steps,
+                embedding_optimizer=settings,
+                dense_optimizer=settings,
+                l2=l2,
+                prior_ctr=prior_ctr,
+                kept_negatives=kept_negatives,
+            ),
             items=items,
         )
         rng = np.random.default_rng(3)

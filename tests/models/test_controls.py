@@ -198,7 +198,7 @@ def test_permuted_step_deals_anew_each_time_and_alike_for_one_seed(
     make_model: MakeModel, make_batch: MakeBatch, step: Step
 ) -> None:
     ours, twin, other = (make_model(control="permuted", **STILL) for _ in range(3))
-    other._seed += 1
+    other.control_seed += 1
     batch = make_batch()
     losses = [[_named(step(model, batch))["loss"] for _ in range(5)] for model in (ours, twin, other)]
     assert losses[0] == losses[1] and losses[0] != losses[2]

@@ -12,7 +12,7 @@ import pytest
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import ONE_CLASS, auc, measure, measure_groups
-from clsd.models.step_metrics import METRIC_SUMS, SUMS, figures
+from clsd.models.step_metrics import METRIC_SUMS, SUMS, metrics_from
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -54,12 +54,13 @@ def test_batch_without_positives_leaves_the_moments_and_trains_the_rest(
     np.testing.assert_array_equal(model.moments, moments)
     np.testing.assert_array_equal(model.weight_moments, weight_moments)
     assert (
-        moments.all() == model.confidence_settings.weighted and weight_moments.all() == model.confidence_settings.blind
+        moments.all() == model.confidence_settings.weighted
+        and weight_moments.all() == model.confidence_settings.uninformative
     )
     assert totals["clicks"] == totals["weight"] == 0
     assert totals["gate_rows"] == (32 if model.confidence_settings.gate == "calibration" else 0)
     assert np.isfinite(values(model)).all() and (values(model.backbone) != before).any()
-    shown = figures(tf.constant(list(totals.values())))
+    shown = metrics_from(tf.constant(list(totals.values())))
     assert all(np.isfinite(float(x)) for x in shown.values()) and float(shown["largest_weight"]) == 0
 
 
@@ -111,7 +112,7 @@ def test_logits_that_are_no_numbers_show_in_the_loss_and_raise_nothing(
         model.backbone.head.bias.assign([logit])
         for _ in range(2):
             totals = run(batch)
-            assert np.isfinite(float(figures(totals)["loss"])) == (logit == 0.1)
+            assert np.isfinite(float(metrics_from(totals)["loss"])) == (logit == 0.1)
             assert float(totals[0]) == 32 and totals.shape == len(METRIC_SUMS)
         scores = model.score(batch["ids"], batch["values"])
         measured = measure(batch["label"].numpy(), scores.logit.numpy())

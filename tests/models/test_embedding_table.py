@@ -6,7 +6,8 @@ import numpy as np
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.embedding_table import ComposedTable, Table
-from clsd.models.inputs import Field, FieldEmbedding
+from clsd.models.input_spec import Field
+from clsd.models.layers import FieldEmbedding
 from clsd.models.optimizers import build_optimizer, split_variables
 from clsd.models.settings import OptimizerSettings
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import keras, tf
-from clsd.models.clsd_model import ClsdModel, Scores
-from clsd.models.inputs import Field, InputSpec
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.confidence_model import Scores, TrainingSetup
+from clsd.models.input_spec import Field, InputSpec
 from clsd.models.metrics import auc, gauc, sigmoid
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 from clsd.models.step_metrics import METRIC_SUMS
@@ -124,10 +125,12 @@ def tabular(table: str) -> Callable[..., Trained]:
             spec,
             ModelSettings(backbone=table),
             ConfidenceSettings(**confidence),
-            warmup_steps=warmup_steps,
-            embedding_optimizer=rate,
-            dense_optimizer=rate,
-            kept_negatives=kept,
+            TrainingSetup(
+                warmup_steps=warmup_steps,
+                embedding_optimizer=rate,
+                dense_optimizer=rate,
+                kept_negatives=kept,
+            ),
             items=None if items is None else ("x", np.array(items, np.float32)),
         )
         return Trained(model, batch)

@@ -15,7 +15,8 @@ from clsd.models.adgate import AdGate
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import auc, sigmoid
 from clsd.models.model_inputs import ModelInputs
-from clsd.models.step_metrics import figures
+from clsd.models.step_metrics import metrics_from
+from clsd.models.weighting import TrainingBatch
 
 Batch = dict[str, Any]
 MakeBatch = Callable[..., Batch]
@@ -25,6 +26,11 @@ Values = Callable[[Any], np.ndarray]
 
 TEACHERS = ["frozen", "ema", "previous", "self"]
 GATES = ["centre", "calibration"]
+
+
+def _as_training_batch(model: ClsdModel, batch: Batch, p: Any) -> TrainingBatch:
+    inputs, label, valid, extras = model.unpack(batch)
+    return TrainingBatch(inputs, label, valid, label * valid, p, model.step >= model.warmup_steps, extras)
 
 
 class Recorder:
@@ -142,7 +148,7 @@ def test_fact_6_nothing_has_a_gradient_across_the_wall(
     batch = {name: tf.constant(x) for name, x in make_batch().items()}
     with tf.GradientTape(persistent=True) as tape:
         s = model(batch)
-        result = model._weigh(batch, tf.sigmoid(s), batch["label"])  # with p as it is, the step's own is cut off
+        result = model._weighting.train(_as_training_batch(model, batch, tf.sigmoid(s)))  # p keeps its gradient here
         ctr_loss = tf.reduce_sum(weights.row_losses(s, batch["label"], result.click))
         gate_loss = tf.reduce_sum(result.gate_losses * result.gate_rows)
     backbone, gates = model.backbone.trainable_variables, model.gate.trainable_variables
@@ -258,7 +264,7 @@ def test_fact_6_the_models_own_gate_does_not_run_away(make_model: MakeModel, mak
     model = make_model(gate_learning_rate=0.05)
     run = tf.function(model.train_metric_sums)
     batches = [{name: tf.constant(x) for name, x in make_batch(rows=256, seed=k).items()} for k in range(4)]
-    losses = [figures(run(batches[k % 4]))["gate_loss"].numpy() for k in range(120)]
+    losses = [metrics_from(run(batches[k % 4]))["gate_loss"].numpy() for k in range(120)]
     g = model.gate(model.group_ids(ModelInputs.of(model.spec, batches[0]["ids"], batches[0]["values"]))).numpy()
     assert np.abs(g).max() < 0.5
     assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])

@@ -12,7 +12,7 @@ from clsd.features.tf_runtime import keras, tf
 from clsd.models.backbones.registry import BACKBONES
 from clsd.models.calibration import Calibrator
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import InputSpec
+from clsd.models.input_spec import InputSpec
 from clsd.models.model_inputs import ModelInputs
 
 MakeBatch = Callable[..., dict[str, Any]]
@@ -64,7 +64,7 @@ def test_scores_are_those_of_whole_rows(
     model = moved(backbone=backbone)
     for requests in (1, 4, 12):
         parts, whole = in_parts(model.spec, make_batch(rows=12), own, requests)
-        result, wanted = model.score_rows(parts), model.score_rows(whole)
+        result, wanted = model.score_inputs(parts), model.score_inputs(whole)
         assert np.std(wanted.correction if own == {"city"} else wanted.logit) > 0.01  # the groups alone are no input
         for name, ours, theirs in zip(result._fields, result, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
@@ -86,9 +86,9 @@ def test_a_graph_of_parts_gives_what_whole_rows_get(
     model = moved(backbone=backbone, **settings)
     for own in ({"item", "price"}, {"user", "age"}):
         parts, whole = in_parts(model.spec, make_batch(rows=12), own, 3)
-        score = tf.function(lambda own, shared: model.score_rows(ModelInputs(model.spec, own, shared)))
+        score = tf.function(lambda own, shared: model.score_inputs(ModelInputs(model.spec, own, shared)))
         result = score(dict(parts.columns), dict(parts.request))
-        for name, ours, theirs in zip(result._fields, result, model.score_rows(whole), strict=True):
+        for name, ours, theirs in zip(result._fields, result, model.score_inputs(whole), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
@@ -108,10 +108,10 @@ def test_no_rows_have_no_scores(moved: Callable[..., ClsdModel], make_batch: Mak
     batch = {name: x[:0] for name, x in make_batch(rows=1).items()}
     columns = model.spec.columns(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     mine, request = {"item": columns.pop("item")}, columns
-    assert model.score_rows(ModelInputs(model.spec, mine, request)).logit.shape == (0,)
+    assert model.score_inputs(ModelInputs(model.spec, mine, request)).logit.shape == (0,)
     full = model.spec.columns(*(tf.constant(make_batch(rows=2)[name]) for name in ("ids", "values")))
     full.pop("item")
-    assert model.score_rows(ModelInputs(model.spec, mine, full)).logit.shape == (0,)  # users without a candidate
+    assert model.score_inputs(ModelInputs(model.spec, mine, full)).logit.shape == (0,)  # users without a candidate
 
 
 def test_a_graph_reads_what_a_request_has_in_common_once(
@@ -124,7 +124,7 @@ def test_a_graph_reads_what_a_request_has_in_common_once(
 
     @tf.function
     def logit(own: dict[str, Any], shared: dict[str, Any]) -> Any:
-        return model.score_rows(ModelInputs(model.spec, own, shared)).logit
+        return model.score_inputs(ModelInputs(model.spec, own, shared)).logit
 
     graph = logit.get_concrete_function(dict(parts.columns), dict(parts.request)).graph
     first = model.backbone.deep.layers[0]

@@ -12,7 +12,8 @@ from clsd.features.errors import UserError
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.backbones.registry import BACKBONES, build_backbone
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import InputSpec
 from clsd.models.optimizers import split_variables
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 
@@ -74,11 +75,13 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
             spec,
             ModelSettings(embedding_dim=4, options={"hidden_units": [16]}),
             ConfidenceSettings(preset="stable"),
-            warmup_steps=40,
-            embedding_optimizer=OptimizerSettings(name="adagrad", learning_rate=0.3),
-            dense_optimizer=OptimizerSettings(name="adam", learning_rate=0.01),
-            prior_ctr=0.4,
-            precision=precision,
+            TrainingSetup(
+                warmup_steps=40,
+                embedding_optimizer=OptimizerSettings(name="adagrad", learning_rate=0.3),
+                dense_optimizer=OptimizerSettings(name="adam", learning_rate=0.01),
+                prior_ctr=0.4,
+                precision=precision,
+            ),
         )
         step = tf.function(model.train_metric_sums)
         result = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(80)]

@@ -28,7 +28,7 @@ def test_paper_is_the_literal_reading() -> None:
 def test_two_level_weighs_by_item_and_softens_by_a_moving_average() -> None:
     two = ConfidenceSettings(preset="two-level")
     assert (two.source, two.teacher, two.blend, two.soften, two.gate) == ("item", "ema", 3.0, 0.3, "off")
-    assert two.separate_teacher and not two.blind
+    assert two.separate_teacher and not two.uninformative
 
 
 def test_plain_weighs_nothing() -> None:
@@ -87,7 +87,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     ],
 )
 def test_weights_are_blind_where_a_row_to_score_does_not_tell_its_own(settings: dict[str, Any], blind: bool) -> None:
-    assert ConfidenceSettings(**settings).blind is blind
+    assert ConfidenceSettings(**settings).uninformative is blind
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import tf
-from clsd.models.step_metrics import METRIC_SUMS, SUMS, figures, local_metric_sums, merged, nothing
+from clsd.models.step_metrics import METRIC_SUMS, SUMS, local_metric_sums, merged, metrics_from, empty_sums
 
 PER_ROW = len(SUMS)
 
@@ -20,7 +20,7 @@ def _totals(rng: np.random.Generator, rows: int = 20, clicks: bool = True) -> np
 def test_figures_are_ratios_of_the_totals() -> None:
     totals = {"rows": 10, "loss": 5, "predicted": 4, "clicks": 2, "weight": 3, "weight_squared": 5, "gate_loss": 1}
     totals |= {"gate_rows": 4, "least_weight": 1, "largest_weight": 2}
-    result = figures(tf.constant([float(totals[name]) for name in METRIC_SUMS]))
+    result = metrics_from(tf.constant([float(totals[name]) for name in METRIC_SUMS]))
     expected = {
         "loss": 0.5,
         "predicted_ctr": 0.4,
@@ -36,7 +36,7 @@ def test_figures_are_ratios_of_the_totals() -> None:
 
 def test_figures_of_the_clicks_are_0_without_clicks() -> None:
     sums = [8.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    result = figures(local_metric_sums(sums, tf.ones([8]), tf.zeros([8])))
+    result = metrics_from(local_metric_sums(sums, tf.ones([8]), tf.zeros([8])))
     of_clicks = ("ctr", "mean_weight", "least_weight", "largest_weight", "effective_clicks", "gate_loss")
     assert {name: float(result[name]) for name in of_clicks} == dict.fromkeys(of_clicks, 0.0)
     assert float(result["loss"]) == 0.25
@@ -59,5 +59,5 @@ def test_merging_adds_the_sums_and_takes_the_extremes() -> None:
 
 def test_merging_nothing_changes_nothing() -> None:
     totals = _totals(np.random.default_rng(1))
-    np.testing.assert_array_equal(merged(tf.stack([nothing(), tf.constant(totals)])), totals)
-    np.testing.assert_array_equal(merged(tf.stack([nothing(), nothing()])), nothing())
+    np.testing.assert_array_equal(merged(tf.stack([empty_sums(), tf.constant(totals)])), totals)
+    np.testing.assert_array_equal(merged(tf.stack([empty_sums(), nothing()])), nothing())

@@ -11,7 +11,8 @@ import pytest
 
 from clsd.features.tf_runtime import keras, tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import InputSpec
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import InputSpec
 from clsd.models.metrics import sigmoid
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings
 from clsd.models.step_metrics import METRIC_SUMS
@@ -108,7 +109,14 @@ def test_runs_of_one_seed_start_from_the_same_backbone_whatever_the_method(spec:
         rate = OptimizerSettings(learning_rate=0.1)
         confidence = ConfidenceSettings(**settings)
         model = ClsdModel(
-            spec, ModelSettings(), confidence, warmup_steps=0, embedding_optimizer=rate, dense_optimizer=rate
+            spec,
+            ModelSettings(),
+            confidence,
+            TrainingSetup(
+                warmup_steps=0,
+                embedding_optimizer=rate,
+                dense_optimizer=rate,
+            ),
         )
         starts.append(values(model.backbone))
     for start in starts[1:]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clsd.models.backbones.fibinet import FiBiNET
-from clsd.models.inputs import Field, InputSpec
+from clsd.models.input_spec import Field, InputSpec
 
 MakeBatch = Callable[..., dict[str, Any]]
 Built = Callable[..., tuple[Any, dict[str, Any]]]

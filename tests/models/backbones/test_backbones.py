@@ -15,7 +15,8 @@ from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
 from clsd.models.backbones.registry import BACKBONES, build_backbone
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.inputs import FieldEmbedding, InputSpec
+from clsd.models.input_spec import InputSpec
+from clsd.models.layers import FieldEmbedding
 from clsd.models.optimizers import split_variables
 from clsd.models.settings import ModelSettings
 

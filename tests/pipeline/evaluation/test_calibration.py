@@ -355,4 +355,4 @@ def test_a_cheap_calibration_needs_a_validation_split(
     _, model = load_trained(small_run, bare)
     with pytest.raises(UserError, match=r"has no validation split .*; set export.calibration: exact"):
         scoring_of(make_config(export={"calibration": "cheap"}), bare, model)
-    assert scoring_of(make_config(export={"calibration": "exact"}), bare, model) == model.score_rows
+    assert scoring_of(make_config(export={"calibration": "exact"}), bare, model) == model.score_inputs

@@ -50,7 +50,7 @@ def expected(small_dataset: Dataset, small_run: Path) -> Any:
         columns = {
             f.source: pa.array([row.get(f.name) for row in rows], arrow_type(f)) for f in small_dataset.schema.features
         }
-        return trainer_scores(small_dataset, model.spec, model.score_rows, pa.table(columns))
+        return trainer_scores(small_dataset, model.spec, model.score_inputs, pa.table(columns))
 
     return scores
 

@@ -192,11 +192,11 @@ def test_the_last_window_is_half_a_one_at_least(
     looks: int,
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(CollapseMonitor, "problem", lambda self, figures: seen.append(figures) or "")
+    monkeypatch.setattr(CollapseMonitor, "problem", lambda self, metrics: seen.append(metrics) or "")
     train(
         make_tiny(train={"epochs": 3, "steps_per_call": 5, "monitor": {"window_steps": window}}),
         tiny_dataset,
         tmp_path / "run",
     )
     assert len(seen) == looks
-    assert all(figures["ctr"] > 0 for figures in seen)
+    assert all(metrics["ctr"] > 0 for metrics in seen)

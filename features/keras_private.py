@@ -1,0 +1,56 @@
+"""Every use of private names of TensorFlow and Keras, in one place.
+
+Written for tensorflow 2.16.2 and tf_keras 2.16.0. tests/features/test_private_names.py fails where one of these names changes its
+meaning, so an upgrade starts there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from tensorflow.python.autograph.core import config as _autograph
+from tf_keras.src import backend as _backend
+from tf_keras.src.utils import tf_utils as _tf_utils
+
+#: Versions that these names were read in.
+WRITTEN_FOR = {"tensorflow": "2.16", "tf-keras": "2.16"}
+
+
+def patch() -> None:
+    """Mend two faults of tf_keras 2.16; calling it again changes nothing.
+
+    - AutoGraph of TensorFlow 2.16 converts the source of tf_keras itself, which makes the first step take up to a minute.
+    - tf_keras draws seeds with ``randint(1, 1e9)``; Python 3.12 refuses the float.
+    """
+    if not any(getattr(rule, "_prefix", "") == "tf_keras" for rule in _autograph.CONVERSION_RULES):
+        _autograph.CONVERSION_RULES = (_autograph.DoNotConvert("tf_keras"), *_autograph.CONVERSION_RULES)
+    _tf_utils.get_random_seed = _draw_seed
+    _backend.RandomGenerator._create_seed = lambda self, given: _draw_seed() if given is None else given
+
+
+def _draw_seed() -> int:
+    generator = getattr(_backend._SEED_GENERATOR, "generator", None) or random
+    return int(generator.randint(1, 10**9))
+
+
+def all_layers(model: Any, include_self: bool = True) -> Iterable[Any]:
+    """Every layer of a model or layer, nested ones too."""
+    layers: Iterable[Any] = model._flatten_layers(include_self=include_self)
+    return layers
+
+
+def create_slots(optimizer: Any, variables: list[Any]) -> None:
+    """Create a legacy optimizer's variables now; its first ``apply_gradients`` would create them otherwise."""
+    optimizer._create_all_weights(variables)
+
+
+def set_dtype_policy(layer: Any, policy: Any) -> None:
+    """Change what a layer that exists computes in."""
+    layer._set_dtype_policy(policy)
+
+
+def local_copy(variable: Any) -> Any:
+    """This replica's copy of a mirrored variable. Reading the mirrored variable gives the same values, but copies it whole."""
+    return variable._get()

@@ -1,0 +1,288 @@
+"""Training with click confidence, around any Keras network: the custom ``train_step``."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from clsd.features.errors import UserError
+from clsd.features.keras_private import create_slots
+from clsd.features.tf_runtime import Tensor, keras, tf
+from clsd.models import step_metrics, weights
+from clsd.models.optimizers import build_optimizer, split_variables
+from clsd.models.replicas import num_replicas, sum_over
+from clsd.models.settings import ConfidenceSettings, OptimizerSettings
+from clsd.models.teacher import TeacherUpdates
+from clsd.models.weighting import TrainingBatch, make_weighting
+
+
+class Scores(NamedTuple):
+    """What the model says of each row, float32 ``[B]`` each.
+
+    Args:
+        logit: s of the student.
+        confidence: a / c, the confidence in units of the mean click's; 1 for a model without weighting, for a control whose
+            weights say nothing of the row, and for a model whose training ended within the warm-up.
+        weight: w that a click on the row would get, in units of a non-click's.
+        correction: g of the gate; 0 without one.
+        ctr_logit: s - log w + log r, the calibrated log odds; r is the share of non-clicks that training kept.
+    """
+
+    logit: Tensor
+    confidence: Tensor
+    weight: Tensor
+    correction: Tensor
+    ctr_logit: Tensor
+
+
+_TABLES = OptimizerSettings(name="adagrad", learning_rate=0.05)
+_DENSE = OptimizerSettings(name="adam", learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a model is trained with, apart from the method.
+
+    Args:
+        warmup_steps: steps with w = 1, after which a separate teacher is first copied from the student.
+        embedding_optimizer: for the weights of ``Embedding`` layers.
+        dense_optimizer: for all other weights.
+        l2: weight of half the squared norm of the dense kernels.
+        prior_ctr: CTR of the training rows. Its log odds are added to the network's output, so training starts at the right
+            mean instead of spending its first and largest steps on finding it.
+        kept_negatives: r, the share of the non-clicks that are in the training data.
+        precision: ``float32``, or ``mixed_bfloat16`` for dense layers that compute in bfloat16.
+    """
+
+    warmup_steps: int = 0
+    embedding_optimizer: OptimizerSettings = _TABLES
+    dense_optimizer: OptimizerSettings = _DENSE
+    l2: float = 0.0
+    prior_ctr: float = 0.5
+    kept_negatives: float = 1.0
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class TrainableGroups:
+    """The trainable variables by optimizer.
+
+    These are not lists of the model itself: Keras would name a checkpoint's variables by their index in such a list, and an
+    embedding table that is split in two as it grows would shift the names of all others.
+    """
+
+    tables: list[Any]
+    dense: list[Any]
+
+
+class ConfidenceModel(keras.Model):  # type: ignore[misc]
+    """A network whose clicks are weighted by their confidence.
+
+    One step computes, inside one ``tf.function``: the teacher's scores of the clicks, the gate's correction, the normaliser
+    over the **global** batch, the weights, the losses as sums over all replicas divided by the global count, and three
+    updates (embedding tables, dense weights, gate). The CTR loss has no path to the gate, and the gate's loss has none to the
+    student.
+
+    Subclasses say what a batch looks like by overriding the methods under "What a batch looks like"; see
+    :class:`clsd.models.keras_model.KerasConfidenceModel` for a network of your own.
+
+    Args:
+        student: the network that is trained; its output is one logit a row.
+        teacher: a second network by the same constructor, or None where the settings need none.
+        gate: an :class:`clsd.models.adgate.AdGate`, or None.
+        confidence: the method's settings.
+        setup: what else training needs.
+
+    Source: CLSD (arXiv 2309.16322); docs/method.md says which parts are the paper's.
+    """
+
+    def __init__(
+        self, student: Any, teacher: Any, gate: Any, confidence: ConfidenceSettings, setup: TrainingSetup
+    ) -> None:
+        super().__init__(name="clsd")
+        self.confidence_settings, self.setup = confidence, setup
+        self.warmup_steps = setup.warmup_steps
+        self._prior_logit = math.log(setup.prior_ctr / (1.0 - setup.prior_ctr))
+        self._log_kept = math.log(setup.kept_negatives)
+        self.backbone, self.teacher, self.gate = student, teacher, gate
+        replicated = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        self.step = tf.Variable(0, dtype=tf.int64, name="step", **replicated)
+        self.moments = tf.Variable(tf.zeros([4]), name="moments", **replicated)
+        self.weight_moments = tf.Variable(tf.zeros([2]), name="weight_moments", **replicated)
+        self.control_seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
+        self._weighting = make_weighting(confidence, self)
+
+    def _create_variables(self, inputs: Any) -> None:
+        """Create every variable on a sample of inputs of 2 rows, so that the teacher can be copied and optimizers be made."""
+        self._check_output(self._call(self.backbone, inputs))
+        self._teacher_updates: Any = None
+        if self.teacher is not None:
+            self._call(self.teacher, inputs)
+            self._teacher_updates = TeacherUpdates(
+                self.confidence_settings, self.teacher, self.backbone, self.warmup_steps
+            )
+            self._teacher_updates.copy()
+        if self.gate is not None:
+            self.gate(self.group_ids(inputs))
+        self.built = True
+        self._groups = TrainableGroups(*split_variables(self.backbone))
+        self.table_optimizer = build_optimizer(self.setup.embedding_optimizer)
+        self.dense_optimizer = build_optimizer(self.setup.dense_optimizer)
+        self.gate_optimizer = build_optimizer(
+            OptimizerSettings(name="adam", learning_rate=self.confidence_settings.gate_learning_rate)
+        )
+
+    # ---------------------------------------------------------------- What a batch looks like
+
+    def unpack(self, data: Any) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
+        """A batch as (inputs, label ``[B]``, valid ``[B]``, extras)."""
+        raise NotImplementedError
+
+    def _call(self, network: Any, inputs: Any, training: bool = False) -> Tensor:
+        """The network's own output for inputs, ``[B]`` or ``[B, 1]``."""
+        return network(inputs, training=training)
+
+    def group_ids(self, inputs: Any) -> Tensor:
+        """AdGate's input, int32 ``[B, K]``."""
+        raise NotImplementedError
+
+    def item_score(self, inputs: Any) -> Tensor:
+        """q of each row's item, float32 ``[B]``; for ``source: item`` and ``popularity``."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- Scores
+
+    def logit_of(self, network: Any, inputs: Any, training: bool = False) -> Tensor:
+        """Log odds of a click by the student or the teacher, float32 ``[B]``."""
+        logit = self._call(network, inputs, training)
+        return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
+
+    def correction(self, inputs: Any, q: Tensor) -> Tensor:
+        """g of the gate, float32 ``[B]``; 0 without one."""
+        return tf.zeros_like(q) if self.gate is None else self.gate(self.group_ids(inputs))
+
+    def score_inputs(self, inputs: Any) -> Scores:
+        """Scores of rows as evaluation and serving see them (dropout off)."""
+        logit = self.logit_of(self.backbone, inputs)
+        confidence, weight, correction = self._weighting.score(inputs, logit)
+        # Before the first weighted step the teacher knows nothing, and every click weighed 1.
+        has_weighted = self.moments[0] > 0
+        weight, confidence = tf.where(has_weighted, weight, 1.0), tf.where(has_weighted, confidence, 1.0)
+        return self._scores(logit, confidence, weight, correction)
+
+    def _scores(self, logit: Tensor, confidence: Tensor, weight: Tensor, correction: Tensor) -> Scores:
+        ctr_logit = weights.calibrated_logit(logit, weight, self._log_kept)
+        return Scores(logit, confidence, weight, correction, ctr_logit)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether scoring takes a second forward pass, by the teacher."""
+        settings = self.confidence_settings
+        return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
+
+    def call(self, inputs: Any, training: bool = False) -> Tensor:
+        """Logits float32 ``[B]`` by the student alone."""
+        return self.logit_of(self.backbone, inputs, training=training)
+
+    # ---------------------------------------------------------------- Training
+
+    def train_step(self, data: Any) -> dict[str, Tensor]:
+        """One step, for ``compile`` and ``fit``; gives the metrics of the global batch."""
+        return step_metrics.metrics_from(self.train_metric_sums(data))
+
+    def test_step(self, data: Any) -> dict[str, Tensor]:
+        """Mean loss, predicted and real CTR of a batch, unweighted."""
+        inputs, y, valid, _ = self.unpack(data)
+        s = self.logit_of(self.backbone, inputs)
+        losses = weights.row_losses(s, y, tf.ones_like(s))
+        n = sum_over(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), y)]))
+        return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
+
+    def train_metric_sums(self, data: Any) -> Tensor:
+        """One step; gives :data:`clsd.models.step_metrics.METRIC_SUMS` over the global batch, the same on every replica."""
+        inputs, y, valid, extras = self.unpack(data)
+        positive = y * valid
+        if self._teacher_updates is not None:
+            self._teacher_updates.before_step(self.step)
+
+        with tf.GradientTape() as tape:
+            s = self.logit_of(self.backbone, inputs, training=True)
+            p = tf.stop_gradient(tf.sigmoid(s))
+            batch = TrainingBatch(inputs, y, valid, positive, p, self.step >= self.warmup_steps, extras)
+            given = self._weighting.train(batch)
+            w = given.click
+            click, non_click, target = (tf.stop_gradient(x) for x in (w, given.non_click, given.target))
+            losses = weights.row_losses(s, y, click, non_click, target) * valid
+            gate_losses = given.gate_losses * given.gate_rows
+            columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
+            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, given.gate_rows)]
+            sums = step_metrics.over_replicas(tf.stop_gradient(step_metrics.local_metric_sums(local, w, positive)))
+            # Sums over this replica by the count of all: the optimizers add the replicas' gradients up to the global mean.
+            objective = local[1] / tf.maximum(sums[0], 1.0) + local[6] / tf.maximum(sums[7], 1.0)
+            if self.setup.l2 > 0:
+                kernels = [tf.nn.l2_loss(v) for v in self._groups.dense if "kernel" in v.name]
+                objective += self.setup.l2 * sum(kernels, tf.zeros([])) / float(num_replicas())
+
+        self._apply_gradients(tape, objective)
+        if self.confidence_settings.uninformative:
+            self.update_moments(self.weight_moments, sums[3:5], batch.weighted)
+        self.step.assign_add(1)
+        return sums
+
+    def _apply_gradients(self, tape: Any, objective: Tensor) -> None:
+        tables, dense = self._groups.tables, self._groups.dense
+        gate = self.gate.trainable_variables if self.gate is not None else []
+        gradients = tape.gradient(objective, [*tables, *dense, *gate])
+        if self._teacher_updates is not None:
+            self._teacher_updates.after_forward(self.step)
+        _apply(self.table_optimizer, gradients[: len(tables)], tables)
+        _apply(self.dense_optimizer, gradients[len(tables) : len(tables) + len(dense)], dense)
+        _apply(self.gate_optimizer, gradients[len(tables) + len(dense) :], gate)
+        if self.gate is not None:
+            # Adam's bias correction must count the gate's own steps, or its first steps would be 3 to 6 times too long.
+            self.gate_optimizer.iterations.assign(tf.maximum(self.step + 1 - self.warmup_steps, 0))
+        if self._teacher_updates is not None:
+            self._teacher_updates.after_update(self.step)
+
+    def update_moments(self, moments: Any, batch_sums: Tensor, weighted: Tensor) -> Tensor:
+        """Move moving sums towards those of the global batch, and give their new value.
+
+        They rest during warm-up, and at a batch without clicks (``batch_sums[0]`` 0).
+        """
+        decay = self.confidence_settings.mean_decay
+        moved = decay * moments + (1.0 - decay) * batch_sums
+        now = tf.where(tf.logical_and(weighted, batch_sums[0] > 0), moved, tf.identity(moments))
+        moments.assign(now)
+        return now
+
+    def create_slots(self) -> None:
+        """Create the optimizers' variables now; the first step would create them otherwise."""
+        gate = self.gate.trainable_variables if self.gate is not None else []
+        for optimizer, variables in (
+            (self.table_optimizer, self._groups.tables),
+            (self.dense_optimizer, self._groups.dense),
+            (self.gate_optimizer, gate),
+        ):
+            if variables:
+                create_slots(optimizer, variables)
+
+    def copy_teacher(self) -> None:
+        """Copy the student to the separate teacher, as the end of warm-up does; outside of a step."""
+        self._teacher_updates.copy()
+
+    @staticmethod
+    def _check_output(output: Any) -> None:
+        shape = tuple(getattr(output, "shape", ()))
+        if shape not in ((2,), (2, 1)) or output.dtype != tf.float32:
+            what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
+            raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
+
+
+def _apply(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+    pairs = [
+        (gradient, variable) for gradient, variable in zip(gradients, variables, strict=True) if gradient is not None
+    ]
+    if pairs:
+        optimizer.apply_gradients(pairs)
