@@ -60,4 +60,4 @@ def test_merging_adds_the_sums_and_takes_the_extremes() -> None:
 def test_merging_nothing_changes_nothing() -> None:
     totals = _totals(np.random.default_rng(1))
     np.testing.assert_array_equal(merged(tf.stack([empty_sums(), tf.constant(totals)])), totals)
-    np.testing.assert_array_equal(merged(tf.stack([empty_sums(), nothing()])), nothing())
+    np.testing.assert_array_equal(merged(tf.stack([empty_sums(), empty_sums()])), empty_sums())
