@@ -18,7 +18,7 @@ import pyarrow as pa
 from common import Goal, arguments, conclude, median_ratio, rates
 
 from clsd.features.encoded_rows import EncodedRows
-from clsd.features.input_pipeline import batches
+from clsd.features.input_pipeline import read_batches
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
@@ -96,7 +96,7 @@ def _readers(blocks: Path, examples: Path) -> dict[str, Callable[[int], Any]]:
         return parsed.batch(BATCH).prefetch(4)
 
     return {
-        "clsd blocks": lambda times: batches(SCHEMA, [str(blocks)] * times, BATCH, rows_per_block=BLOCK),
+        "clsd blocks": lambda times: read_batches(SCHEMA, [str(blocks)] * times, BATCH, rows_per_block=BLOCK),
         "Examples, parsed by batch": by_batch,
         "Examples, parsed row by row": by_row,
     }

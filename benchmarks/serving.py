@@ -44,7 +44,7 @@ from clsd.pipeline.serving.signatures import ServingModel
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.training.train import build_model
+from clsd.pipeline.training.trained_model import build_model
 
 SESSION = Path(__file__).resolve().parents[1] / "tests" / "e2e" / "c_session.py"
 LIBRARY = Path(tf.__file__).parent / "libtensorflow_cc.so.2"

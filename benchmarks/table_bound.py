@@ -26,7 +26,8 @@ from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.training.scoring import Scorer
-from clsd.pipeline.training.train import load_trained, train
+from clsd.pipeline.training.train import train
+from clsd.pipeline.training.trained_model import load_trained
 
 ROWS = 25_000
 

@@ -18,14 +18,14 @@ from common import Goal, arguments, finish, median_ratio, rates, show
 from preprocess import make_config
 from step_cost import BACKBONES, BATCH, make_run, make_side
 
-from clsd.features.input_pipeline import batches
+from clsd.features.input_pipeline import read_batches
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.strategy import make_reproducible, make_strategy
-from clsd.pipeline.training.train import build_model
+from clsd.pipeline.training.trained_model import build_model
 
 STEPS = 40
 
@@ -35,7 +35,9 @@ def work(config: Config, dataset: Dataset, strategy: Any, constant: bool) -> Cal
     make_reproducible(1, deterministic=True)
     with strategy.scope():
         model = build_model(config, dataset)
-    data = batches(dataset.schema, dataset.files("train"), BATCH, shuffle_seed=1, rows_per_block=dataset.rows_per_block)
+    data = read_batches(
+        dataset.schema, dataset.files("train"), BATCH, shuffle_seed=1, rows_per_block=dataset.rows_per_block
+    )
     data = data.take(1).cache().repeat() if constant else data.repeat()
     iterator = iter(strategy.experimental_distribute_dataset(data))
     return make_side(make_run(strategy, model), iterator, STEPS)

@@ -72,7 +72,7 @@ def parse_blocks(schema: Schema, serialized: Any, columns: Sequence[str] = TRAIN
     return out
 
 
-def batches(
+def read_batches(
     schema: Schema,
     files: Sequence[str],
     batch_size: int,

@@ -21,7 +21,7 @@ from clsd.pipeline.commands import data, serving, training
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_outcome
 from clsd.pipeline.shared.files import no_room, no_store
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import say
 
 
 class _Commands(click.Group):
@@ -44,15 +44,10 @@ class _Commands(click.Group):
         except UserError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            console.print(
-                "interrupted; what is unfinished is not taken for whole, run the same command again",
-                highlight=False,
-                soft_wrap=True,
-            )
+            say("interrupted; what is unfinished is not taken for whole, run the same command again")
             sys.exit(143 if asked else 130)
         except Terminated:
-            said = "ended by SIGTERM after a checkpoint; run the same command again, and it goes on from there"
-            console.print(said, highlight=False, soft_wrap=True)
+            say("ended by SIGTERM after a checkpoint; run the same command again, and it goes on from there")
             sys.exit(75)
         except Exception as error:
             known = no_store(error, "an address")

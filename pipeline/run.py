@@ -13,7 +13,7 @@ from clsd.features.errors import UserError
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import as_user_error
 from clsd.pipeline.shared.files import local_path, read_json
-from clsd.pipeline.shared.progress import add, console, say_there_already, watching
+from clsd.pipeline.shared.progress import add, say, say_there_already, warn, watching
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     result = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]
     gone = None if result else withdrawn(paths.export, mark, config.export)
     if gone is not None:
-        said = f"[yellow]warning[/yellow] {gone} is of this run and was taken out of service: not exported again"
-        console.print(said, highlight=False, soft_wrap=True)
+        warn(f"{gone} is of this run and was taken out of service: not exported again")
         result = versions_in(paths.export)[-1:]
     if result:
         model = result[-1]
@@ -186,4 +185,4 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def _say(number: int, stage: str, where: str) -> None:
-    console.print(f"[bold cyan]{number}/6 {stage}[/bold cyan]  {where}", highlight=False, soft_wrap=True)
+    say(f"[bold cyan]{number}/6 {stage}[/bold cyan]  {where}")

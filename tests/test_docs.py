@@ -44,7 +44,7 @@ def test_every_command_named_exists(page: Path) -> None:
 def test_the_documented_backbone_is_one(
     small_config: Config, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clsd.pipeline.training.train import build_model
+    from clsd.pipeline.training.trained_model import build_model
 
     source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(), re.DOTALL)
     assert source is not None

@@ -13,9 +13,10 @@ from clsd.features.tf_runtime import tf
 from clsd.models.settings import ModelSettings, TableOptimizerSettings
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.training.loop import Loop
+from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.scoring import Scorer
-from clsd.pipeline.training.train import load_trained, train
+from clsd.pipeline.training.train import train
+from clsd.pipeline.training.trained_model import load_trained
 
 
 def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
@@ -31,13 +32,13 @@ def side(backbone: str, data: Any, seed: int, clock: Clock) -> Any:
     rate = 0.05 if data["tables"] == "adagrad" else data["rate"]
     settings["embedding_optimizer"] = TableOptimizerSettings(name=data["tables"], learning_rate=rate)
     config = config.model_copy(update={"model": model, "seed": seed, "train": config.train.model_copy(update=settings)})
-    looks = Loop._look
+    looks = TrainingLoop._check
 
-    def look(self: Loop, shown: Any, result: Any, steps: int, watched: bool) -> None:
+    def look(self: TrainingLoop, shown: Any, result: Any, steps: int, watched: bool) -> None:
         looks(self, shown, result, steps, watched)
         clock.tick(steps)
 
-    Loop._look = look  # type: ignore[method-assign]
+    TrainingLoop._check = look  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         train(config, dataset, Path(name) / "run")
         _, trained = load_trained(Path(name) / "run", dataset)

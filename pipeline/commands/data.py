@@ -13,7 +13,7 @@ from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_dataset, show_moved
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import say
 
 
 @click.command()
@@ -52,7 +52,7 @@ def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -
             overwrite=overwrite,
             on_rows=lambda n: progress.add("rows", n),
         )
-    console.print(f"[dim]{DATASETS[name].licence}[/dim]", highlight=False, soft_wrap=True)
+    say(f"[dim]{DATASETS[name].licence}[/dim]")
     click.echo(path)
 
 
@@ -103,7 +103,7 @@ def inspect(directory: str) -> None:
 
     result = Dataset.load(directory)
     show_dataset(result)
-    console.print(f"{result.verify()} files are whole", highlight=False, soft_wrap=True)
+    say(f"{result.verify()} files are whole")
 
 
 @click.command()
@@ -127,5 +127,5 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     ctr = [data.log_ctr for data in (old, new)]
     click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in result], "moved": far_moved}))
     if far_moved:
-        console.print(f"moved by more than {max_psi:g}: {', '.join(far_moved)}", highlight=False, soft_wrap=True)
+        say(f"moved by more than {max_psi:g}: {', '.join(far_moved)}")
         sys.exit(3)

@@ -21,7 +21,7 @@ from clsd.pipeline.commands.options import (
 )
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.model_versions import newest_version, withdraw
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import say, warn
 
 
 @click.command()
@@ -88,7 +88,7 @@ def rollback(models: str, to: int | None) -> None:
     """
     served, gone = withdraw(as_path(models), to)
     for version in gone:
-        console.print(f"withdrawn: {version}", highlight=False, soft_wrap=True)
+        say(f"withdrawn: {version}")
     click.echo(served)
 
 
@@ -115,8 +115,7 @@ def predict(model_dir: str, rows: str) -> None:
         reason = getattr(error, "strerror", None) or "is no UTF-8 text"
         raise UserError(where, f"cannot be read ({reason})", "give a file of JSON lines") from None
     for name, hint in predictor.unknown(parsed).items():
-        said = f"[yellow]warning[/yellow] the model knows no '{name}', which is left out; {hint}"
-        console.print(said, highlight=False, soft_wrap=True)
+        warn(f"the model knows no '{name}', which is left out; {hint}")
     for answer in predictor.predict(parsed, where):
         click.echo(json.dumps(answer))
 
@@ -168,7 +167,7 @@ def score(
     with progress.watching("score", stages=SCORING):
         result = job(config, model, as_path(out), format=format, overwrite=overwrite, beam_options=list(beam_options))
     means = ", ".join(f"{name} {value:.4g}" for name, value in result["mean"].items())
-    console.print(f"{result['rows']['scored']:,} rows scored, mean {means}", highlight=False, soft_wrap=True)
+    say(f"{result['rows']['scored']:,} rows scored, mean {means}")
     click.echo(as_path(out))
 
 
@@ -227,5 +226,5 @@ def skew(
     click.echo(json.dumps(result))
     if result["differ"] or result["moved"]:
         parts = [f"{what} {', '.join(result[what])}" for what in ("differ", "moved") if result[what]]
-        console.print(f"out of bounds: {'; '.join(parts)}", highlight=False, soft_wrap=True)
+        say(f"out of bounds: {'; '.join(parts)}")
         sys.exit(3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from clsd.pipeline.preprocess.columns import SPLITS
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import console, say, warn
 
 if TYPE_CHECKING:  # `clsd --help` must not wait for these
     from clsd.pipeline.evaluation.drift import Moved
@@ -25,24 +25,22 @@ def show_dataset(dataset: Dataset) -> None:
         table.add_row(split, f"{dataset.rows(split):,}", f"{dataset.ctr(split):.3%}", str(len(dataset.files(split))))
     console.print(table)
     if empty := [split for split in SPLITS if split not in dataset.splits]:
-        said = f"[yellow]warning[/yellow] no row is in the {' or the '.join(empty)} split: see preprocess.split"
-        console.print(said, highlight=False, soft_wrap=True)
+        warn(f"no row is in the {' or the '.join(empty)} split: see preprocess.split")
     if dataset.kept_negatives < 1:
-        said = f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)"
-        console.print(said, highlight=False, soft_wrap=True, style="dim")
+        say(
+            f"{dataset.kept_negatives:.0%} of the training split's non-clicks were kept (preprocess.keep_negatives)",
+            style="dim",
+        )
     if unread := dataset.manifest.get("columns_not_read"):
-        console.print(f"columns that nothing reads: {', '.join(unread)}", highlight=False, soft_wrap=True, style="dim")
+        say(f"columns that nothing reads: {', '.join(unread)}", style="dim")
     for name, result in dataset.manifest["splits"]["train"]["quality"].items():
         share = result["out_of_vocabulary"] / dataset.rows("train")
         if share > 0.05:
-            said = f"[yellow]warning[/yellow] {name}: {share:.0%} of the training rows are out of vocabulary"
-            console.print(said, highlight=False, soft_wrap=True)
+            warn(f"{name}: {share:.0%} of the training rows are out of vocabulary")
     rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
     reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
     gap = f", {rows['in_gap']:,} left out in the gap" if rows.get("in_gap") else ""
-    console.print(
-        f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}", highlight=False, soft_wrap=True
-    )
+    say(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}")
 
 
 def show_moved(old: Dataset, new: Dataset, result: list[Moved], max_psi: float) -> None:
@@ -56,7 +54,7 @@ def show_moved(old: Dataset, new: Dataset, result: list[Moved], max_psi: float) 
         missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
         table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
     console.print(table)
-    console.print(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}", highlight=False)
+    say(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}")
 
 
 def show_skew(result: dict[str, Any]) -> None:
@@ -70,8 +68,7 @@ def show_skew(result: dict[str, Any]) -> None:
         table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
     if not result["scores"]:
-        said = "[yellow]warning[/yellow] no row has score, ctr or confidence: only what was asked is compared"
-        console.print(said, highlight=False, soft_wrap=True)
+        warn("no row has score, ctr or confidence: only what was asked is compared")
     table = Table(box=None, pad_edge=False)
     for column in ("feature", "PSI", "by chance", "missing", "unknown", "moved most"):
         table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
@@ -113,16 +110,16 @@ def show_metrics(metrics: dict[str, Any]) -> None:
             table.add_row(label, f"{relation[name]:+.3f}", "")
     console.print(table)
     for label, reason in reasons.items():
-        console.print(f"{label} is {reason}", style="dim", highlight=False, soft_wrap=True)
+        say(f"{label} is {reason}", style="dim")
 
 
 def show_outcome(outcome: Outcome) -> None:
     """The end of `clsd run`: the metrics, a row with its answer, and where everything lies."""
     console.print()
     show_metrics(outcome.metrics)
-    console.print(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}", highlight=False, soft_wrap=True)
+    say(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}")
     answer = ", ".join(f"{name} {value:.4f}" for name, value in outcome.prediction.items())
-    console.print(f"the answer  {answer}\n", highlight=False, soft_wrap=True)
+    say(f"the answer  {answer}\n")
     for name, path in (
         ("report", outcome.paths.evaluation / "report.html"),
         ("metrics", outcome.paths.evaluation / "metrics.json"),
@@ -130,4 +127,4 @@ def show_outcome(outcome: Outcome) -> None:
         ("training", outcome.paths.train),
         ("data set", outcome.paths.dataset),
     ):
-        console.print(f"{name:<11} {path}", highlight=False, soft_wrap=True)
+        say(f"{name:<11} {path}")

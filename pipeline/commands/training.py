@@ -17,7 +17,7 @@ from clsd.pipeline.commands.options import (
 )
 from clsd.pipeline.commands.tables import show_metrics
 from clsd.pipeline.shared.files import local_path
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import console, say
 
 
 @click.command()
@@ -47,9 +47,7 @@ def train(
     target = as_path(out) if out else paths.train
     dataset = Dataset.load(dataset_dir or paths.dataset)
     run = job(config, dataset, target, overwrite=overwrite, base=as_path(base) if base else None)
-    console.print(
-        f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})", highlight=False, soft_wrap=True
-    )
+    say(f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})")
     click.echo(target)
 
 

@@ -31,7 +31,7 @@ from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import make_directory, read_json, require_ours, write_json, write_text
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import console, say, warn
 
 COMPARE_FILE = "compare.json"
 REPORT_FILE = "report.html"
@@ -75,7 +75,7 @@ def compare(
     dataset.require(config.rows)
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():
-        console.print(f"[yellow]left out[/yellow] {name}: {reason}", highlight=False, soft_wrap=True)
+        say(f"[yellow]left out[/yellow] {name}: {reason}")
     require_ours(out, (LOG_FILE, COMPARE_FILE))
     if "tce" in chosen:
         _warn_of_ramp(chosen["tce"], dataset)
@@ -114,7 +114,7 @@ def compare(
 
 
 def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
-    from clsd.pipeline.training.loop import steps_per_epoch, warmup_steps
+    from clsd.pipeline.training.run_state import steps_per_epoch, warmup_steps
 
     ramp = config.confidence.tce_ramp_steps
     weighted = config.train.epochs * steps_per_epoch(config, dataset) - warmup_steps(config, dataset)
@@ -123,7 +123,7 @@ def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
             f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: it will be next to plain"
         )
         hint = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
-        console.print(f"[yellow]warning[/yellow] {what}; {hint}", highlight=False, soft_wrap=True)
+        warn(f"{what}; {hint}")
 
 
 def _run_dir(out: Path, seed: int, name: str) -> Path:
@@ -191,7 +191,7 @@ def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any
     from clsd.pipeline.evaluation.evaluate import measure_rows
     from clsd.pipeline.shared.headline_metrics import headline
     from clsd.pipeline.training.scoring import Scorer
-    from clsd.pipeline.training.train import load_trained
+    from clsd.pipeline.training.trained_model import load_trained
 
     _, model = load_trained(run, dataset)
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(config.evaluate.split)
@@ -261,7 +261,7 @@ def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
 
         def done(what: str, said: str) -> None:
             bar.advance(task)
-            console.print(f"{what:<32} {said}", highlight=False, soft_wrap=True)
+            say(f"{what:<32} {said}")
 
         yield done
 

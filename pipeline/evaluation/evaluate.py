@@ -21,7 +21,7 @@ from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"

@@ -47,10 +47,10 @@ from clsd.pipeline.shared.model_versions import (
     versions_in,
 )
 from clsd.pipeline.shared.package_versions import versions
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import say
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.scoring import cheap_calibrator
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 #: Rows of a request for ``rank``, and requests, that the canary asks.
 _RANKED, _RANK_REQUESTS = 16, 2
@@ -124,7 +124,7 @@ def export(
         _publish(config, dataset, model, fingerprint, target, gates)
         if num_candidates := config.export.keep if keep is None else keep:
             for old in keep_newest(out, num_candidates):
-                console.print(f"removed version {old.name}", highlight=False, soft_wrap=True)
+                say(f"removed version {old.name}")
     return target
 
 

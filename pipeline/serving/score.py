@@ -218,10 +218,7 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
     kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
     carried = [name for name in dumped["passthrough"] if has(name)]
     if lost := [name for name in dumped["passthrough"] if not has(name)]:
-        said = (
-            f"[yellow]warning[/yellow] the logs have no column {', '.join(lost)} (rows.passthrough): not carried along"
-        )
-        progress.console.print(said, highlight=False, soft_wrap=True)
+        progress.warn(f"the logs have no column {', '.join(lost)} (rows.passthrough): not carried along")
     rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
     return config.model_copy(update={"rows": rows}), plan(config.logs, rows)
 

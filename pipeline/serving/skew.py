@@ -30,7 +30,7 @@ from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, D
 from clsd.pipeline.shared.files import read_json
 from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
 from clsd.pipeline.training.checkpoints import RUN_FILE
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 
 def skew(

@@ -198,7 +198,7 @@ def _warn_of_unknown(beam_options: list[str]) -> None:
         options._add_argparse_args(parser)
     for option in parser.parse_known_args(beam_options)[1]:
         if option.startswith("-"):
-            progress.console.print(f"[yellow]warning[/yellow] Beam itself does not know {option}", highlight=False)
+            progress.warn(f"Beam itself does not know {option}")
 
 
 def _inner_user_error(error: BaseException) -> UserError | None:

@@ -18,6 +18,17 @@ from clsd.pipeline.shared.files import files_in, make_directory, whole_file
 #: Everything for people goes to standard error; standard output is for what a script reads.
 console = Console(stderr=True)
 
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line for people; it is not folded, so that a log keeps it in one."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning for people."""
+    say(f"[yellow]warning[/yellow] {text}")
+
+
 #: Counted to know how far a job is, and not shown themselves.
 PLANNED, READ = "pieces planned", "pieces read"
 #: The stages of preprocessing after reading, in order: what is counted in each, and its name.
@@ -73,7 +84,7 @@ def add(what: str, n: int, job: str = "") -> None:
 
 def say_there_already() -> None:
     """What a stage says that uses again what it made before."""
-    console.print("    there already, made from the same settings and data", style="dim")
+    say("    there already, made from the same settings and data", style="dim")
 
 
 def settle(totals: dict[str, int]) -> None:
@@ -158,4 +169,4 @@ def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> I
         finally:
             done.set()
             thread.join()
-    console.print(line(), highlight=False, soft_wrap=True)
+    say(line())

@@ -17,7 +17,7 @@ from clsd.pipeline.shared.files import (
     whole_directory,
     write_json,
 )
-from clsd.pipeline.shared.progress import console
+from clsd.pipeline.shared.progress import warn
 
 #: In a run's directory: what it came to, written last; checkpoints to go on from; the kept epoch's weights.
 RUN_FILE, CHECKPOINTS, BEST = "run.json", "checkpoints", "best/weights"
@@ -72,8 +72,7 @@ class Checkpoints:
             problem, state = _look(path)
             if not problem:
                 return path / WEIGHTS, state
-            said = f"[yellow]warning[/yellow] checkpoint {path} {problem}: passed over"
-            console.print(said, highlight=False, soft_wrap=True)
+            warn(f"checkpoint {path} {problem}: passed over")
         if steps:
             raise UserError(str(self._directory), "has no checkpoint that is whole", "pass --overwrite to start anew")
         return None

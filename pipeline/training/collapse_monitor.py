@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from clsd.features.errors import UserError
+from clsd.features.tf_runtime import Tensor, tf
+from clsd.models import step_metrics
 from clsd.models.settings import ConfidenceSettings
 from clsd.pipeline.shared.config import MonitorSettings
+from clsd.pipeline.shared.progress import warn
+from clsd.pipeline.training.run_state import RunState, as_list, as_sums
 
 
 def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
@@ -31,20 +36,62 @@ def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
 
 
 class CollapseMonitor:
-    """Looks at the figures of a window of weighted steps and says what is wrong with them.
+    """Adds weighted steps up to windows, and stops a run, or warns, at a window out of bounds.
+
+    The open window is part of the run's state, so a resumed run judges the same windows.
 
     Args:
-        settings: the bounds.
+        settings: the bounds (``train.monitor``).
     """
 
     def __init__(self, settings: MonitorSettings) -> None:
         self._settings = settings
 
-    def problem(self, metrics: dict[str, Any]) -> str:
-        """What collapsed, with figure and bound; "" for a healthy window, or one without clicks.
+    def watch(self, state: RunState, sums: Tensor, steps: int, done: int) -> None:
+        """Add steps to the open window, and judge it once it is long enough.
 
         Args:
-            metrics: what :func:`clsd.models.step_metrics.metrics` says of the window.
+            state: of the run; its window is moved on.
+            sums: metric sums of the steps.
+            steps: their number.
+            done: steps done in all, for the message.
+
+        Raises:
+            UserError: the run collapsed, and ``action`` is stop.
+        """
+        if state.collapsed:
+            return
+        state.window_sums = as_list(step_metrics.merged(tf.stack([as_sums(state.window_sums), sums])))
+        state.window_steps += steps
+        if state.window_steps >= self._settings.window_steps:
+            self._judge(state, done)
+
+    def finish(self, state: RunState, done: int) -> None:
+        """Judge the last window of a run.
+
+        A window shorter than half says nothing, unless it is the run's only one.
+        """
+        window = self._settings.window_steps
+        if state.weighted_steps < window or 2 * state.window_steps >= window:
+            self._judge(state, done)
+
+    def _judge(self, state: RunState, done: int) -> None:
+        metrics = step_metrics.metrics_from(as_sums(state.window_sums))
+        problem = self.problem({name: float(value) for name, value in metrics.items()})
+        state.window_sums, state.window_steps = [], 0
+        if not problem:
+            return
+        if self._settings.action == "stop":
+            hint = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if you mean it"
+            raise UserError("train", f"the run collapsed by step {done}: {problem}", hint)
+        state.collapsed = f"{problem} by step {done}"
+        warn(f"the run collapsed: {state.collapsed}")
+
+    def problem(self, metrics: dict[str, Any]) -> str:
+        """What collapsed, with metric and bound; "" for a healthy window, or one without clicks.
+
+        Args:
+            metrics: what :func:`clsd.models.step_metrics.metrics_from` gives of the window.
         """
         bounds = self._settings
         if not metrics["ctr"] > 0:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from clsd.pipeline.shared.files import write_text
 METRICS_FILE = "metrics.jsonl"
 #: Values of a group that are shown, the most frequent ones.
 _SHOWN = 20
-#: Calls that are not profiled.
-_WARMING = 2
 
 
 class MetricsLog:
@@ -42,7 +38,7 @@ class MetricsLog:
             lines = self._file.read_text(encoding="utf-8").splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= step]
 
-    def note(self, part: str, step: int, metrics: dict[str, float]) -> None:
+    def log(self, part: str, step: int, metrics: dict[str, float]) -> None:
         """Keep some figures of a part of the run, such as ``train`` or ``validation``."""
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
         self._lines.append(json.dumps({"step": step, "part": part, **finite}))
@@ -54,35 +50,6 @@ class MetricsLog:
     def write(self) -> None:
         """Write all of it, whole or not at all."""
         write_text(self._file, "".join(line + "\n" for line in self._lines))
-
-
-class StepProfiler:
-    """Traces some calls of the step by TensorFlow's profiler, after two that build and warm what they need.
-
-    Args:
-        out: directory of the run; the trace goes where TensorBoard looks.
-        calls: how many; 0 for none.
-    """
-
-    def __init__(self, out: Path, calls: int) -> None:
-        self._target, self._calls, self._seen, self._on = str(out / "tensorboard"), calls, 0, False
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Around each call."""
-        if self._calls and self._seen == _WARMING:
-            tf.profiler.experimental.start(self._target)
-            self._on = True
-        yield
-        self._seen += 1
-        if self._seen == _WARMING + self._calls:
-            self.close()
-
-    def close(self) -> None:
-        """Write the trace, if one is running."""
-        if self._on:
-            tf.profiler.experimental.stop()
-        self._on = False
 
 
 def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, float]:

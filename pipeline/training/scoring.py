@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clsd.features.errors import UserError
-from clsd.features.input_pipeline import ALL_COLUMNS, batches
+from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
 from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
 from clsd.pipeline.shared.dataset import Dataset
@@ -46,7 +46,7 @@ class Scorer:
             logit, confidence, weight, correction, ctr_logit, label, intensity float32 ``[n]``; user, key, timestamp int64
             ``[n]``; ids int32 ``[n, width]``.
         """
-        data = batches(
+        data = read_batches(
             self._dataset.schema,
             self._dataset.files(split),
             self._batch,

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from clsd.features.errors import TryAgainError, UserError
-from clsd.features.tf_runtime import keras, tf
-from clsd.pipeline.shared.progress import console
+from clsd.features.tf_runtime import Tensor, keras, tf
+from clsd.pipeline.shared.progress import say
 
 #: What a collective of several machines ends with where one of them is gone.
 _LOST = (
@@ -86,19 +86,19 @@ class Machines:
         self._num_workers = workers()[0]
 
         @tf.function
-        def gather(worker: Any) -> Any:
-            # An identity, which lies on the replica's device: what comes in from the host lies on none.
+        def gather(value: Tensor) -> Tensor:
+            # The identity is on the replica's device; a value from the host is on none.
             context = tf.distribute.get_replica_context
-            result = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(worker,))
+            result = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(value,))
             return strategy.experimental_local_results(result)[0]
 
         self._gather = gather
 
-    def tell(self, worker: int) -> list[int]:
-        """What all of them tell, one number each below 2**32; waits for all of them."""
+    def gather(self, value: int) -> list[int]:
+        """The values of all machines, one number below 2**32 each. A barrier: it waits for all of them."""
         if self._num_workers == 1:
-            return [worker]
-        return [int(cluster_config) for cluster_config in self._gather(tf.constant([worker], tf.int64)).numpy()]
+            return [value]
+        return [int(gathered) for gathered in self._gather(tf.constant([value], tf.int64)).numpy()]
 
 
 def is_chief() -> bool:
@@ -160,7 +160,7 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
 def _of_several_machines(batch_size: int) -> Any:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
     with _ended_by_ctrl_c():
-        console.print(f"waiting until all {workers()[0]} machines are there", highlight=False)
+        say(f"waiting until all {workers()[0]} machines are there")
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _require_divides(batch_size, strategy.num_replicas_in_sync)
     return strategy

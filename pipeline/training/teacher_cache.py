@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clsd.features.input_pipeline import batches
+from clsd.features.input_pipeline import read_batches
 from clsd.features.tf_runtime import tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.pipeline.shared.config import Config
@@ -40,7 +40,7 @@ def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
         return tf.gather(batch["key"], rows), tf.sigmoid(model.teacher_logit(ids, values))
 
     columns = ("ids", "values", "label", "key")
-    data = batches(
+    data = read_batches(
         dataset.schema, dataset.files("train"), _BATCH, columns=columns, rows_per_block=dataset.rows_per_block
     )
     keys, scores = zip(*(score(batch) for batch in data), strict=True)

@@ -9,13 +9,10 @@ from typing import Any
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
-from clsd.features.tf_runtime import register_file_systems, tf
-from clsd.models.clsd_model import ClsdModel
-from clsd.models.confidence_model import TrainingSetup
-from clsd.models.input_spec import InputSpec
+from clsd.features.tf_runtime import register_file_systems
 from clsd.models.settings import ConfidenceSettings
 from clsd.pipeline.shared.config import Config
-from clsd.pipeline.shared.config_file import dump_config, load_config
+from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import (
     LOCK,
@@ -29,66 +26,15 @@ from clsd.pipeline.shared.files import (
 )
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.shared.progress import say_there_already
-from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Checkpoints
-from clsd.pipeline.training.loop import Loop, State, steps_per_epoch, warmup_steps
-from clsd.pipeline.training.popularity import item_feature, item_scores
+from clsd.pipeline.training.checkpoints import CHECKPOINTS, RUN_FILE, Checkpoints
+from clsd.pipeline.training.loop import TrainingLoop
+from clsd.pipeline.training.popularity import item_feature
+from clsd.pipeline.training.run_state import RunState, steps_per_epoch, warmup_steps
 from clsd.pipeline.training.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
+from clsd.pipeline.training.trained_model import build_model
 from clsd.pipeline.training.warm_start import load_base_run, require_compatible
 
 WARMUP_FILE = "warmup.json"
-
-
-def build_model(config: Config, dataset: Dataset, precision: str = "float32") -> ClsdModel:
-    """The model that a config describes, for a data set; to be called inside the strategy's scope.
-
-    Its layers compute in float32, those of a model in training in ``train.precision``: rounding that depends on the batch is
-    no matter there, but a served model must score as the evaluated one.
-
-    Raises:
-        UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
-    """
-    transform = dataset.transform
-    names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
-    sizes = {name: transform.table_size(name) for name in names}
-    spec = InputSpec.build(config.rows, sizes, config.model.max_table_rows)
-    return ClsdModel(
-        spec,
-        config.model,
-        config.confidence,
-        TrainingSetup(
-            warmup_steps=warmup_steps(config, dataset),
-            embedding_optimizer=config.train.embedding_optimizer,
-            dense_optimizer=config.train.dense_optimizer,
-            l2=config.train.l2,
-            prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
-            kept_negatives=dataset.kept_negatives,
-            precision=precision,
-        ),
-        items=item_scores(config, dataset),
-    )
-
-
-def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
-    """The config and the best model of a finished run, on one device.
-
-    Raises:
-        UserError: no finished run there, or one of another data set.
-    """
-    run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
-    if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
-        raise UserError(
-            str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
-        )
-    register_file_systems([directory])
-    config = load_config(directory / "config.yaml")
-    model = build_model(config, dataset)
-    try:
-        tf.train.Checkpoint(model=model).read(str(directory / BEST)).expect_partial().assert_existing_objects_matched()
-    except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
-        raise UserError(
-            str(directory / BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
-        ) from error
-    return config, model
 
 
 def train(
@@ -137,13 +83,13 @@ def train(
         )
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
     with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
-        state, weights = (State(fingerprint), None) if overwrite else _state(out, fingerprint, start, warmup)
-        loop = _begin(config, dataset, out, state, overwrite=overwrite)
+        state, weights = (RunState(fingerprint), None) if overwrite else _load_state(out, fingerprint, start, warmup)
+        loop = _make_loop(config, dataset, out, state, overwrite=overwrite)
         if before and weights is None:
-            loop.begin_with(before)
+            loop.start_from(before)
         else:
             loop.restore(weights)
-        state = loop.go()
+        state = loop.fit()
         run = {
             "fingerprint": fingerprint,
             "dataset_fingerprint": dataset.manifest["fingerprint"],
@@ -158,7 +104,7 @@ def train(
         }
         if is_chief():
             write_json(out / RUN_FILE, run)
-        loop.end()
+        loop.wait_for_chief()
     return run
 
 
@@ -183,12 +129,12 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
     with clear_errors(str(out)), alone_in(out):
         there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
         anew = there is not None and there[1]["fingerprint"] != fingerprint
-        state, weights = (State(fingerprint), None) if anew else _state(out, fingerprint)
+        state, weights = (RunState(fingerprint), None) if anew else _load_state(out, fingerprint)
         if (out / WARMUP_FILE).exists() and not anew:
             return
-        loop = _begin(config, dataset, out, state, overwrite=anew)
+        loop = _make_loop(config, dataset, out, state, overwrite=anew)
         loop.restore(weights)
-        loop.go(until=steps)
+        loop.fit(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
 
@@ -211,10 +157,12 @@ def _warmup_config(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"confidence": plain})
 
 
-def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = "") -> tuple[State, Path | None]:
+def _load_state(
+    out: Path, fingerprint: str, start: Path | None = None, begun: str = ""
+) -> tuple[RunState, Path | None]:
     """Where a run stands, and the weights that belong to it; ``begun`` is the fingerprint of ``start``."""
     if there := Checkpoints(out / CHECKPOINTS).newest():
-        weights, state = there[0], State(**there[1])
+        weights, state = there[0], RunState.from_json(there[1])
         if state.fingerprint != fingerprint:
             raise UserError(
                 str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
@@ -223,8 +171,8 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
     # A warm-up of no steps left no checkpoint.
     there = Checkpoints(start / CHECKPOINTS).newest() if start else None
     if there is None:
-        return State(fingerprint), None
-    weights, state = there[0], State(**there[1])
+        return RunState(fingerprint), None
+    weights, state = there[0], RunState.from_json(there[1])
     if state.fingerprint != begun:
         raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
@@ -232,7 +180,7 @@ def _state(out: Path, fingerprint: str, start: Path | None = None, begun: str = 
     return state, weights
 
 
-def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwrite: bool) -> Loop:
+def _make_loop(config: Config, dataset: Dataset, out: Path, state: RunState, *, overwrite: bool) -> TrainingLoop:
     register_file_systems([out])
     make_reproducible(config.seed, config.train.deterministic)
     compile_by_xla(config.train.xla)
@@ -244,4 +192,4 @@ def _begin(config: Config, dataset: Dataset, out: Path, state: State, *, overwri
             clear(out)
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", versions())
-    return Loop(config, dataset, out, strategy, model, state)
+    return TrainingLoop(config, dataset, out, strategy, model, state)

@@ -20,7 +20,7 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.checkpoints import Checkpoints
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 SETTINGS = {
     "train.epochs": 3,

@@ -13,7 +13,7 @@ from clsd.pipeline.run import Paths, run
 from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.training.scoring import Scorer
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 RECIPE = Path(__file__).parents[2] / "configs" / "movielens-100k.yaml"
 

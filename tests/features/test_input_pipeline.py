@@ -11,7 +11,7 @@ import pytest
 
 from clsd.features.encoded_rows import EncodedRows
 from clsd.features.epoch_order import EpochOrder
-from clsd.features.input_pipeline import ALL_COLUMNS, batches
+from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
 from clsd.features.records import serialize_block, write_records
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import tf
@@ -40,7 +40,7 @@ def _write(directory: Path, schema: Schema, rows: EncodedRows, cuts: Sequence[in
 
 def _read(schema: Schema, files: list[str], batch_size: int, **options: Any) -> list[dict[str, Any]]:
     options = {"columns": ALL_COLUMNS, "rows_per_block": BLOCK, **options}
-    return list(batches(schema, files, batch_size, **options).as_numpy_iterator())
+    return list(read_batches(schema, files, batch_size, **options).as_numpy_iterator())
 
 
 def _keys(read: list[dict[str, Any]]) -> list[int]:
@@ -198,7 +198,7 @@ def test_a_compressed_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole
 
 
 def test_every_batch_has_the_same_static_shape(one_file: list[str]):
-    spec = batches(SCHEMA, one_file, 16).element_spec
+    spec = read_batches(SCHEMA, one_file, 16).element_spec
     assert {name: (tensor.shape.as_list(), tensor.dtype) for name, tensor in spec.items()} == {
         "ids": ([16, 9], tf.int32),
         "values": ([16, 1], tf.float32),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import tf
-from clsd.models.step_metrics import METRIC_SUMS, SUMS, local_metric_sums, merged, metrics_from, empty_sums
+from clsd.models.step_metrics import METRIC_SUMS, SUMS, empty_sums, local_metric_sums, merged, metrics_from
 
 PER_ROW = len(SUMS)
 

@@ -84,9 +84,9 @@ def state_of() -> Callable[[Path], dict[str, Any]]:
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
     """Runs a training that the user stops when its epoch of that number begins."""
-    from clsd.pipeline.training.loop import Loop
+    from clsd.pipeline.training.loop import TrainingLoop
 
-    real = Loop._epoch
+    real = TrainingLoop._fit_epoch
 
     def stop(number: int, job: Callable[[], Any]) -> None:
         def epoch(self: Any, last: int) -> Any:
@@ -95,7 +95,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]
             return real(self, last)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Loop, "_epoch", epoch)
+            patch.setattr(TrainingLoop, "_fit_epoch", epoch)
             job()
 
     return stop

@@ -27,7 +27,8 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, load_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.scoring import Scorer
-from clsd.pipeline.training.train import load_trained, train
+from clsd.pipeline.training.train import train
+from clsd.pipeline.training.trained_model import load_trained
 
 Make = Callable[..., Config]
 SHARE = 0.25

@@ -22,7 +22,7 @@ from clsd.pipeline.evaluation.rank_correlations import (
 from clsd.pipeline.shared.config import EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training.scoring import Scorer
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -360,7 +360,7 @@ def test_a_base_of_other_rows_is_refused(
 def test_gzipped_shards_hold_the_same_rows_and_train_the_same(
     make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    from clsd.features.input_pipeline import ALL_COLUMNS, batches
+    from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
 
     made = preprocess(make_config(preprocess={"gzip": True}), tmp_path / "dataset")
     again = preprocess(make_config(preprocess={"gzip": True}), tmp_path / "again")
@@ -374,7 +374,9 @@ def test_gzipped_shards_hold_the_same_rows_and_train_the_same(
         first = [
             next(
                 iter(
-                    batches(data.schema, data.files(split), 100, shuffle_seed=3, columns=ALL_COLUMNS, rows_per_block=64)
+                    read_batches(
+                        data.schema, data.files(split), 100, shuffle_seed=3, columns=ALL_COLUMNS, rows_per_block=64
+                    )
                 )
             )
             for data in (made, small_dataset)

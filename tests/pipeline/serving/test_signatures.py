@@ -18,7 +18,7 @@ from clsd.pipeline.serving.serving_inputs import as_arrays
 from clsd.pipeline.serving.warmup_requests import examples
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.model_versions import MODEL_FILE
-from clsd.pipeline.training.train import load_trained
+from clsd.pipeline.training.trained_model import load_trained
 
 CANDIDATES = ["item_id", "category", "tags", "price"]
 #: Rows that no log should have, and some that every log has.

@@ -67,7 +67,7 @@ def _killed_at(config: Config, dataset: Path, out: Path, where: str, times: int)
         return call
 
     if where == "step":  # after a call of three steps, and before its checkpoint
-        loop.Loop._look = killing(loop.Loop._look)
+        loop.TrainingLoop._check = killing(loop.TrainingLoop._check)
     elif where == "validation":
         loop.Scorer.score = killing(loop.Scorer.score, after=True)
     elif where == "weights":  # TensorFlow's files are written, and the state is not
@@ -139,10 +139,10 @@ def test_a_killed_run_with_the_teachers_scores_in_memory_ends_with_the_same_weig
 def test_what_goes_on_reads_the_rows_that_an_undisturbed_run_reads(
     make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clsd.pipeline.training import loop
+    from clsd.pipeline.training import epoch_reader, loop
 
     read: list[Any] = []
-    real = loop.batches
+    real = epoch_reader.read_batches
 
     def noting(*args: Any, **words: Any) -> Any:
         data = real(*args, **{**words, "columns": (*words["columns"], "key")})
@@ -160,7 +160,7 @@ def test_what_goes_on_reads_the_rows_that_an_undisturbed_run_reads(
 
     config = make_tiny(train={**EVERY_THIRD, "epochs": 1}, confidence=CONFIDENCE)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", noting)
+        patch.setattr(epoch_reader, "read_batches", noting)
         train(config, tiny_dataset, tmp_path / "whole")
         undisturbed = np.concatenate(read[:19])
         read.clear()
@@ -170,7 +170,7 @@ def test_what_goes_on_reads_the_rows_that_an_undisturbed_run_reads(
                 raise EnoughError
 
         with monkeypatch.context() as inner, pytest.raises(EnoughError):
-            inner.setattr(loop.Loop, "_look", stop)
+            inner.setattr(loop.TrainingLoop, "_check", stop)
             train(config, tiny_dataset, tmp_path / "run")
         before = np.concatenate(read[:6])  # the last checkpoint is of 6 steps
         read.clear()

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clsd.features.input_pipeline import TRAINING_COLUMNS, batches
+from clsd.features.input_pipeline import TRAINING_COLUMNS, read_batches
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.training import teacher_cache
-from clsd.pipeline.training.train import load_trained, train, warm_up
+from clsd.pipeline.training.train import train, warm_up
+from clsd.pipeline.training.trained_model import load_trained
 
 Make = Callable[..., Config]
 Weights = Callable[[Path], dict[str, Any]]
@@ -163,7 +164,7 @@ def test_each_click_gets_the_teachers_score_of_itself_however_it_is_shuffled(
     add, seen = teacher_cache.lookup(keys, scores), 0
     reader = {"columns": (*TRAINING_COLUMNS, "key"), "rows_per_block": tiny_dataset.rows_per_block}
     for seed in (1, 2):
-        data = batches(tiny_dataset.schema, tiny_dataset.files("train"), 700, shuffle_seed=seed, **reader)
+        data = read_batches(tiny_dataset.schema, tiny_dataset.files("train"), 700, shuffle_seed=seed, **reader)
         for batch in data.map(lambda batch: (batch, add(batch))):
             before, taught = ({name: column.numpy() for name, column in part.items()} for part in batch)
             assert set(taught) == {"ids", "values", "label", "valid", "teacher"}

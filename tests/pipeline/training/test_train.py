@@ -19,7 +19,8 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import alone_in
-from clsd.pipeline.training.train import load_trained, run_fingerprint, train
+from clsd.pipeline.training.train import run_fingerprint, train
+from clsd.pipeline.training.trained_model import load_trained
 
 Same = Callable[[Path, Path], bool]
 

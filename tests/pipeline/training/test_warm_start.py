@@ -16,9 +16,10 @@ from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.training.loop import Loop
+from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.popularity import item_scores
-from clsd.pipeline.training.train import load_trained, train
+from clsd.pipeline.training.train import train
+from clsd.pipeline.training.trained_model import load_trained
 
 Make = Callable[..., Config]
 
@@ -52,7 +53,7 @@ def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
 ) -> None:
     configs, (first, second), run = days
     begun: list[Any] = []
-    real = Loop._go
+    real = TrainingLoop._fit
 
     def go(self: Any, until: int | None) -> Any:
         begun.extend(v.numpy() for v in self._model.variables)
@@ -60,7 +61,7 @@ def test_known_ids_keep_their_vectors_and_new_ones_begin_as_a_new_models(
         return real(self, until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_go", go)
+        patch.setattr(TrainingLoop, "_fit", go)
         made = train(configs[1], second, tmp_path / "run", base=run)
     _, model = load_trained(run, first)
     expand_checkpoint = 0
@@ -97,7 +98,7 @@ def test_an_exported_model_is_as_good_a_start_as_its_run(
         begun.append([v.numpy() for v in self._model.backbone.variables if "calls" not in v.name])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "_go", begin)
+    monkeypatch.setattr(TrainingLoop, "_fit", begin)
     for number, base in enumerate((run, models, models / "1")):
         with pytest.raises(KeyboardInterrupt):
             train(configs[1], second, tmp_path / str(number), base=base)
@@ -197,7 +198,7 @@ def test_a_table_that_grows_beyond_its_bound_keeps_its_vectors(
         begun.append(self._model.backbone.embedding.tables["user_id"](np.arange(most)).numpy())
         raise InterruptedError
 
-    monkeypatch.setattr(Loop, "_go", go)
+    monkeypatch.setattr(TrainingLoop, "_fit", go)
     with pytest.raises(InterruptedError):
         train(bound[1], datasets[1], tmp_path / "run-2", base=tmp_path / "run-1")
     _, model = load_trained(tmp_path / "run-1", datasets[0])

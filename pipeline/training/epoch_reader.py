@@ -1,0 +1,61 @@
+"""The batches of an epoch, from any of its steps on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from clsd.features.input_pipeline import TRAINING_COLUMNS, read_batches
+from clsd.models.clsd_model import ClsdModel
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.training import teacher_cache
+from clsd.pipeline.training.run_state import RunState, steps_per_epoch
+from clsd.pipeline.training.strategy import distribute
+
+
+class EpochReader:
+    """Reads the training split for one run.
+
+    Args:
+        config, dataset: of the run.
+        strategy: that the batches are distributed by.
+        model: whose teacher is asked where its scores are kept in memory.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, strategy: Any, model: ClsdModel) -> None:
+        self._config, self._dataset, self._strategy, self._model = config, dataset, strategy, model
+        self._steps = steps_per_epoch(config, dataset)
+        self._teacher_lookup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+    def read(self, state: RunState) -> Any:
+        """An iterator over the distributed batches of the epoch that ``state`` is in, from its step on."""
+        config, dataset, epoch = self._config, self._dataset, state.epoch + 1
+        columns: tuple[str, ...] = TRAINING_COLUMNS
+        if config.confidence.weighted and config.confidence.source == "intensity":
+            columns = (*columns, "intensity")
+        lookup = self._lookup(state, epoch)
+        data = read_batches(
+            dataset.schema,
+            dataset.files("train"),
+            config.train.batch_size,
+            shuffle_seed=config.seed * 1_000_003 + epoch,
+            columns=(*columns, "key") if lookup else columns,
+            rows_per_block=dataset.rows_per_block,
+            first_batch=state.step,
+            file_rows=dataset.file_rows("train"),
+        )
+        return iter(distribute(self._strategy, data.map(lookup) if lookup else data))
+
+    def _lookup(self, state: RunState, epoch: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """The lookup of teacher scores, for an epoch that is weighted from its first step on, if it pays."""
+        # Decided by where the warm-up ended, not by where a resumed run is: both must read the same.
+        first_whole = -(-self._model.warmup_steps // self._steps) + 1
+        epochs_left = self._config.train.epochs - first_whole + 1
+        if epoch < first_whole or not teacher_cache.worth_it(self._config, self._dataset.clicks("train"), epochs_left):
+            return None
+        if self._teacher_lookup is None:
+            if state.steps_done(self._steps) == self._model.warmup_steps:
+                self._model.copy_teacher()  # as the first weighted step would
+            self._teacher_lookup = teacher_cache.lookup(*teacher_cache.click_scores(self._model, self._dataset))
+        return self._teacher_lookup

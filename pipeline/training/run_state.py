@@ -1,0 +1,92 @@
+"""How far a training run is: what a checkpoint holds beside the model, the position in the data among it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clsd.features.tf_runtime import Tensor, tf
+from clsd.models import step_metrics
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.dataset import Dataset
+
+#: Keys of ``state.json`` that are not named as the fields are.
+_JSON_KEYS = {"epoch_sums": "totals", "window_sums": "window"}
+
+
+@dataclass
+class RunState:
+    """How far a run is.
+
+    ``epoch`` and ``step`` are the position in the data: an epoch's order follows from the seed and the epoch's number
+    (:mod:`clsd.features.epoch_order`), and a step reads one batch of it.
+
+    Args:
+        fingerprint: of settings and data.
+        epoch: whole epochs done.
+        step: steps done of the next epoch.
+        epoch_sums: metric sums of those steps.
+        window_sums, window_steps: the collapse monitor's open window.
+        best_epoch, best_value: the kept epoch and its validation metric.
+        stopped: why the run ended before its last epoch.
+        collapsed: what the monitor found where it only warns.
+        weighted_steps: number of steps with weights.
+        seconds, timed_steps: time of weighted steps and their number, without the calls that traced a function.
+        history: metrics of each epoch.
+    """
+
+    fingerprint: str
+    epoch: int = 0
+    step: int = 0
+    epoch_sums: list[float | None] = field(default_factory=list)
+    window_sums: list[float | None] = field(default_factory=list)
+    window_steps: int = 0
+    best_epoch: int = 0
+    best_value: float | None = None
+    stopped: str = ""
+    collapsed: str = ""
+    weighted_steps: int = 0
+    seconds: float = 0.0
+    timed_steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def steps_done(self, steps_per_epoch: int) -> int:
+        """Steps done in all epochs."""
+        return self.epoch * steps_per_epoch + self.step
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as ``state.json`` holds it."""
+        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> RunState:
+        """Read what :meth:`to_json` wrote."""
+        names = {key: name for name, key in _JSON_KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in saved.items()})
+
+
+def steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    """Batches of the training split; the last one is padded."""
+    return -(-dataset.rows("train") // config.train.batch_size)
+
+
+def warmup_steps(config: Config, dataset: Dataset) -> int:
+    """Steps of plain loss before the first weighted step."""
+    if config.confidence.warmup_steps is not None:
+        return config.confidence.warmup_steps
+    return round(config.confidence.warmup_epochs * steps_per_epoch(config, dataset))
+
+
+def as_sums(listed: list[float | None]) -> Tensor:
+    """The metric sums that :func:`as_list` made a list of; of an empty list, the sums of no batch."""
+    empty = step_metrics.empty_sums()
+    if not listed:
+        return empty
+    return tf.constant([none if value is None else value for none, value in zip(empty.numpy(), listed, strict=True)])
+
+
+def as_list(sums: Tensor) -> list[float | None]:
+    """Metric sums as JSON takes them. The extremes of a batch without clicks are infinite; they become None."""
+    return [None if np.isinf(value) else float(value) for value in sums.numpy()]

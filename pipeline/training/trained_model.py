@@ -1,0 +1,71 @@
+"""The model that a config describes, and the one that a finished run kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clsd.features.errors import UserError
+from clsd.features.tf_runtime import register_file_systems, tf
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.confidence_model import TrainingSetup
+from clsd.models.input_spec import InputSpec
+from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.config_file import load_config
+from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.files import read_json
+from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
+from clsd.pipeline.training.popularity import item_scores
+from clsd.pipeline.training.run_state import warmup_steps
+
+
+def build_model(config: Config, dataset: Dataset, precision: str = "float32") -> ClsdModel:
+    """The model that a config describes, for a data set; to be called inside the strategy's scope.
+
+    Its layers compute in float32, those of a model in training in ``train.precision``: rounding that depends on the batch is
+    no matter there, but a served model must score as the evaluated one.
+
+    Raises:
+        UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
+    """
+    transform = dataset.transform
+    names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
+    sizes = {name: transform.table_size(name) for name in names}
+    spec = InputSpec.build(config.rows, sizes, config.model.max_table_rows)
+    return ClsdModel(
+        spec,
+        config.model,
+        config.confidence,
+        TrainingSetup(
+            warmup_steps=warmup_steps(config, dataset),
+            embedding_optimizer=config.train.embedding_optimizer,
+            dense_optimizer=config.train.dense_optimizer,
+            l2=config.train.l2,
+            prior_ctr=min(max(dataset.ctr("train"), 1e-6), 1 - 1e-6),
+            kept_negatives=dataset.kept_negatives,
+            precision=precision,
+        ),
+        items=item_scores(config, dataset),
+    )
+
+
+def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
+    """The config and the best model of a finished run, on one device.
+
+    Raises:
+        UserError: no finished run there, or one of another data set.
+    """
+    run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
+    if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
+        raise UserError(
+            str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
+        )
+    register_file_systems([directory])
+    config = load_config(directory / "config.yaml")
+    model = build_model(config, dataset)
+    try:
+        tf.train.Checkpoint(model=model).read(str(directory / BEST)).expect_partial().assert_existing_objects_matched()
+    except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
+        raise UserError(
+            str(directory / BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
+        ) from error
+    return config, model
