@@ -40,7 +40,7 @@ from clsd.pipeline.preprocess.learning import described_transform, learn
 from clsd.pipeline.preprocess.row_checks import check, refused_text
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import OverSpilled, Spilled, load, load_together, spill
-from clsd.pipeline.shared import beam_patches, progress
+from clsd.pipeline.shared import beam_private, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
 from clsd.pipeline.shared.files import whole_file, write_json
@@ -52,7 +52,7 @@ USER_PART_BYTES, USER_PARTS = 64 << 20, 32
 ENCODE_ROWS = 1 << 20
 _DEAD, _TALLY = "dead", "tally"
 
-beam_patches.shorten()  # here, for workers import this module and run nothing of the launching process
+beam_private.shorten_waits()  # here, for workers import this module and run nothing of the launching process
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]

@@ -29,7 +29,7 @@ from clsd.pipeline.preprocess.manifest import refuse_if_refused
 from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, serving_arrays
-from clsd.pipeline.shared import beam_patches, engine, progress
+from clsd.pipeline.shared import beam_private, engine, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.files import (
     make_directory,
@@ -52,7 +52,7 @@ _DEAD = "dead"
 #: What is counted after reading, and what the stage is called.
 SCORING = (("rows scored", "scoring"),)
 
-beam_patches.shorten()
+beam_private.shorten_waits()
 
 
 class Part(NamedTuple):

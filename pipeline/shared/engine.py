@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import signal
 import threading
@@ -16,11 +15,10 @@ import apache_beam as beam
 import grpc
 import psutil
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from clsd.features.errors import UserError
 from clsd.features.paths import address
-from clsd.pipeline.shared import progress
+from clsd.pipeline.shared import beam_private, progress
 from clsd.pipeline.shared.files import files_in
 from clsd.pipeline.shared.threads import ONE, Threads, cores
 
@@ -53,8 +51,7 @@ def run(
         with redirect_stderr(io.StringIO()) as said:  # a page of usage, and the error on its last line
             options = PipelineOptions([quiet, *beam_options], save_main_session=False)
             options.get_all_options()
-        # Beam's direct runner would look for a binary of another engine (Prism), and for it on the network, first.
-        pipeline = beam.Pipeline(FnApiRunner() if _is_local(options) else None, options=options)
+        pipeline = beam.Pipeline(beam_private.local_runner() if _is_local(options) else None, options=options)
     except (SystemExit, ValueError) as error:
         reason = said.getvalue().strip().rsplit("error: ", 1)[-1] or str(error)
         raise UserError(
@@ -62,13 +59,14 @@ def run(
             f"Beam does not take these options ({reason})",
             "see the command's --help",
         ) from None
-    _warn_of_unknown(beam_options)
-    lost = _Hook()
-    threading.excepthook = lost
+    for option in beam_private.unknown_options(beam_options):  # a job server may know it, so this is no error
+        progress.warn(f"Beam itself does not know {option}")
+    before = threading.excepthook
+    lost = threading.excepthook = _Hook(before)
     heard = signal.signal(_LOST, _interrupt) if threading.current_thread() is threading.main_thread() else None
     progress.add(progress.PLANNED, input_splits)
-    build(pipeline, _threads(threads, options))
     try:
+        build(pipeline, _threads(threads, options))
         result = pipeline.run()
         if _is_local(options):
             result.wait_until_finish()
@@ -85,6 +83,7 @@ def run(
         raise _inner_user_error(error) or _engine_failure(error) or error from None
     finally:
         lost.over.set()
+        threading.excepthook = before
         if heard is not None:
             signal.signal(_LOST, signal.SIG_IGN if lost.worker else heard)  # one may be on its way
 
@@ -107,9 +106,14 @@ def _interrupt(*_: Any) -> None:
 
 
 class _Hook:
-    """What becomes of an exception in one of the threads that Beam keeps in this process."""
+    """Handles exceptions in the threads that Beam keeps in this process; passes all others on.
 
-    def __init__(self) -> None:
+    Args:
+        before: the hook of the process.
+    """
+
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._before = before
         #: How a worker process of the local engine ended, which then waits for it for ever.
         self.worker = ""
         #: Whether the engine has ended.
@@ -127,7 +131,7 @@ class _Hook:
         if cancelled or type(error) is grpc.RpcError:
             return  # the other side hung up, an engine that ended or a worker that died: nothing that a user could mend
         if not args.thread or args.thread.name != "run_worker":
-            threading.__excepthook__(args)
+            self._before(args)
             return
         if not self.worker and not str(error).endswith((" -2", " 130")):  # those heard the user's Ctrl-C, too
             self.worker = str(error)
@@ -189,16 +193,6 @@ def _engine_failure(error: BaseException) -> UserError | None:
     return UserError(
         "Beam's engine", f"gave the job up ({reason})", "see its log, and run the same again: nothing was written"
     )
-
-
-def _warn_of_unknown(beam_options: list[str]) -> None:
-    """Beam ignores an option that it does not know; a job server may know it, so this is no error."""
-    parser: Any = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)
-    for option in parser.parse_known_args(beam_options)[1]:
-        if option.startswith("-"):
-            progress.warn(f"Beam itself does not know {option}")
 
 
 def _inner_user_error(error: BaseException) -> UserError | None:

@@ -17,10 +17,9 @@ from clsd.features.schema import Schema
 from clsd.pipeline.cli import main
 from clsd.pipeline.evaluation import pictures
 from clsd.pipeline.evaluation.drift import moved, psi
-from clsd.pipeline.preprocess.data_statistics import QUANTILES
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.shared.config import Config
-from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, Dataset
 
 Make = Callable[..., Config]
 
@@ -66,7 +65,7 @@ def test_values_and_numbers_are_those_of_the_training_rows(small_log: Path, smal
     assert "distinct" not in features["category"]
     prices = np.array([row["price"] for row in training])
     assert features["price"]["min"] == prices.min() and features["price"]["max"] == prices.max()
-    np.testing.assert_allclose(features["price"]["quantiles"], np.quantile(prices, QUANTILES))
+    np.testing.assert_allclose(features["price"]["quantiles"], np.quantile(prices, STATISTICS_QUANTILES))
 
 
 def test_missing_is_counted_in_every_split(make_config: Make, small_log: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "where", "mend"),
+    ("path", "value", "where", "hint"),
     [
         (("train", "epoch"), 3, "train.epoch: unknown setting", "did you mean 'epochs'?"),
         (("trian",), {}, "trian: unknown setting", "did you mean 'train'?"),

@@ -7,11 +7,8 @@ from pathlib import Path
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.worker.statesampler import StateSampler
-from apache_beam.utils.counters import CounterFactory
 
-from clsd.pipeline.preprocess import graph
-from clsd.pipeline.shared import beam_patches, engine, progress
+from clsd.pipeline.shared import engine, progress
 
 
 def _in_a_thread(work: object) -> None:
@@ -23,7 +20,7 @@ def _in_a_thread(work: object) -> None:
 def test_a_thread_that_the_engine_hung_up_on_says_nothing_and_any_other_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threading, "excepthook", engine._Hook())
+    monkeypatch.setattr(threading, "excepthook", engine._Hook(threading.__excepthook__))
 
     def hung_up() -> None:
         with socket.create_server(
@@ -66,7 +63,10 @@ def test_a_job_that_counts_is_no_job_that_stands_still(tmp_path: Path) -> None:
     assert before != during != after
 
 
-def test_a_bundle_waits_no_longer_for_its_sampler_than_told() -> None:
-    """It fails where a Beam to come names the period in another way."""
-    assert graph.beam_patches is beam_patches  # what a worker imports has made them shorter
-    assert StateSampler("bundle", CounterFactory()).sampling_period_ms == beam_patches.SAMPLING_PERIOD
+def test_the_hook_of_the_process_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(threading, "excepthook", mine)
+    engine.run(lambda pipeline, threads: None, tmp_path, [], input_splits=0, threads=1, stalled_minutes=0)
+    assert threading.excepthook is mine

@@ -1,0 +1,61 @@
+"""The private names of Beam that clsd uses still mean what they meant when they were read."""
+
+from importlib.metadata import version
+from typing import Any
+
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.utils.counters import CounterFactory
+
+from clsd.pipeline.preprocess import graph
+from clsd.pipeline.serving import score
+from clsd.pipeline.shared import beam_private
+
+
+def test_they_were_read_in_the_version_that_is_installed() -> None:
+    assert version("apache-beam").startswith(f"{beam_private.WRITTEN_FOR}.")
+
+
+def test_what_a_worker_imports_shortens_the_waits() -> None:
+    assert graph.beam_private is score.beam_private is beam_private
+
+
+def test_a_bundle_waits_no_longer_for_its_sampler_than_the_period() -> None:
+    beam_private.shorten_waits()
+    assert StateSampler("bundle", CounterFactory()).sampling_period_ms == beam_private.SAMPLING_PERIOD
+
+
+def test_every_worker_hears_of_the_end_before_the_first_is_waited_for() -> None:
+    beam_private.shorten_waits()
+    heard: list[Any] = []
+
+    class Connection(worker_handlers.ControlConnection):
+        def __init__(self) -> None:
+            pass
+
+        def push(self, request: Any) -> None:
+            heard.append(request)
+
+    class Handler:
+        control_conn = Connection()
+
+        def close(self) -> None:
+            heard.append("closed")
+
+    class Manager(worker_handlers.WorkerHandlerManager):
+        def __init__(self) -> None:
+            self._cached_handlers = {"a": [Handler()], "b": [Handler(), Handler()]}
+            self._workers_by_id = {}
+            self.state_cache_size = 0
+
+    Manager().close_all()
+    assert heard[:3] == [worker_handlers.BeamFnControlServicer._DONE_MARKER] * 3
+    assert heard.count("closed") == 3
+
+
+def test_the_local_engine_runs_a_job_and_unknown_options_are_known() -> None:
+    import apache_beam as beam
+
+    with beam.Pipeline(beam_private.local_runner()) as pipeline:
+        _ = pipeline | beam.Create([1, 2]) | beam.Map(lambda x: x + 1)
+    assert beam_private.unknown_options(["--direct_num_workers=2", "--no_such=3"]) == ["--no_such=3"]
