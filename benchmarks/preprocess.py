@@ -131,7 +131,7 @@ def check(config: Config, log: Path, directory: Path, rows: int) -> None:
     assert sum(made.rows(split) for split in made.splits) == rows
     shutil.rmtree(directory / "hand", ignore_errors=True)
     (directory / "hand").mkdir()
-    sizes = by_hand(log, directory / "hand", config.rows)
+    sizes = by_hand(log, directory / "hand", config.row_schema)
     for name, size in sizes.items():
         result = len(made.transform.vocabularies[name])
         assert abs(result - size) <= 0.1 * size + 5, (
@@ -178,7 +178,7 @@ def main() -> None:
             return few
 
         def do_by_hand() -> int:
-            by_hand(logs["parquet"], directory / "by hand", config.rows)
+            by_hand(logs["parquet"], directory / "by hand", config.row_schema)
             return rows
 
         sides = {"usual": do_usual, "jsonl": job("jsonl", "jsonl"), "parquet": job("parquet", "parquet")}

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 
 
 class Start(NamedTuple):
@@ -59,15 +59,15 @@ class EpochOrder:
         """The order of n files, int64 ``[n]``."""
         return np.random.default_rng(self.seed).permutation(n)
 
-    def blocks(self, window: Any, n: Any) -> Any:
+    def blocks(self, window: Tensor, n: Tensor) -> Tensor:
         """The order of a window's n blocks, int32 ``[n]``; on the CPU, wherever it is asked for."""
         return self._permutation(n, -1 - tf.cast(window, tf.int64))
 
-    def rows(self, chunk: Any, n: Any) -> Any:
+    def rows(self, chunk: Tensor, n: Tensor) -> Tensor:
         """The order of the n rows of a chunk, int32 ``[n]``; ``chunk`` counts from the epoch's first one."""
         return self._permutation(n, tf.cast(chunk, tf.int64))
 
-    def _permutation(self, n: Any, position: Any) -> Any:
+    def _permutation(self, n: Tensor, position: Tensor) -> Tensor:
         with tf.device("/cpu:0"):
             seed = tf.stack([tf.constant(self.seed, tf.int64), position])
             return tf.random.experimental.stateless_shuffle(tf.range(n), seed=seed)

@@ -12,7 +12,7 @@ from typing import Any
 from clsd.features.epoch_order import EpochOrder, Start
 from clsd.features.records import is_gzipped, offset_of, open_records, read_records
 from clsd.features.schema import Schema
-from clsd.features.tf_runtime import register_file_systems, tf
+from clsd.features.tf_runtime import Tensor, TfDataset, register_file_systems, tf
 
 #: What training reads; evaluation adds the rest.
 TRAINING_COLUMNS = ("ids", "values", "label")
@@ -29,7 +29,7 @@ _DTYPES = {
 }
 
 
-def parse_blocks(schema: Schema, serialized: Any, columns: Sequence[str] = TRAINING_COLUMNS) -> dict[str, Any]:
+def parse_blocks(schema: Schema, serialized: Tensor, columns: Sequence[str] = TRAINING_COLUMNS) -> dict[str, Tensor]:
     """Rows of several blocks, one after the other.
 
     Args:
@@ -83,7 +83,7 @@ def read_batches(
     shuffle_blocks: int = 512,
     first_batch: int = 0,
     file_rows: Sequence[int] = (),
-) -> Any:
+) -> TfDataset:
     """A ``tf.data.Dataset`` of batches over TFRecord files of blocks.
 
     Args:
@@ -111,7 +111,7 @@ def read_batches(
         chunks = _shuffled([files[at] for at in order.files(len(files))], order, start).batch(together)
         first = start.window * order.window_chunks + start.chunk
 
-        def parse(index: Any, chunk: Any) -> dict[str, Any]:
+        def parse(index: Tensor, chunk: Tensor) -> dict[str, Tensor]:
             rows = parse_blocks(schema, chunk, columns)
             # Of one column and not of the chunk: its bytes may be those of no rows.
             at = order.rows(index, tf.shape(rows[columns[0]])[0])
@@ -123,7 +123,7 @@ def read_batches(
     return padded.prefetch(4)
 
 
-def _in_turn(files: Sequence[str]) -> Any:
+def _in_turn(files: Sequence[str]) -> TfDataset:
     """Blocks of a few files in turn, in an order that does not depend on timing."""
     return tf.data.Dataset.from_tensor_slices(list(files)).interleave(
         lambda file: _records(file, _compression(files)),
@@ -133,12 +133,12 @@ def _in_turn(files: Sequence[str]) -> Any:
     )
 
 
-def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> Any:
+def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> TfDataset:
     """Blocks of an epoch from the chunk of ``start`` on."""
     rest = _records(files[start.file + 1 :], _compression(files))
     blocks = _from_record(files[start.file], start.record).concatenate(rest)
 
-    def permute(window: Any, blocks: Any) -> Any:
+    def permute(window: Tensor, blocks: Tensor) -> Tensor:
         at = order.blocks(window, tf.shape(blocks)[0])
         begun = tf.where(tf.equal(window, start.window), start.chunk * order.chunk_blocks, 0)
         return tf.gather(blocks, at[begun:])
@@ -147,7 +147,7 @@ def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> Any:
     return windows.map(permute).unbatch()
 
 
-def _from_record(file: str, record: int) -> Any:
+def _from_record(file: str, record: int) -> TfDataset:
     """The records of a file from one on; what lies before it is not read, but of a gzip stream, which knows no positions."""
     if not record or is_gzipped(file):
         return _records(file, _compression([file])).skip(record)
@@ -161,7 +161,7 @@ def _from_record(file: str, record: int) -> Any:
     return tf.data.Dataset.from_generator(rest, output_signature=tf.TensorSpec([], tf.string))
 
 
-def _records(files: Any, compression: str) -> Any:
+def _records(files: Any, compression: str) -> TfDataset:
     return tf.data.TFRecordDataset(files, compression, buffer_size=_BUFFER)
 
 
@@ -169,7 +169,7 @@ def _compression(files: Sequence[str]) -> str:
     return "GZIP" if files and is_gzipped(files[0]) else ""
 
 
-def _pad(rows: dict[str, Any], batch_size: int) -> dict[str, Any]:
+def _pad(rows: dict[str, Tensor], batch_size: int) -> dict[str, Tensor]:
     out = {}
     n = tf.shape(next(iter(rows.values())))[0]
     for name, column in rows.items():

@@ -23,7 +23,7 @@ from clsd.features.schema import (
     NumericFeature,
     SequenceFeature,
 )
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 from clsd.features.transform import Transform, first_value_id
 
 #: What stands for a missing value.
@@ -75,7 +75,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             specs[feature.name] = tf.TensorSpec(shape, dtype, name=feature.name)
         return specs
 
-    def rank_signature(self, candidates: Sequence[str]) -> dict[str, Any]:
+    def rank_signature(self, candidates: Sequence[str]) -> dict[str, Tensor]:
         """As :meth:`signature`, for requests of N candidates each: the inputs of a candidate have a second dimension, N."""
         specs = self.signature()
         for name in candidates:
@@ -83,7 +83,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             specs[name] = tf.TensorSpec([None, None, *spec.shape[1:]], spec.dtype, name=name)
         return specs
 
-    def example_spec(self) -> dict[str, Any]:
+    def example_spec(self) -> dict[str, Tensor]:
         """How a ``tf.train.Example`` holds the same raw inputs; what an Example leaves out is missing."""
         return {
             name: tf.io.FixedLenFeature([], spec.dtype, default_value=_MISSING[spec.dtype])
@@ -92,7 +92,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             for name, spec in self.signature().items()
         }
 
-    def parse_examples(self, serialized: Any) -> dict[str, Any]:
+    def parse_examples(self, serialized: Tensor) -> dict[str, Tensor]:
         """Serialized ``tf.train.Example``, string ``[rows]``, to raw inputs."""
         parsed = tf.io.parse_example(serialized, self.example_spec())
         return {
@@ -102,12 +102,14 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             for name, value in parsed.items()
         }
 
-    def __call__(self, raw: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         """Raw inputs to one tensor a feature, by name: ids int32 ``[rows]``, or ``[rows, max_length]`` of a bag or sequence;
         values float32 ``[rows]``."""
         return self._columns(raw, _common(_shapes(list(raw.values()), 1)), self._transform.schema.features)
 
-    def rank(self, raw: dict[str, Any], candidates: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    def rank(
+        self, raw: dict[str, Tensor], candidates: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Raw inputs of :meth:`rank_signature`; what is no candidate's is transformed once a request.
 
         Returns:
@@ -123,7 +125,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         theirs = self._columns(each, whole, [f for f in features if f.name in candidates])
         return mine, theirs, whole
 
-    def _columns(self, raw: dict[str, Any], whole: Any, features: Sequence[Any]) -> dict[str, Any]:
+    def _columns(self, raw: dict[str, Tensor], whole: Tensor, features: Sequence[Any]) -> dict[str, Tensor]:
         """Of some features. Their inputs have the shape ``whole``, ``[rows]`` or ``[R, N]`` of so many rows, or 1 where that has
         more.
 
@@ -148,7 +150,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
                 out[feature.name] = tf.fill([rows], 0.0 if _kind(feature) == "number" else MISSING_ID)
         return out
 
-    def _single(self, features: list[CategoricalFeature], raw: list[Any]) -> Any:
+    def _single(self, features: list[CategoricalFeature], raw: list[Tensor]) -> Tensor:
         """Ids int32 of features of one dtype, ``[features, ...]``."""
         together = tf.stack(raw)
         # Of the stack, not of `raw`: lookups that are all ready at once are handed to as many threads, which costs a request of
@@ -162,7 +164,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         )
         return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + value_indices)
 
-    def _buckets(self, features: list[NumericFeature], raw: list[Any]) -> Any:
+    def _buckets(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
         """Ids int32 of numbers, by the quantile that they fall into, ``[features, ...]``."""
         together = tf.stack(raw)
         buckets = [
@@ -174,7 +176,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         ids = FIRST_OOV_ID + 1 + tf.reshape(tf.stack(buckets), tf.shape(together))
         return tf.where(tf.math.is_finite(together), ids, MISSING_ID)
 
-    def _value_indices(self, feature: Categorical, tokens: Any) -> Any:
+    def _value_indices(self, feature: Categorical, tokens: Tensor) -> Tensor:
         """Ids less that of the first value; int64, the shape of the tokens."""
         vocabulary_source = self._transform.schema.vocabulary_source(feature)
         if vocabulary_source.encoding == "hash":
@@ -194,7 +196,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         )
         return tf.where(result >= 0, result, unknown)
 
-    def _ragged(self, feature: Any, raw: Any) -> Any:
+    def _ragged(self, feature: Any, raw: Tensor) -> Tensor:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
         split = feature.separator
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
@@ -212,7 +214,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         ids = kept.with_flat_values(first + self._value_indices(feature, kept.flat_values))
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
-    def _scaled(self, features: list[NumericFeature], raw: list[Any]) -> Any:
+    def _scaled(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
         """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, where there is no number."""
         x = tf.stack(raw)
         states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
@@ -228,7 +230,7 @@ def missing(dtype: Any, rank: int) -> Any:
     return np.full([1] * rank, _MISSING[dtype], dtype.as_numpy_dtype)
 
 
-def _shapes(inputs: list[Any], rank: int) -> Any:
+def _shapes(inputs: list[Tensor], rank: int) -> Tensor:
     """The first ``rank`` dimensions of each, int32 ``[inputs, rank]``, in any order."""
     alike: dict[Any, list[Any]] = {}
     for x in inputs:  # one operation for all that are alike
@@ -238,12 +240,12 @@ def _shapes(inputs: list[Any], rank: int) -> Any:
     return tf.concat(kept, axis=0) if kept else tf.zeros([0, rank], tf.int32)
 
 
-def _common(shapes: Any) -> Any:
+def _common(shapes: Tensor) -> Tensor:
     """The shape, int32 ``[rank]``, that inputs of these shapes, ``[inputs, rank]``, are brought to: 1 gives way, to 0 as well."""
     return tf.where(tf.reduce_any(shapes == 0, axis=0), 0, tf.reduce_max(shapes, axis=0))
 
 
-def _with_rows(x: Any, whole: Any) -> Any:
+def _with_rows(x: Tensor, whole: Tensor) -> Tensor:
     """An input of a bag or sequence with all rows: ``[rows]`` of text, or ``[rows, any]``."""
     rest = tf.shape(x)[tf.size(whole) :]
     wide = tf.broadcast_to(x, tf.concat([whole, rest], axis=0))
@@ -257,12 +259,12 @@ def _kind(feature: Any) -> str:
     return "quantile" if feature.transform == "quantile" else "number"
 
 
-def _each(values: list[Any], dtype: Any, x: Any) -> Any:
+def _each(values: list[Tensor], dtype: Any, x: Tensor) -> Any:
     """A constant for each feature of ``[features, ...]``."""
     return np.array(values, dtype).reshape([-1] + [1] * (x.shape.rank - 1))
 
 
-def _as_text(raw: Any) -> Any:
+def _as_text(raw: Tensor) -> Tensor:
     if raw.dtype == tf.string:
         return raw
     return tf.where(raw == MISSING_INT, "", tf.strings.as_string(raw))

@@ -34,8 +34,13 @@ keras_private.patch()
 # Neither package ships types that fit, so Any stands for both here, once.
 tf: Any = _tensorflow
 keras: Any = _tf_keras
-#: A TensorFlow tensor (or what converts to one); an alias that says more than Any.
+# Aliases that say more than Any: a tensor (or what converts to one), a Keras model or layer, a Keras optimizer, a
+# tf.distribute strategy, a tf.data data set.
 Tensor: TypeAlias = Any
+Network: TypeAlias = Any
+Optimizer: TypeAlias = Any
+Strategy: TypeAlias = Any
+TfDataset: TypeAlias = Any
 
 
 def register_file_systems(paths: Iterable[str | Path]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.embedding_table import Table
 
 
@@ -36,7 +35,7 @@ class AdGate(keras.Model):  # type: ignore[misc]
         # Zeros: the gate starts as no correction at all, so the end of warm-up is no jump.
         self.out = keras.layers.Dense(1, kernel_initializer="zeros")
 
-    def call(self, group_ids: Any) -> Any:
+    def call(self, group_ids: Tensor) -> Tensor:
         """See the class."""
         x = tf.concat([embedding(group_ids[:, k]) for k, embedding in enumerate(self.embeddings)], axis=1)
         for layer in self.hidden:

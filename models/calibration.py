@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 
 
 class Calibrator(NamedTuple):
@@ -24,7 +24,7 @@ class Calibrator(NamedTuple):
     high: float
 
     @classmethod
-    def fit(cls, logit: Any, correction: Any, weight: Any) -> Calibrator | None:
+    def fit(cls, logit: Tensor, correction: Tensor, weight: Tensor) -> Calibrator | None:
         """Least squares of log w on s and g over the rows of the validation split; no label is looked at.
 
         Args:
@@ -41,7 +41,7 @@ class Calibrator(NamedTuple):
         b0, b1, b2 = np.linalg.lstsq(design, target, rcond=None)[0]
         return cls(float(b0), float(b1), float(b2), float(target.min()), float(target.max()))
 
-    def log_weight(self, logit: Any, correction: Any) -> Any:
+    def log_weight(self, logit: Tensor, correction: Tensor) -> Tensor:
         """log w of rows, float32 ``[B]``, as a graph or eagerly."""
         result = self.intercept + self.of_logit * logit + self.of_correction * correction
         return tf.clip_by_value(result, self.low, self.high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from clsd.features.tf_runtime import Tensor, tf
+from clsd.features.tf_runtime import Network, Tensor, tf
 from clsd.models import weights
 from clsd.models.adgate import AdGate
 from clsd.models.backbones.registry import build_backbone
@@ -99,7 +99,7 @@ class ClsdModel(ConfidenceModel):
             return rows.spread(self.gate(self.group_ids(ModelInputs(self.spec, rows.request))))
         return super().correction(rows, q)
 
-    def _call(self, network: Any, inputs: Any, training: bool = False) -> Tensor:
+    def _call(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
         return self._rows(inputs).logit(network, training)
 
     def _rows(self, inputs: Any) -> ModelInputs:

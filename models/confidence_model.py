@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from clsd.features.errors import UserError
 from clsd.features.keras_private import create_slots
-from clsd.features.tf_runtime import Tensor, keras, tf
+from clsd.features.tf_runtime import Network, Optimizer, Tensor, keras, tf
 from clsd.models import step_metrics, weights
 from clsd.models.optimizers import build_optimizer, split_variables
 from clsd.models.replicas import num_replicas, sum_over
@@ -99,7 +99,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
     """
 
     def __init__(
-        self, student: Any, teacher: Any, gate: Any, confidence: ConfidenceSettings, setup: TrainingSetup
+        self, student: Network, teacher: Network, gate: Network, confidence: ConfidenceSettings, setup: TrainingSetup
     ) -> None:
         super().__init__(name="clsd")
         self.confidence_settings, self.setup = confidence, setup
@@ -140,7 +140,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         """A batch as (inputs, label ``[B]``, valid ``[B]``, extras)."""
         raise NotImplementedError
 
-    def _call(self, network: Any, inputs: Any, training: bool = False) -> Tensor:
+    def _call(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
         """The network's own output for inputs, ``[B]`` or ``[B, 1]``."""
         return network(inputs, training=training)
 
@@ -154,7 +154,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- Scores
 
-    def logit_of(self, network: Any, inputs: Any, training: bool = False) -> Tensor:
+    def logit_of(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
         """Log odds of a click by the student or the teacher, float32 ``[B]``."""
         logit = self._call(network, inputs, training)
         return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
@@ -280,7 +280,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
 
 
-def _apply(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+def _apply(optimizer: Optimizer, gradients: list[Any], variables: list[Any]) -> None:
     pairs = [
         (gradient, variable) for gradient, variable in zip(gradients, variables, strict=True) if gradient is not None
     ]

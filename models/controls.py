@@ -7,12 +7,10 @@ control is the same on any number of replicas.
 
 from __future__ import annotations
 
-from typing import Any
-
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 
 
-def constant(w: Any, positive: Any) -> Any:
+def constant(w: Tensor, positive: Tensor) -> Tensor:
     """The mean weight of the batch's clicks for every click: the scale without the information.
 
     Args:
@@ -27,7 +25,7 @@ def constant(w: Any, positive: Any) -> Any:
     return tf.where(clicks > 0, tf.fill(tf.shape(w), mean), w)
 
 
-def permuted(w: Any, positive: Any, seed: Any) -> Any:
+def permuted(w: Tensor, positive: Tensor, seed: Tensor) -> Tensor:
     """The weights dealt out anew among the batch's clicks: their distribution without their places.
 
     Args:
@@ -40,7 +38,7 @@ def permuted(w: Any, positive: Any, seed: Any) -> Any:
     return tf.tensor_scatter_nd_update(w, clicks, tf.gather(w, dealt))
 
 
-def reweighted(p: Any, exponent: float) -> tuple[Any, Any]:
+def reweighted(p: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
     """R-CE: a click weighs p**exponent, a non-click (1 - p)**exponent, without gradient.
 
     Returns:
@@ -52,7 +50,7 @@ def reweighted(p: Any, exponent: float) -> tuple[Any, Any]:
     return tf.pow(p, exponent), tf.pow(1.0 - p, exponent)
 
 
-def truncated(p: Any, positive: Any, share: Any) -> Any:
+def truncated(p: Tensor, positive: Tensor, share: Tensor) -> Tensor:
     """T-CE: 0 for the ``share`` of the batch's clicks with the largest loss (the smallest p), 1 for all else.
 
     Clicks of equal p fall together: none is dropped unless all of them are.
@@ -74,7 +72,7 @@ def truncated(p: Any, positive: Any, share: Any) -> Any:
     return tf.where(tf.logical_and(positive > 0, p < bar), 0.0, 1.0)
 
 
-def drop_share(steps: Any, share: float, ramp: int) -> Any:
+def drop_share(steps: Tensor, share: float, ramp: int) -> Tensor:
     """T-CE's schedule: from 0 to ``share`` in ``ramp`` steps, linearly."""
     grown = tf.cast(steps, tf.float32) / ramp if ramp else tf.ones([])
     return share * tf.clip_by_value(grown, 0.0, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.replicas import local
 
 
@@ -24,7 +24,7 @@ class Table(keras.layers.Embedding):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, dtype="float32", **kwargs)
 
-    def call(self, ids: Any) -> Any:
+    def call(self, ids: Tensor) -> Tensor:
         """See the class."""
         return tf.gather(local(self.embeddings), ids)
 
@@ -55,6 +55,6 @@ class ComposedTable(keras.layers.Layer):  # type: ignore[misc]
         self.remainder = Table(rows, dim, embeddings_initializer=initializer, name=f"{name}_remainder")
         self.quotient = Table(-(-size // rows), dim, embeddings_initializer="ones", name=f"{name}_quotient")
 
-    def call(self, ids: Any) -> Any:
+    def call(self, ids: Tensor) -> Tensor:
         """See the class."""
         return self.remainder(ids % self._rows) * self.quotient(ids // self._rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from clsd.features.tf_runtime import Tensor, tf
@@ -81,7 +81,7 @@ class InputSpec:
             value_columns={f.name: position for position, f in enumerate(schema.numeric)},
         )
 
-    def columns(self, ids: Any, values: Any) -> dict[str, Any]:
+    def columns(self, ids: Tensor, values: Tensor) -> dict[str, Tensor]:
         """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a feature, by name.
 
         That is ``[B]``, or ``[B, length]`` of a field that is a bag or sequence.
@@ -115,7 +115,7 @@ class InputSpec:
         columns = [index * dim + i if i < dim else None for index in vectors for i in range(width)]
         return columns + [len(self.embedded) * dim + index for index in numbers]
 
-    def numbers(self, inputs: dict[str, Any]) -> Any:
+    def numbers(self, inputs: dict[str, Tensor]) -> Tensor:
         """The numeric fields of what :meth:`columns` gave, in order: float32 ``[B, n]``, n may be 0."""
         columns = [inputs[field.name] for field in self.fields if field.kind == "number" and field.name in inputs]
         return tf.stack(columns, axis=1) if columns else tf.zeros([num_rows(inputs), 0])

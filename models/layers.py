@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Network, Tensor, keras, tf
 from clsd.models.embedding_table import ComposedTable, Table
 from clsd.models.input_spec import Field, num_rows
 
@@ -45,7 +45,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
             )
         super().build(input_shape)
 
-    def call(self, inputs: dict[str, Any]) -> Any:
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
         """See the class."""
         vectors = []
         for field in self._fields:
@@ -91,7 +91,7 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
             self.vectors = self.add_weight(name="vectors", shape=(input_shape[-1], self._dim), initializer=_small())
         super().build(input_shape)
 
-    def call(self, numbers: Any, positions: Sequence[int] | None = None) -> Any:
+    def call(self, numbers: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """See the class."""
         if not self._there:
             nothing = tf.zeros([tf.shape(numbers)[0], self._dim])
@@ -126,7 +126,7 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
         self.scales = self.add_weight(name="scales", shape=(input_shape[1][-1],), initializer=start)
         super().build(input_shape)
 
-    def call(self, inputs: tuple[Any, Any], positions: Sequence[int] | None = None) -> Any:
+    def call(self, inputs: tuple[Tensor, Tensor], positions: Sequence[int] | None = None) -> Tensor:
         """See the class."""
         vectors, numbers = inputs
         rows = tf.shape(vectors)[0]  # -1 could not be inferred from no vectors
@@ -134,7 +134,7 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
         return tf.concat([wide, numbers * _at(self.scales, positions)], axis=1)
 
 
-def _at(weights: Any, positions: Sequence[int] | None) -> Any:
+def _at(weights: Tensor, positions: Sequence[int] | None) -> Tensor:
     return (
         weights
         if positions is None or len(positions) == weights.shape[0]
@@ -169,7 +169,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         )
         super().build(input_shape)
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """See the class."""
         if not training:
             return inputs
@@ -181,7 +181,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         return dropped
 
 
-def _table(size: int, dim: int, rows: int, name: str) -> Any:
+def _table(size: int, dim: int, rows: int, name: str) -> Network:
     if 0 < rows < size:
         return ComposedTable(size, dim, rows, _small(), name)
     return Table(size, dim, embeddings_initializer=_small(), name=name)
@@ -192,7 +192,7 @@ def _small() -> Any:
     return keras.initializers.RandomNormal(stddev=0.01)
 
 
-def mlp(units: list[int], dropout: float, name: str) -> Any:
+def mlp(units: list[int], dropout: float, name: str) -> Network:
     """Dense layers with ReLU, each followed by dropout where that is above 0."""
     layers = []
     for width in units:
@@ -202,6 +202,6 @@ def mlp(units: list[int], dropout: float, name: str) -> Any:
     return keras.Sequential(layers, name=name)
 
 
-def logit_layer() -> Any:
+def logit_layer() -> Network:
     """The last layer, to one number a row: in float32 whatever the others compute in, for a logit of 8 bits is no CTR."""
     return keras.layers.Dense(1, name="head", dtype="float32")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Network, Tensor, tf
 from clsd.models.input_spec import InputSpec
 
 
@@ -30,15 +30,15 @@ class ModelInputs:
     request: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: InputSpec, ids: Any, values: Any) -> ModelInputs:
+    def of(cls, spec: InputSpec, ids: Tensor, values: Tensor) -> ModelInputs:
         """Of ids int32 ``[B, width]`` and values float32 ``[B, n]``."""
         return cls(spec, spec.columns(ids, values))
 
-    def column(self, name: str) -> Any:
+    def column(self, name: str) -> Tensor:
         """Of a feature, for every row: ``[B, ...]``."""
         return self.columns[name] if name in self.columns else self.spread(self.request[name])
 
-    def logit(self, backbone: Any, training: bool = False) -> Any:
+    def logit(self, backbone: Network, training: bool = False) -> Tensor:
         """What a backbone makes of the rows: in parts where it reads these, else put together."""
         names = [field.name for field in self.spec.fields]
         candidate, shared = (
@@ -48,7 +48,7 @@ class ModelInputs:
             return backbone(candidate, training=training, request=shared)
         return backbone({name: self.column(name) for name in names}, training=training)
 
-    def spread(self, x: Any) -> Any:
+    def spread(self, x: Tensor) -> Tensor:
         """What the rows of a request have in common, for each of them: ``[R, ...]`` to ``[B, ...]``."""
         requests, rows = tf.shape(x)[0], tf.shape(next(iter(self.columns.values())))[0]
         rest = x.shape[1:].as_list()
@@ -56,7 +56,7 @@ class ModelInputs:
         return tf.reshape(wide, tf.stack([rows, *rest]))
 
 
-def add_parts(parts: Sequence[Any]) -> Any:
+def add_parts(parts: Sequence[Tensor]) -> Tensor:
     """The sum of float32 ``[R, w]``, a row for each of R groups of consecutive rows, and ``[B, w]``; of one part, itself."""
     *shared, total = parts
     for x in shared:
@@ -67,8 +67,8 @@ def add_parts(parts: Sequence[Any]) -> Any:
 
 
 def apply_mlp(
-    network: Any, parts: Sequence[Any], columns: Sequence[Sequence[int | None]], training: bool = False
-) -> Any:
+    network: Network, parts: Sequence[Tensor], columns: Sequence[Sequence[int | None]], training: bool = False
+) -> Tensor:
     """Outputs of `inputs.mlp` for inputs that come in parts: its first layer reads what a request's rows have in
     common once.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from clsd.features.keras_private import local_copy
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 
 
 def num_replicas() -> int:
@@ -13,21 +11,21 @@ def num_replicas() -> int:
     return int(tf.distribute.get_replica_context().num_replicas_in_sync)
 
 
-def sum_over(values: Any) -> Any:
+def sum_over(values: Tensor) -> Tensor:
     """Sum of a tensor over the replicas, the same on each."""
     if num_replicas() == 1:
         return values
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def gather(values: Any) -> Any:
+def gather(values: Tensor) -> Tensor:
     """Rows ``[B / N, ...]`` of this replica to those of the global batch, ``[B, ...]``, in the order of the replicas."""
     if num_replicas() == 1:
         return values
     return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
 
-def local_slice(values: Any, like: Any) -> Any:
+def local_slice(values: Tensor, like: Tensor) -> Tensor:
     """This replica's rows of a global column: what :func:`gather` made of ``like`` and what it became since."""
     if num_replicas() == 1:
         return values
@@ -36,7 +34,7 @@ def local_slice(values: Any, like: Any) -> Any:
     return values[start : start + rows]
 
 
-def local(variable: Any) -> Any:
+def local(variable: Tensor) -> Tensor:
     """This replica's own copy of a mirrored variable; any other variable itself.
 
     TensorFlow has no public name for it; reading the mirrored variable gives the same numbers, dearer (see

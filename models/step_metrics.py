@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 from clsd.models.replicas import gather
 
 #: What one step adds up over the global batch.
@@ -13,7 +11,7 @@ SUMS = ("rows", "loss", "predicted", "clicks", "weight", "weight_squared", "gate
 METRIC_SUMS = (*SUMS, "least_weight", "largest_weight")
 
 
-def local_metric_sums(sums: list[Any], w: Any, positive: Any) -> Any:
+def local_metric_sums(sums: list[Tensor], w: Tensor, positive: Tensor) -> Tensor:
     """:data:`METRIC_SUMS` of this replica's rows, float32 ``[10]``.
 
     Args:
@@ -26,12 +24,12 @@ def local_metric_sums(sums: list[Any], w: Any, positive: Any) -> Any:
     return tf.stack([*sums, least, largest])
 
 
-def over_replicas(sums: Any) -> Any:
+def over_replicas(sums: Tensor) -> Tensor:
     """:data:`METRIC_SUMS` of the global batch, the same on every replica."""
     return merged(gather(sums[None]))
 
 
-def merged(parts: Any) -> Any:
+def merged(parts: Tensor) -> Tensor:
     """Totals of several batches or replicas as one: float32 ``[n, 10]`` to ``[10]``."""
     n = len(SUMS)
     sums = tf.reduce_sum(parts[:, :n], axis=0)
@@ -39,12 +37,12 @@ def merged(parts: Any) -> Any:
     return tf.concat([sums, [least, largest]], axis=0)
 
 
-def empty_sums() -> Any:
+def empty_sums() -> Tensor:
     """The totals of no batch at all, float32 ``[10]``: merging it changes nothing."""
     return tf.constant([0.0] * len(SUMS) + [float("inf"), float("-inf")])
 
 
-def metrics_from(sums: Any) -> dict[str, Any]:
+def metrics_from(sums: Tensor) -> dict[str, Tensor]:
     """Totals as figures: mean loss, predicted and real CTR; of the clicks: mean, least and largest weight, and their share
     of effective sample size ``(sum w)**2 / (n * sum w**2)``, all 0 without clicks; and the gate's mean squared error."""
     t = dict(zip(METRIC_SUMS, tf.unstack(sums), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Network, Tensor, tf
 from clsd.models.settings import ConfidenceSettings
 
 
@@ -17,7 +17,7 @@ class TeacherUpdates:
         warmup_steps: steps after which the teacher is first copied.
     """
 
-    def __init__(self, settings: ConfidenceSettings, teacher: Any, student: Any, warmup_steps: int) -> None:
+    def __init__(self, settings: ConfidenceSettings, teacher: Network, student: Network, warmup_steps: int) -> None:
         self._settings, self._warmup = settings, warmup_steps
         # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables.
         self._pairs = list(zip(teacher.variables, student.variables, strict=True))
@@ -28,7 +28,7 @@ class TeacherUpdates:
         for mine, theirs in self._pairs:
             mine.assign(theirs)
 
-    def before_step(self, step: Any) -> None:
+    def before_step(self, step: Tensor) -> None:
         """The copy at the end of warm-up, and a frozen teacher's refreshing."""
         since = step - self._warmup
         due = tf.equal(since, 0)
@@ -36,12 +36,12 @@ class TeacherUpdates:
             due = tf.logical_and(since >= 0, tf.equal(since % self._settings.refresh_steps, 0))
         _across(lambda: _where(due, self.copy))
 
-    def after_forward(self, step: Any) -> None:
+    def after_forward(self, step: Tensor) -> None:
         """``previous``: the weights that this step is about to change."""
         if self._settings.teacher == "previous":
             _across(lambda: _where(step >= self._warmup, self.copy))
 
-    def after_update(self, step: Any) -> None:
+    def after_update(self, step: Tensor) -> None:
         """``ema``: teacher = decay * teacher + (1 - decay) * student."""
         if self._settings.teacher == "ema":
             _across(lambda: _where(step >= self._warmup, self._move))
@@ -57,8 +57,8 @@ def _across(update: Any) -> None:
     tf.distribute.get_replica_context().merge_call(lambda strategy: update())
 
 
-def _where(due: Any, update: Any) -> None:
-    def updated() -> Any:
+def _where(due: Tensor, update: Any) -> None:
+    def updated() -> Tensor:
         update()  # in a graph, automatic control dependencies run the assignments
         return tf.constant(0)
 

@@ -8,12 +8,11 @@ docs/method.md.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Tensor, tf
 
 
-def confidence(q: Any, g: Any, c: Any, *, alpha: float = 1.0, eps: float = 0.02, a_max: float = 5.0) -> Any:
+def confidence(q: Tensor, g: Tensor, c: Tensor, *, alpha: float = 1.0, eps: float = 0.02, a_max: float = 5.0) -> Tensor:
     """a = clip(q**alpha + g, eps * c, a_max * c), without gradient.
 
     Args:
@@ -29,7 +28,7 @@ def confidence(q: Any, g: Any, c: Any, *, alpha: float = 1.0, eps: float = 0.02,
     return tf.stop_gradient(tf.clip_by_value(_power(q, alpha) + g, eps * c, a_max * c))
 
 
-def on_scale(q: Any, scale: str) -> Any:
+def on_scale(q: Tensor, scale: str) -> Tensor:
     """A model's score q on the scale that counts: q itself, or its odds q / (1 - q).
 
     With a share r of the non-clicks kept, the odds are 1 / r times those without sampling, for every row alike; the normaliser
@@ -38,20 +37,20 @@ def on_scale(q: Any, scale: str) -> Any:
     return q if scale == "probability" else q / tf.maximum(1.0 - q, 1e-6)
 
 
-def positive_weight(a: Any, c: Any, blend: float) -> Any:
+def positive_weight(a: Tensor, c: Tensor, blend: float) -> Tensor:
     """w = (1 + blend * a / c) / (1 + blend); a / c for an infinite blend. float32 ``[B]``."""
     ratio = a / c
     return ratio if math.isinf(blend) else (1.0 + blend * ratio) / (1.0 + blend)
 
 
-def confidence_of_weight(w: Any, blend: float) -> Any:
+def confidence_of_weight(w: Tensor, blend: float) -> Tensor:
     """a / c that :func:`positive_weight` made w of; 1 for a blend of 0, which no longer knows. ``[B]``."""
     if math.isinf(blend):
         return w
     return tf.ones_like(w) if blend == 0 else ((1.0 + blend) * w - 1.0) / blend
 
 
-def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0, target: Any = None) -> Any:
+def row_losses(s: Tensor, y: Tensor, w: Tensor, non_click: Tensor = 1.0, target: Tensor = None) -> Tensor:
     """-u (t log p + (1 - t) log(1 - p)), computed from the logit, float32 ``[B]``.
 
     Args:
@@ -64,7 +63,7 @@ def row_losses(s: Any, y: Any, w: Any, non_click: Any = 1.0, target: Any = None)
     return u * tf.nn.sigmoid_cross_entropy_with_logits(labels=y if target is None else target, logits=s)
 
 
-def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float) -> tuple[Any, Any]:
+def gate_losses(q: Tensor, g: Tensor, y: Tensor, centre: Tensor, *, kind: str, alpha: float) -> tuple[Tensor, Tensor]:
     """Squared errors of the gate and the rows they count for.
 
     centre: (q**alpha + g - centre)**2 over the positives, ``centre`` being their mean confidence; calibration:
@@ -79,7 +78,7 @@ def gate_losses(q: Any, g: Any, y: Any, centre: Any, *, kind: str, alpha: float)
     return tf.square(_power(q, alpha) + g - tf.stop_gradient(centre)), y
 
 
-def moment_sums(q: Any, p: Any, positive: Any, alpha: float) -> Any:
+def moment_sums(q: Tensor, p: Tensor, positive: Tensor, alpha: float) -> Tensor:
     """What the normalisers need of a batch, summed over its positives.
 
     Returns:
@@ -91,24 +90,24 @@ def moment_sums(q: Any, p: Any, positive: Any, alpha: float) -> Any:
     return tf.stop_gradient(tf.reduce_sum(columns * positive[:, None], axis=0))
 
 
-def mean_confidence(moments: Any) -> Any:
+def mean_confidence(moments: Tensor) -> Tensor:
     """E+[q**alpha], scalar; 1 before any positive was seen."""
     return _ratio(moments[1], moments[0])
 
 
-def normaliser(moments: Any, kind: str) -> Any:
+def normaliser(moments: Tensor, kind: str) -> Tensor:
     """c: the mean confidence of the positives (``mean``), E+[q**alpha (1-p)] / E+[1-p] (``gradient_mass``), or 1."""
     if kind == "none":
         return tf.ones([])
     return mean_confidence(moments) if kind == "mean" else _ratio(moments[2], moments[3])
 
 
-def mean_weight(weight_moments: Any) -> Any:
+def mean_weight(weight_moments: Tensor) -> Tensor:
     """E+[w], scalar, from the moving sums of 1 and w over the positives; 1 before any was seen."""
     return _ratio(weight_moments[1], weight_moments[0])
 
 
-def calibrated_logit(s: Any, w: Any, log_kept: float = 0.0) -> Any:
+def calibrated_logit(s: Tensor, w: Tensor, log_kept: float = 0.0) -> Tensor:
     """s - log w + log r, float32 ``[B]``.
 
     With a fixed weight w the optimum has odds w times those of the training data; of whose non-clicks a share r was kept, so
@@ -122,9 +121,9 @@ def calibrated_logit(s: Any, w: Any, log_kept: float = 0.0) -> Any:
     return s - tf.math.log(w) + log_kept
 
 
-def _power(q: Any, alpha: float) -> Any:
+def _power(q: Tensor, alpha: float) -> Tensor:
     return q if alpha == 1.0 else tf.pow(q, alpha)
 
 
-def _ratio(above: Any, below: Any) -> Any:
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return tf.where(below > 0, tf.maximum(above, 1e-12 * below) / tf.maximum(below, 1e-30), 1.0)

@@ -124,7 +124,7 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     fetch_logs(config, overwrite=overwrite)
 
     _say(2, "preprocess", str(paths.dataset))
-    if is_made(config, plan(config.logs, config.rows), paths.dataset):
+    if is_made(config, plan(config.logs, config.row_schema), paths.dataset):
         dataset = Dataset.load(paths.dataset)
         say_there_already()
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import InputSpec
 from clsd.models.layers import FieldEmbedding, logit_layer, mlp
 
@@ -54,7 +54,7 @@ class AutoInt(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep") if hidden_units else None
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """See the class."""
         vectors = attended = self.embedding(inputs)
         for layer in self.attention:
@@ -76,7 +76,7 @@ class _FieldAttention(keras.layers.Layer):  # type: ignore[misc]
             keras.layers.Dense(heads * dim, use_bias=False, name=name) for name in ("query", "key", "value", "residual")
         )
 
-    def call(self, vectors: Any) -> Any:
+    def call(self, vectors: Tensor) -> Tensor:
         fields, width = vectors.shape[1], self._heads * self._dim
         query, key, value = (  # [B, H, F, dim] each
             tf.transpose(tf.reshape(dense(vectors), [-1, fields, self._heads, self._dim]), [0, 2, 1, 3])

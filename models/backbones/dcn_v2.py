@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow_recommenders as tfrs
 
 from clsd.features.keras_private import all_layers, set_dtype_policy
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import InputSpec
 from clsd.models.layers import FieldEmbedding, Flat, logit_layer, mlp
 
@@ -56,7 +56,7 @@ class DCNv2(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """See the class."""
         x0 = self.flat((self.embedding(inputs), self._spec.numbers(inputs)))
         crossed = x0
@@ -77,5 +77,5 @@ class _Cross(tfrs.layers.dcn.Cross):  # type: ignore[misc]
         for dense in all_layers(self, include_self=False):
             set_dtype_policy(dense, self.dtype_policy)
 
-    def call(self, x0: Any, x: Any) -> Any:
+    def call(self, x0: Tensor, x: Tensor) -> Tensor:
         return super().call(x0, tf.cast(x, x0.dtype))  # of the arguments Keras casts the first

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import InputSpec
 from clsd.models.layers import FieldEmbedding, Flat, NumberVectors, logit_layer, mlp
 from clsd.models.model_inputs import add_parts, apply_mlp
@@ -46,7 +45,9 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False, request: dict[str, Any] | None = None) -> Any:
+    def call(
+        self, inputs: dict[str, Tensor], training: bool = False, request: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """See the class."""
         parts = [inputs] if request is None else [request, inputs]
         sums, squares, flat, columns = zip(*(self._read(part, len(parts) == 1) for part in parts), strict=True)
@@ -54,7 +55,7 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         pairs = 0.5 * tf.reduce_sum((tf.square(sums) - squares)[:, :-1], axis=1)
         return sums[:, -1] + pairs + self.head(apply_mlp(self.deep, flat, columns, training))[:, 0]
 
-    def _read(self, inputs: dict[str, Any], whole: bool) -> tuple[Any, Any, Any, list[int | None]]:
+    def _read(self, inputs: dict[str, Tensor], whole: bool) -> tuple[Tensor, Tensor, Tensor, list[int | None]]:
         """Of some fields or all: the sums of their rows and of the squares, and inputs of the MLP of these columns."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
         positions = self._spec.positions(inputs)[1]

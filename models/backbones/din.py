@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clsd.features.errors import UserError
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import Field, InputSpec
 from clsd.models.layers import FieldEmbedding, Flat, logit_layer, mlp
 
@@ -73,7 +73,7 @@ class DIN(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """See the class."""
         vectors = self.embedding(inputs)
         parts = [self.flat((vectors, self._spec.numbers(inputs)))]
@@ -100,7 +100,7 @@ class _Interest(keras.layers.Layer):  # type: ignore[misc]
         self.hidden = mlp(units, dropout=0.0, name="hidden")
         self.out = keras.layers.Dense(1, name="out")
 
-    def call(self, keys: Any, target: Any, is_value: Any) -> Any:
+    def call(self, keys: Tensor, target: Tensor, is_value: Tensor) -> Tensor:
         t = tf.broadcast_to(tf.cast(target, keys.dtype)[:, None, :], tf.shape(keys))
         weights = self.out(self.hidden(tf.concat([keys, t, keys - t, keys * t], axis=2)))[:, :, 0]
         if self._softmax:

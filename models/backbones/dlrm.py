@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow_recommenders as tfrs
 
 from clsd.features.errors import UserError
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import InputSpec
 from clsd.models.layers import FieldEmbedding, logit_layer, mlp
 
@@ -58,7 +57,7 @@ class DLRM(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """See the class."""
         vectors = tf.unstack(self.embedding(inputs), axis=1)
         dense = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from clsd.features.errors import UserError
-from clsd.features.tf_runtime import keras, tf
+from clsd.features.tf_runtime import Tensor, keras, tf
 from clsd.models.input_spec import InputSpec
 from clsd.models.layers import FieldEmbedding, logit_layer, mlp
 
@@ -65,7 +65,7 @@ class FiBiNET(keras.Model):  # type: ignore[misc]
         self.deep = mlp(list(hidden_units), dropout, name="deep")
         self.head = logit_layer()
 
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """See the class."""
         rows = self.embedding(inputs)
         first_order = tf.reduce_sum(rows[:, :, -1], axis=1)
@@ -94,7 +94,7 @@ class _Bilinear(keras.layers.Layer):  # type: ignore[misc]
         )
         super().build(input_shape)
 
-    def call(self, vectors: Any) -> Any:
+    def call(self, vectors: Tensor) -> Tensor:
         if self._kind == "field_interaction":
             mapped = tf.einsum("bpd,pde->bpe", tf.gather(vectors, self._left, axis=1), self.kernel)
         else:

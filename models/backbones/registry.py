@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
-from clsd.features.tf_runtime import keras
+from clsd.features.tf_runtime import Network, keras
 from clsd.models.backbones.autoint import AutoInt
 from clsd.models.backbones.dcn_v2 import DCNv2
 from clsd.models.backbones.deepfm import DeepFM
@@ -31,7 +31,7 @@ BACKBONES: dict[str, Any] = {
 }
 
 
-def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Any:
+def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Network:
     """Make the backbone that the settings name, by Keras' policy of that name: what its layers compute in.
 
     A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes

@@ -72,7 +72,7 @@ def compare(
     """
     from clsd.pipeline.evaluation.compare_report import markdown, render
 
-    dataset.require(config.rows)
+    dataset.require(config.row_schema)
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():
         say(f"[yellow]left out[/yellow] {name}: {reason}")
@@ -272,11 +272,11 @@ def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], s
 
     references = [name for name in config.compare.references if name in names]
     rounds = config.compare.bootstrap_rounds
-    if not references or not rounds or not config.rows.user:
+    if not references or not rounds or not config.row_schema.user:
         return {}
     reference, comparison = references[0], {}
     base = dict(np.load(_run_dir(out, seed, reference) / SCORES_FILE))
-    gain = np.nan_to_num(base["intensity"]) * base["label"] if config.rows.intensity else None
+    gain = np.nan_to_num(base["intensity"]) * base["label"] if config.row_schema.intensity else None
     for name in names:
         if name == reference:
             continue

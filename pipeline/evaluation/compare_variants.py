@@ -141,13 +141,13 @@ def _confidence_of(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]
             **PRESETS.get(changes["preset"], {}),
             **{key: before[key] for key in ("warmup_epochs", "warmup_steps")},
         }
-    ungated = {} if config.rows.groups else {"gate": "off"}
+    ungated = {} if config.row_schema.groups else {"gate": "off"}
     return {**start, **changes, **ungated}
 
 
 def _impossible(config: Config, confidence: Mapping[str, Any]) -> tuple[str, str] | None:
     source = confidence.get("source", "teacher") if confidence.get("teacher") != "none" else "teacher"
-    if source == "intensity" and not config.rows.intensity:
+    if source == "intensity" and not config.row_schema.intensity:
         return "the log has no intensity", "name its column as rows.intensity"
     if source in ("item", "popularity") and item_feature(config) is None:
         return "no feature with a vocabulary is known to name the item", "name it as evaluate.item"

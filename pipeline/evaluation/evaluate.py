@@ -76,7 +76,7 @@ def measure_rows(
         calibrator: the cheap calibration, measured beside the exact one.
     """
     label, logit = rows["label"], rows["logit"]
-    user = rows["user"] if config.rows.user else None
+    user = rows["user"] if config.row_schema.user else None
     calibrated = rows["ctr_logit"]
     clicked = label > 0.5
     bins = config.evaluate.calibration_bins
@@ -94,8 +94,8 @@ def measure_rows(
         },
         "groups": {},
     }
-    for group in config.rows.groups:
-        ids = rows["ids"][:, config.rows.id_slices[group].start]
+    for group in config.row_schema.groups:
+        ids = rows["ids"][:, config.row_schema.id_slices[group].start]
         names = dict(enumerate(dataset.transform.id_names(group)))
         measured = measure_groups(ids, names, label, logit, user)
         corrected = measure_groups(ids, names, label, calibrated, None)
@@ -112,9 +112,9 @@ def measure_rows(
         cheap = logit - calibrator.log_weight(logit, rows["correction"]).numpy() + np.log(dataset.kept_negatives)
         out["ctr_cheap"] = _plain(measure(label, cheap, user))
         out["calibrator"] = calibrator._asdict()
-    if config.rows.intensity:
+    if config.row_schema.intensity:
         out["ranking"] = _ranking(config, rows, user)
-    if config.confidence.weighted and config.rows.intensity:
+    if config.confidence.weighted and config.row_schema.intensity:
         known = clicked & np.isfinite(rows["intensity"])
         popularity = _popularity(config, dataset, rows["ids"])
         out["intensity"] = rank_correlations(
@@ -162,8 +162,8 @@ def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, fl
     """Largest by smallest group mean of the clicks' confidence, of the group feature where that is largest."""
     ids = rows["ids"][clicked]
     result = [
-        group_spread(rows["confidence"][clicked], ids[:, config.rows.id_slices[group].start])
-        for group in config.rows.groups
+        group_spread(rows["confidence"][clicked], ids[:, config.row_schema.id_slices[group].start])
+        for group in config.row_schema.groups
     ]
     known = [value for value in result if value is not None]
     return {"group_spread": max(known)} if known else {}
@@ -172,7 +172,7 @@ def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, fl
 def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
     """Training clicks of each row's item, ``[n]``; None where no vocabulary feature names the item."""
     result = item_popularity(config, dataset)
-    return None if result is None else result[1][ids[:, config.rows.id_slices[result[0]].start]]
+    return None if result is None else result[1][ids[:, config.row_schema.id_slices[result[0]].start]]
 
 
 def _plain(measured: Measured) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
     """Pieces to checked batches, with their split where a row alone tells it; refused rows and counts go elsewhere."""
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
-        self._reader, self._schema = Reader(config.logs, config.seed, threads), config.rows
+        self._reader, self._schema = Reader(config.logs, config.seed, threads), config.row_schema
         self._directory, self._split = directory, _split_of_row(config)
         self._read = Metrics.counter("clsd", "rows_read")
         self._kept = Metrics.counter("clsd", "rows_kept")
@@ -102,7 +102,11 @@ class Encode(beam.DoFn):  # type: ignore[misc]
     its index costs, once for all rows that are looked up together."""
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
-        self._schema, self._rows_per_shard, self._seed = config.rows, config.preprocess.rows_per_shard, config.seed
+        self._schema, self._rows_per_shard, self._seed = (
+            config.row_schema,
+            config.preprocess.rows_per_shard,
+            config.seed,
+        )
         self._directory, self._threads = directory, threads
         self._waiting: list[Spilled] = []
         self._transform: Transform | None = None
@@ -175,7 +179,7 @@ def build(
         base: directory of an earlier data set whose ids are kept; "" for none.
         threads: of each worker.
     """
-    schema, job, seed = config.rows, config.preprocess, config.seed
+    schema, job, seed = config.row_schema, config.preprocess, config.seed
     read = (
         root
         | "Pieces" >> beam.Create(input_splits)
@@ -247,7 +251,7 @@ def _needs_users(config: Config) -> bool:
     return (
         config.preprocess.split.by == "user_time"
         or config.preprocess.negatives is not None
-        or bool(config.rows.histories)
+        or bool(config.row_schema.histories)
     )
 
 
@@ -255,7 +259,7 @@ def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
     """Adds the split where a row alone tells it, and nothing elsewhere."""
     settings = config.preprocess.split
     if settings.by == "hash":
-        return partial(splits.by_hash, settings, config.rows.user, config.seed)
+        return partial(splits.by_hash, settings, config.row_schema.user, config.seed)
     given = splits.given_boundaries(settings) if settings.by == "time" else None
     return partial(splits.by_time, given, settings.gap) if given else lambda batch: batch
 
@@ -304,17 +308,17 @@ def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterato
 def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
     """All rows of a part's users, in an order that does not depend on how they arrived, with their histories and split."""
     (batch,) = load_together(element[1]).combine_chunks().sort_by(KEY).combine_chunks().to_batches()
-    batch = add_histories(config.rows, batch)
+    batch = add_histories(config.row_schema, batch)
     if config.preprocess.split.by == "user_time":
         batch = splits.by_user_time(config.preprocess.split, batch)
-    return spill(directory, [with_dictionaries(config.rows.single_valued, pa.Table.from_batches([batch]))])
+    return spill(directory, [with_dictionaries(config.row_schema.single_valued, pa.Table.from_batches([batch]))])
 
 
 def _negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
     assert config.preprocess.negatives is not None
     rows = with_dictionaries((), pa.Table.from_batches([batch]))
-    more = negatives.add_negatives(config.preprocess.negatives, config.rows, config.seed, rows, catalogue)
-    return with_dictionaries(config.rows.single_valued, pa.Table.from_batches([more]))
+    more = negatives.add_negatives(config.preprocess.negatives, config.row_schema, config.seed, rows, catalogue)
+    return with_dictionaries(config.row_schema.single_valued, pa.Table.from_batches([more]))
 
 
 def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:

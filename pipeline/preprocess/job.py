@@ -49,8 +49,8 @@ def preprocess(
     """
     earlier = Dataset.load(base) if base else None
     if earlier:
-        earlier.require(config.rows)
-    input_splits = plan(config.logs, config.rows)
+        earlier.require(config.row_schema)
+    input_splits = plan(config.logs, config.row_schema)
     out = as_path(out)
     if not overwrite and is_made(config, input_splits, out, earlier):
         progress.say_there_already()

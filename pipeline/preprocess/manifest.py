@@ -40,7 +40,7 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
     train = [shard for shard in summary["shards"] if shard["split"] == "train"]
     clicks = sum(shard["clicks"] for shard in train)
     if clicks in (0, sum(shard["rows"] for shard in train)):
-        what = f"every training row has {config.rows.label} = {int(clicks > 0)}"
+        what = f"every training row has {config.row_schema.label} = {int(clicks > 0)}"
         raise UserError(
             "rows.label", what, "log clicks and non-clicks, or have non-clicks sampled (preprocess.negatives)"
         )
@@ -119,7 +119,7 @@ def manifest(
                 "shards": [{k: v for k, v in shard.items() if k != "split"} for shard in members],
                 "quality": {
                     feature.name: {"missing": counts[0], "out_of_vocabulary": counts[1]}
-                    for feature in config.rows.categorical
+                    for feature in config.row_schema.categorical
                     if (counts := summary["quality"].get(f"{name}/{feature.name}"))
                 },
             }
@@ -129,8 +129,8 @@ def manifest(
         "name": config.name,
         "fingerprint": fingerprint(config, input_splits, base),
         "base": {"name": base.manifest["name"], "fingerprint": base.manifest["fingerprint"]} if base else None,
-        "schema_digest": config.rows.digest,
-        "schema": config.rows.model_dump(mode="json"),
+        "schema_digest": config.row_schema.digest,
+        "schema": config.row_schema.model_dump(mode="json"),
         "preprocess": config.preprocess.model_dump(mode="json", by_alias=True, exclude=set(HOW)),
         "kept_negatives": config.preprocess.keep_negatives,
         "seed": config.seed,
@@ -149,7 +149,7 @@ def manifest(
 
 def fingerprint(config: Config, input_splits: list[InputSplit], base: Dataset | None = None) -> str:
     """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
-    parts = config.model_dump(mode="json", include={"seed", "logs", "rows", "preprocess"}, by_alias=True)
+    parts = config.model_dump(mode="json", include={"seed", "logs", "row_schema", "preprocess"}, by_alias=True)
     for name in HOW:
         parts["preprocess"].pop(name)
     parts["pieces"] = [

@@ -150,7 +150,7 @@ def _publish(
             "version": int(target.name),
             "fingerprint": fingerprint,
             "dataset_fingerprint": dataset.manifest["fingerprint"],
-            "columns": {feature.name: feature.source for feature in config.rows.features},
+            "columns": {feature.name: feature.source for feature in config.row_schema.features},
             "config": dump_config(config),
             "export": config.export.model_dump(mode="json"),
             "metrics": gates.metrics,

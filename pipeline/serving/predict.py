@@ -38,7 +38,7 @@ class Predictor:
     def unknown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Names in the rows that neither the model nor its log had, each with the name that may be meant."""
         known = {*self.inputs, *self._columns.values()}
-        roles = exported_config(self.directory).rows.columns if self._columns else []
+        roles = exported_config(self.directory).row_schema.columns if self._columns else []
         names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in roles)
         return {name: did_you_mean(name, sorted(known)) for name in names}
 

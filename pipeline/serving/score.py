@@ -185,9 +185,9 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
     Raises:
         UserError: the config's features are not the model's, a column has the name of a score, a history is not in the log.
     """
-    require_free_names([*config.rows.columns, *(f.source for f in config.rows.histories)])
-    theirs = {f.name: f for f in config.rows.inputs}
-    for feature in exported.rows.inputs:
+    require_free_names([*config.row_schema.columns, *(f.source for f in config.row_schema.histories)])
+    theirs = {f.name: f for f in config.row_schema.inputs}
+    for feature in exported.row_schema.inputs:
         mine = theirs.get(feature.name)
         # A log may have as text what a request has as a list, as a CSV must.
         split = getattr(mine, "separator", "") and not getattr(feature, "separator", "") and feature.dtype == "string"  # type: ignore[union-attr]
@@ -197,8 +197,8 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
                 raise UserError(
                     "rows.features", said, "describe the log's features as the model's, or leave out --config"
                 )
-    dumped = config.rows.model_dump(mode="json", by_alias=True)
-    made = [feature.source for feature in config.rows.histories]
+    dumped = config.row_schema.model_dump(mode="json", by_alias=True)
+    made = [feature.source for feature in config.row_schema.histories]
     for feature in dumped["features"]:
         if feature.get("clicks_of"):
             feature["clicks_of"] = ""
@@ -220,7 +220,7 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
     if lost := [name for name in dumped["passthrough"] if not has(name)]:
         progress.warn(f"the logs have no column {', '.join(lost)} (rows.passthrough): not carried along")
     rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
-    return config.model_copy(update={"rows": rows}), plan(config.logs, rows)
+    return config.model_copy(update={"row_schema": rows}), plan(config.logs, rows)
 
 
 def build(
@@ -242,7 +242,7 @@ def build(
     written = (
         read.rows
         | "Even" >> beam.Reshuffle()
-        | "Score" >> RunInference(ExportedModel(config.rows, model, directory))
+        | "Score" >> RunInference(ExportedModel(config.row_schema, model, directory))
         | "Write" >> beam.Map(partial(_write_part, directory, format))
     )
     dead = (

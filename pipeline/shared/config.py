@@ -285,7 +285,7 @@ class Config(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's directory, runs/<name>")
     seed: int = Field(default=1, ge=0, lt=2**31, description="of everything that is random")
     logs: LogSettings = Field(description="where the click logs are")
-    rows: Schema = Field(description="what a row means")
+    row_schema: Schema = Field(alias="rows", description="what a row means")
     preprocess: PreprocessSettings = Field(default=PreprocessSettings(), description="the Beam job")
     model: ModelSettings = Field(default=ModelSettings(), description="the backbone")
     confidence: ConfidenceSettings = Field(default=ConfidenceSettings(), description="the method")
@@ -297,38 +297,38 @@ class Config(Strict):
     @model_validator(mode="after")
     def _roles_fit(self) -> Config:
         split, negatives = self.preprocess.split, self.preprocess.negatives
-        if split.by in ("time", "user_time") and not self.rows.timestamp:
+        if split.by in ("time", "user_time") and not self.row_schema.timestamp:
             raise ValueError(f"preprocess.split.by: {split.by} needs rows.timestamp")
-        if (split.by == "user_time" or negatives) and not self.rows.user:
+        if (split.by == "user_time" or negatives) and not self.row_schema.user:
             raise ValueError("a per-user split and sampled negatives need rows.user")
         if negatives:
             for column in [negatives.item, *negatives.item_columns]:
-                if column not in self.rows.columns:
+                if column not in self.row_schema.columns:
                     raise ValueError(
-                        f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.rows.columns)}"
+                        f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.row_schema.columns)}"
                     )
-        if split.key and split.key not in self.rows.columns:
+        if split.key and split.key not in self.row_schema.columns:
             raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
-        lists = [f.source for f in self.rows.ragged if not f.separator]
-        if split.key in {*lists, self.rows.label, self.rows.timestamp, self.rows.intensity} - {""}:
+        lists = [f.source for f in self.row_schema.ragged if not f.separator]
+        if split.key in {*lists, self.row_schema.label, self.row_schema.timestamp, self.row_schema.intensity} - {""}:
             raise ValueError(f"preprocess.split.key: '{split.key}' holds no key; name a user, a session or the like")
         stopping = self.train.early_stopping
-        if stopping and stopping.metric == "gauc" and not self.rows.user:
+        if stopping and stopping.metric == "gauc" and not self.row_schema.user:
             raise ValueError("train.early_stopping.metric: gauc needs rows.user")
-        names = [feature.name for feature in self.rows.categorical]
+        names = [feature.name for feature in self.row_schema.categorical]
         if self.evaluate.item and self.evaluate.item not in names:
             raise ValueError(
                 f"evaluate.item: '{self.evaluate.item}' is no categorical feature; {did_you_mean(self.evaluate.item, names)}"
             )
-        if self.confidence.weighted and self.confidence.source == "intensity" and not self.rows.intensity:
+        if self.confidence.weighted and self.confidence.source == "intensity" and not self.row_schema.intensity:
             raise ValueError(
                 "confidence.source: intensity needs rows.intensity; name its column, or set source: teacher"
             )
-        if self.confidence.gate != "off" and self.confidence.weighted and not self.rows.groups:
+        if self.confidence.gate != "off" and self.confidence.weighted and not self.row_schema.groups:
             raise ValueError(
                 "confidence.gate needs rows.groups, the group features of AdGate; name some, or set gate: off"
             )
-        if unknown := unknown_candidate(self.rows, self.export.candidates):
+        if unknown := unknown_candidate(self.row_schema, self.export.candidates):
             raise ValueError(f"export.candidates: {unknown}")
         return self
 

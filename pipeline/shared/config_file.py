@@ -80,7 +80,7 @@ def _keys_at(model: Any, path: list[Any]) -> list[str]:
     models = [model]
     for part in path:
         if not isinstance(part, int):
-            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            fields = [field for m in models for name, field in m.model_fields.items() if part in (name, field.alias)]
             models = [nested for field in fields for nested in _models_in(field.annotation)]
     return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clsd.features.input_pipeline import TRAINING_COLUMNS, read_batches
+from clsd.features.tf_runtime import Strategy
 from clsd.models.clsd_model import ClsdModel
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
@@ -23,7 +24,7 @@ class EpochReader:
         model: whose teacher is asked where its scores are kept in memory.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, strategy: Any, model: ClsdModel) -> None:
+    def __init__(self, config: Config, dataset: Dataset, strategy: Strategy, model: ClsdModel) -> None:
         self._config, self._dataset, self._strategy, self._model = config, dataset, strategy, model
         self._steps = steps_per_epoch(config, dataset)
         self._teacher_lookup: Callable[[dict[str, Any]], dict[str, Any]] | None = None

@@ -17,7 +17,7 @@ from typing import Any
 from clsd.features.errors import Terminated, UserError
 from clsd.features.paths import is_remote
 from clsd.features.schema import digest_of
-from clsd.features.tf_runtime import Tensor, tf
+from clsd.features.tf_runtime import Strategy, Tensor, tf
 from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import Measured, measure
@@ -49,7 +49,7 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, out: Path, strategy: Any, model: ClsdModel, state: RunState
+        self, config: Config, dataset: Dataset, out: Path, strategy: Strategy, model: ClsdModel, state: RunState
     ) -> None:
         self._config, self._dataset, self._out, self.state = config, dataset, out, state
         self._strategy, self._model = strategy, model
@@ -273,7 +273,7 @@ class TrainingLoop:
         return {"teacher_age": (since - 1) % settings.refresh_steps + 1 if settings.refresh_steps else since}
 
 
-def _steps_function(strategy: Any, model: ClsdModel) -> Any:
+def _steps_function(strategy: Strategy, model: ClsdModel) -> Any:
     """A ``tf.function`` that takes several steps and gives their metric sums."""
 
     @tf.function

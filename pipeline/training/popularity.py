@@ -29,15 +29,18 @@ def item_feature(config: Config) -> CategoricalFeature | None:
     item = config.evaluate.item
     if not item and config.preprocess.negatives:
         source = config.preprocess.negatives.item
-        item = next((f.name for f in config.rows.categorical if f.source == source), "")
+        item = next((f.name for f in config.row_schema.categorical if f.source == source), "")
     if not item:
         return None
     try:
-        feature = config.rows.feature(item)
+        feature = config.row_schema.feature(item)
     except KeyError:
-        hint = did_you_mean(item, [f.name for f in config.rows.categorical])
+        hint = did_you_mean(item, [f.name for f in config.row_schema.categorical])
         raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
-    if not isinstance(feature, CategoricalFeature) or config.rows.vocabulary_source(feature).encoding != "vocabulary":
+    if (
+        not isinstance(feature, CategoricalFeature)
+        or config.row_schema.vocabulary_source(feature).encoding != "vocabulary"
+    ):
         return None
     return feature
 
@@ -82,7 +85,7 @@ def item_scores(config: Config, dataset: Dataset) -> ItemScores | None:
 
 def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:
     """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for the reserved ones."""
-    vocabulary_source = config.rows.vocabulary_source(config.rows.feature(item))  # type: ignore[arg-type]
+    vocabulary_source = config.row_schema.vocabulary_source(config.row_schema.feature(item))  # type: ignore[arg-type]
     return np.concatenate(
         [
             np.zeros(first_value_id(vocabulary_source)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Strategy, tf
 from clsd.models.calibration import Calibrator
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
@@ -28,7 +28,7 @@ class Scorer:
         strategy: the strategy that the model was built under.
     """
 
-    def __init__(self, model: Any, dataset: Dataset, strategy: Any) -> None:
+    def __init__(self, model: Any, dataset: Dataset, strategy: Strategy) -> None:
         self._dataset, self._strategy = dataset, strategy
         replicas = strategy.num_replicas_in_sync
         self._batch = -(-_BATCH // replicas) * replicas

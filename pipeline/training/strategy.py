@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from clsd.features.errors import TryAgainError, UserError
-from clsd.features.tf_runtime import Tensor, keras, tf
+from clsd.features.tf_runtime import Strategy, Tensor, keras, tf
 from clsd.pipeline.shared.progress import say
 
 #: What a collective of several machines ends with where one of them is gone.
@@ -82,7 +82,7 @@ class Machines:
         strategy: of the training.
     """
 
-    def __init__(self, strategy: Any) -> None:
+    def __init__(self, strategy: Strategy) -> None:
         self._num_workers = workers()[0]
 
         @tf.function
@@ -106,7 +106,7 @@ def is_chief() -> bool:
     return workers()[1] == 0
 
 
-def distribute(strategy: Any, data: Any) -> Any:
+def distribute(strategy: Strategy, data: Any) -> Any:
     """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
     num_workers, worker = workers()
     if num_workers == 1:
@@ -124,7 +124,7 @@ def distribute(strategy: Any, data: Any) -> Any:
     return strategy.distribute_datasets_from_function(lambda context: data.flat_map(split).prefetch(4))
 
 
-def make_strategy(replicas: int, batch_size: int) -> Any:
+def make_strategy(replicas: int, batch_size: int) -> Strategy:
     """A MirroredStrategy over ``replicas`` devices; one device needs no mirror; several machines by TF_CONFIG.
 
     GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
@@ -157,7 +157,7 @@ def make_strategy(replicas: int, batch_size: int) -> Any:
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
-def _of_several_machines(batch_size: int) -> Any:
+def _of_several_machines(batch_size: int) -> Strategy:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
     with _ended_by_ctrl_c():
         say(f"waiting until all {workers()[0]} machines are there")

@@ -65,7 +65,7 @@ def train(
             run collapsed, no checkpoint is whole.
         Terminated: by SIGTERM, after a checkpoint.
     """
-    dataset.require(config.rows)
+    dataset.require(config.row_schema)
     if base and as_path(base).resolve() == as_path(out).resolve():
         raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
     before = load_base_run(base) if base else None
@@ -140,7 +140,9 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
 
 def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
     """Equal if and only if the same training would run; ``base`` is the fingerprint of the run that it begins with."""
-    parts = config.model_dump(mode="json", include={"seed", "rows", "model", "confidence", "train"}, by_alias=True)
+    parts = config.model_dump(
+        mode="json", include={"seed", "row_schema", "model", "confidence", "train"}, by_alias=True
+    )
     for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "profile_calls"):  # how and not what
         parts["train"].pop(name)
     parts["dataset"] = dataset.manifest["fingerprint"]

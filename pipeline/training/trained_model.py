@@ -28,9 +28,9 @@ def build_model(config: Config, dataset: Dataset, precision: str = "float32") ->
         UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
     """
     transform = dataset.transform
-    names = [*(f.name for f in config.rows.categorical), *(f.name for f in config.rows.bucketed)]
+    names = [*(f.name for f in config.row_schema.categorical), *(f.name for f in config.row_schema.bucketed)]
     sizes = {name: transform.table_size(name) for name in names}
-    spec = InputSpec.build(config.rows, sizes, config.model.max_table_rows)
+    spec = InputSpec.build(config.row_schema, sizes, config.model.max_table_rows)
     return ClsdModel(
         spec,
         config.model,

@@ -147,7 +147,7 @@ def test_drift_finds_what_moved_and_nothing_else(small_dataset: Dataset, drifted
 
 def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, small_log: Path, tmp_path: Path) -> None:
     """Of 24 hours by identity as of 150 items by vocabulary and 200 users by hash, more than are named at once."""
-    rows = small_config.rows.model_dump(mode="python")
+    rows = small_config.row_schema.model_dump(mode="python")
     features = [
         {"name": "hour", "kind": "categorical", "dtype": "int64", "encoding": "identity", "size": 24},
         {"name": "item_id", "kind": "categorical"},
@@ -173,8 +173,8 @@ def test_a_feature_that_vanished_has_moved(small_dataset: Dataset, small_config:
     for row in rows:
         row["age_band"] = row["price"] = None
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    features = [f for f in small_config.rows.model_dump(mode="python")["features"] if f["name"] != "tags"]
-    schema = Schema.model_validate({**small_config.rows.model_dump(mode="python"), "features": features})
+    features = [f for f in small_config.row_schema.model_dump(mode="python")["features"] if f["name"] != "tags"]
+    schema = Schema.model_validate({**small_config.row_schema.model_dump(mode="python"), "features": features})
     logs = small_config.logs.model_copy(update={"files": [str(tmp_path / "log.jsonl")]})
     new = preprocess(small_config.model_copy(update={"logs": logs, "rows": schema}), tmp_path / "dataset")
     result = {feature.feature: feature for feature in moved(small_dataset, new)}

@@ -71,9 +71,9 @@ def test_what_cannot_be_made_is_refused(changes: dict[str, Any], roles: dict[str
 @pytest.fixture(scope="module")
 def config(small_config: Config) -> Config:
     history = {**LAST_3, "name": "history", "share": "item_id", "clicks_of": "item_id", "max_length": 4}
-    rows = small_config.rows.model_dump(mode="python")
+    rows = small_config.row_schema.model_dump(mode="python")
     features = [*rows["features"], history]
-    return small_config.model_copy(update={"rows": Schema.model_validate({**rows, "features": features})})
+    return small_config.model_copy(update={"row_schema": Schema.model_validate({**rows, "features": features})})
 
 
 @pytest.fixture(scope="module")

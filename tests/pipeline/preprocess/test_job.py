@@ -422,7 +422,7 @@ def test_files_may_differ_in_what_is_carried_along(
     rows_of = made.rows.model_dump() | {"passthrough": ["note"]}
     for feature in rows_of["features"]:
         feature["optional"] = feature["name"] == "age_band"
-    config = made.model_copy(update={"rows": Schema.model_validate(rows_of)})
+    config = made.model_copy(update={"row_schema": Schema.model_validate(rows_of)})
     one = preprocess(config, tmp_path / "one")
     assert {text for split in one.splits for text in one.read(split).passthrough.column(0).to_pylist()} == carried
     assert _files(preprocess(config, tmp_path / "two", beam_options=TWO).directory) == _files(one.directory)
@@ -440,7 +440,7 @@ def test_a_csv_user_is_text_whatever_the_files_other_users_are(
     made = make_config(logs={"files": [str(tmp_path / "*.csv")]}, preprocess={"max_refused": 0})
     rows_of = made.rows.model_dump() | {"passthrough": []}
     rows_of["features"] = [f for f in rows_of["features"] if f["name"] not in ("user_id", "tags")]
-    dataset = preprocess(made.model_copy(update={"rows": Schema.model_validate(rows_of)}), tmp_path / "out")
+    dataset = preprocess(made.model_copy(update={"row_schema": Schema.model_validate(rows_of)}), tmp_path / "out")
     assert len({user for split in dataset.splits for user in dataset.read(split).user.tolist()}) == 18
 
 
@@ -465,7 +465,7 @@ def _rows_as_columns() -> dict[str, Any]:
 def test_a_feature_without_any_value_in_training_is_no_error(
     make_config: Callable[..., Config], small_config: Config, tmp_path: Path
 ) -> None:
-    features = small_config.rows.model_dump(mode="python")["features"]
+    features = small_config.row_schema.model_dump(mode="python")["features"]
     kinds = ({"encoding": "identity", "size": 3, "dtype": "int64"}, {}, {"encoding": "hash", "size": 9})
     features += [{"name": f"new_{i}", "kind": "categorical", "optional": True, **kind} for i, kind in enumerate(kinds)]
     made = preprocess(make_config(rows={"features": features}), tmp_path / "dataset")

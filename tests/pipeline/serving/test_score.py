@@ -137,9 +137,9 @@ def test_columns_with_the_name_of_a_score_and_features_that_are_not_the_models_a
     small_export: Path, small_log: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     config = _of(small_export, small_log)
-    named = config.rows.model_copy(update={"passthrough": ["ctr"]})
+    named = config.row_schema.model_copy(update={"passthrough": ["ctr"]})
     with pytest.raises(UserError, match="a column is named 'ctr', as a score of the model is; rename it"):
-        score(config.model_copy(update={"rows": named}), small_export, tmp_path / "out")
+        score(config.model_copy(update={"row_schema": named}), small_export, tmp_path / "out")
     settings["rows"]["features"] = [f for f in settings["rows"]["features"] if f["name"] != "price"]
     settings["export"] = {}
     with pytest.raises(
