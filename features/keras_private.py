@@ -14,8 +14,6 @@ from tensorflow.python.autograph.core import config as _autograph
 from tf_keras.src import backend as _backend
 from tf_keras.src.utils import tf_utils as _tf_utils
 
-from clsd.features.tf_runtime import Optimizer
-
 #: Versions that these names were read in.
 WRITTEN_FOR = {"tensorflow": "2.16", "tf-keras": "2.16"}
 
@@ -43,7 +41,7 @@ def all_layers(model: Any, include_self: bool = True) -> Iterable[Any]:
     return layers
 
 
-def create_slots(optimizer: Optimizer, variables: list[Any]) -> None:
+def create_slots(optimizer: Any, variables: list[Any]) -> None:
     """Create a legacy optimizer's variables now; its first ``apply_gradients`` would create them otherwise."""
     optimizer._create_all_weights(variables)
 
