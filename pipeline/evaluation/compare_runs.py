@@ -25,6 +25,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from clsd.features.errors import UserError
+from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
 from clsd.pipeline.evaluation.compare_summary import compare_results
 from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
@@ -44,7 +45,7 @@ SCORES_FILE = "scores.npz"
 def compare(
     config: Config,
     dataset: Dataset,
-    out: Path,
+    out: str | Path,
     *,
     variants: list[str],
     seeds: int,
@@ -72,6 +73,7 @@ def compare(
     """
     from clsd.pipeline.evaluation.compare_report import markdown, render
 
+    out = as_path(out)
     dataset.require(config.row_schema)
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clsd.features.paths import as_path
 from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
 from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
@@ -29,7 +30,12 @@ _CALIBRATION = ("predicted_over_real", "ece")
 
 
 def evaluate(
-    dataset: Dataset, run: Path, out: Path, *, settings: EvaluateSettings | None = None, overwrite: bool = False
+    dataset: Dataset,
+    run: str | Path,
+    out: str | Path,
+    *,
+    settings: EvaluateSettings | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measure the best model of a run and write ``metrics.json`` and ``report.html``.
 
@@ -46,6 +52,8 @@ def evaluate(
     Raises:
         UserError: no such run, another data set, no rows in that split.
     """
+    run = as_path(run)
+    out = as_path(out)
     config, model = load_trained(run, dataset)
     if settings is not None:
         config = config.model_copy(update={"evaluate": settings})

@@ -29,9 +29,9 @@ from clsd.pipeline.shared.files import (
 
 def preprocess(
     config: Config,
-    out: Path,
+    out: str | Path,
     *,
-    base: Path | None = None,
+    base: str | Path | None = None,
     overwrite: bool = False,
     beam_options: list[str] | None = None,
 ) -> Dataset:
@@ -47,11 +47,11 @@ def preprocess(
     Raises:
         UserError: anything about the logs, the settings or the disk that a user can mend.
     """
+    out, base = as_path(out), as_path(base) if base else None
     earlier = Dataset.load(base) if base else None
     if earlier:
         earlier.require(config.row_schema)
     input_splits = plan(config.logs, config.row_schema)
-    out = as_path(out)
     if not overwrite and is_made(config, input_splits, out, earlier):
         progress.say_there_already()
         return Dataset.load(out)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clsd.features.encode import encode
 from clsd.features.errors import UserError
-from clsd.features.paths import address
+from clsd.features.paths import address, as_path
 from clsd.features.records import write_records
 from clsd.features.serving_transform import ServingTransform
 from clsd.features.tf_runtime import tf
@@ -73,8 +73,8 @@ class PublishingRequirements:
 
 def export(
     dataset: Dataset,
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     version: int | None = None,
     settings: ExportSettings | None = None,
@@ -100,6 +100,8 @@ def export(
         UserError: no such run, the version exists, the disk is full, or the canary found a difference.
         OutOfBoundsError: it does not pass the gates.
     """
+    run = as_path(run)
+    out = as_path(out)
     config, model = load_trained(run, dataset)
     if settings is not None:
         config = config.model_copy(update={"export": settings})

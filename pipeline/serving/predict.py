@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
+from clsd.features.paths import as_path
 from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.pipeline.serving.serving_inputs import as_arrays
@@ -22,7 +23,8 @@ class Predictor:
         directory: a SavedModel, or the directory of its versions, of which the newest is taken.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str | Path) -> None:
+        directory = as_path(directory)
         self.directory = newest_version(directory)
         register_file_systems([directory])
         try:

@@ -131,8 +131,8 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
 
 def score(
     config: Config,
-    model: Path,
-    out: Path,
+    model: str | Path,
+    out: str | Path,
     *,
     format: str = "parquet",
     overwrite: bool = False,
@@ -154,6 +154,8 @@ def score(
     Raises:
         UserError: of the logs, the model or the disk.
     """
+    model = as_path(model)
+    out = as_path(out)
     config, input_splits = _to_be_scored(config, exported_config(model))
     with whole_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as aside:
         make_directory(aside / SPILL)

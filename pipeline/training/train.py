@@ -40,11 +40,11 @@ WARMUP_FILE = "warmup.json"
 def train(
     config: Config,
     dataset: Dataset,
-    out: Path,
+    out: str | Path,
     *,
     overwrite: bool = False,
     start: Path | None = None,
-    base: Path | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train; a run that was stopped, killed too, goes on after its newest checkpoint and ends as if it had not been.
 
@@ -65,8 +65,9 @@ def train(
             run collapsed, no checkpoint is whole.
         Terminated: by SIGTERM, after a checkpoint.
     """
+    out, base = as_path(out), as_path(base) if base else None
     dataset.require(config.row_schema)
-    if base and as_path(base).resolve() == as_path(out).resolve():
+    if base and base.resolve() == out.resolve():
         raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
     before = load_base_run(base) if base else None
     if before:

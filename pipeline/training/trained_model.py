@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clsd.features.errors import UserError
+from clsd.features.paths import as_path
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import TrainingSetup
@@ -48,12 +49,13 @@ def build_model(config: Config, dataset: Dataset, precision: str = "float32") ->
     )
 
 
-def load_trained(directory: Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
+def load_trained(directory: str | Path, dataset: Dataset) -> tuple[Config, ClsdModel]:
     """The config and the best model of a finished run, on one device.
 
     Raises:
         UserError: no finished run there, or one of another data set.
     """
+    directory = as_path(directory)
     run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
     if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
         raise UserError(
