@@ -26,7 +26,6 @@ model = clsd.KerasConfidenceModel(make_network, next(iter(data))[0], confidence,
 model.compile()
 history = model.fit(data, epochs=3, verbose=0).history
 scores = model.score_inputs({name: tf.constant(column[:5]) for name, column in columns.items()})
-print(
-    f"loss {history['loss'][-1]:.3f}, weights of clicks {history['least_weight'][-1]:.2f} to {history['largest_weight'][-1]:.2f}"
-)
+least, largest = history["least_weight"][-1], history["largest_weight"][-1]
+print(f"loss {history['loss'][-1]:.3f}, clicks weigh {least:.2f} to {largest:.2f}")
 print("score", tf.sigmoid(scores.logit).numpy(), "ctr", tf.sigmoid(scores.ctr_logit).numpy())
