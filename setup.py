@@ -58,7 +58,17 @@ setup(
             "flask-cors>=6,<7",
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
+            "pytest-cov>=7.1,<8",
             "ruff>=0.17.6,<0.18",
+            "import-linter>=2.17,<3",  # the rule of imports
+            "pre-commit>=4.7,<5",
+            "build>=1.6,<2",
+            # Documentation: pages, the API's reference, and the notebook that the tests run.
+            "mkdocs-material>=9.8,<10",
+            "mkdocstrings[python]>=1.0,<2",
+            "nbclient>=0.11,<1",
+            "nbformat>=5.11,<6",
+            "ipykernel>=7.4,<8",
             "mypy>=2.4.1,<3",
             "types-PyYAML>=6.0.12",
             "scikit-learn>=1.7,<2",
