@@ -13,9 +13,9 @@ from pydantic_core import PydanticUndefined
 from clsd.pipeline.shared.config import Config
 
 TARGET = Path(__file__).with_name("configuration.md")
-_HEAD = """# Configuration
+_HEAD = """# Settings
 
-One YAML file describes a whole run. Unknown keys are errors. Made by `make docs` from the settings classes; do not edit.
+One YAML file describes a whole run. Unknown keys are errors. This page is generated from the settings classes by `make docs`.
 """
 
 
@@ -42,7 +42,7 @@ def _kind(annotation: Any) -> str:
 
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
-        return "**needed**"
+        return "**required**"
     if isinstance(field.default, BaseModel):
         return ""
     if field.default in ("", [], {}):

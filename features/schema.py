@@ -1,11 +1,11 @@
-"""What a row means: the one list of feature names, kinds, widths and roles.
+"""The schema: the only list of feature names, kinds, widths and roles.
 
-Preprocessing, the record reader, the models and the serving signature all read this file's :class:`Schema` and no other
-list. A row of a click log is one impression; encoded, it is ``ids`` int32 ``[width]`` (every categorical, bucketed, bag and
-sequence feature has its own columns, bags and sequences padded with 0) and ``values`` float32 ``[n_numeric]``.
+Preprocessing, the record reader, the models and the serving signatures all read :class:`Schema`. A row of a click log is one
+impression. Encoded, it is ``ids`` int32 ``[width]`` and ``values`` float32 ``[n_numeric]``. Each categorical, bucketed, bag and
+sequence feature has columns of its own in ``ids``; bags and sequences are padded with 0.
 
-Reserved ids, in every table and in this order: 0 padding, 1 missing, 2 ... 1 + ``oov_buckets`` out of vocabulary, then
-the values themselves.
+Every embedding table reserves ids in this order: 0 padding, 1 missing, 2 ... 1 + ``oov_buckets`` out of vocabulary. The values
+follow.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from clsd.features.errors import did_you_mean
 PADDING_ID = 0
 MISSING_ID = 1
 FIRST_OOV_ID = 2
-#: What a missing int64 value is called where null cannot be said (serving signatures, tf.train.Example).
+#: Stands for a missing int64 where there is no null (serving signatures, tf.train.Example).
 MISSING_INT = -(2**63)
 
 
 class Strict(BaseModel):
-    """A settings object in which an unknown key is an error and nothing changes after validation."""
+    """Base of all settings classes: unknown keys are errors, and objects are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Feature(Strict):
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the feature, and of the serving input")
-    column: str = Field(default="", description="column of the log; the feature's name if left out")
-    optional: bool = Field(default=False, description="whether a log may lack the column altogether (all missing then)")
-    input: bool = Field(default=True, description="whether the backbone sees it; false for a feature of AdGate alone")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the feature, and of its serving input")
+    column: str = Field(default="", description="column of the log; by default the feature's name")
+    optional: bool = Field(
+        default=False, description="whether log files may lack the column; all its values are then missing"
+    )
+    input: bool = Field(
+        default=True, description="whether the backbone reads the feature; false for a feature that only AdGate reads"
+    )
 
     @property
     def source(self) -> str:
@@ -48,15 +52,17 @@ class _Categorical(_Feature):
     dtype: Literal["string", "int64"] = Field(default="string", description="type of the column in the log")
     encoding: Literal["vocabulary", "hash", "identity"] = Field(
         default="vocabulary",
-        description="vocabulary: learnt from the training split; hash: into `size` bins; identity: the integers 0 ... size - 1",
+        description="vocabulary: learnt from the training split; hash: `size` bins; identity: the integers 0 ... size - 1",
     )
-    size: int = Field(default=0, ge=0, description="bins of a hash, or number of identities; unused for a vocabulary")
-    min_count: int = Field(default=1, ge=1, description="rows of the training split a value must occur in to get an id")
-    max_size: int = Field(default=10_000_000, ge=1, description="the largest number of values with an id of their own")
-    oov_buckets: int = Field(default=1, ge=1, description="ids shared out (by hash) among unknown values")
-    share: str = Field(
-        default="", description="name of the feature whose vocabulary and embedding table are used here too"
+    size: int = Field(
+        default=0, ge=0, description="number of bins of a hash, or of identities; unused for a vocabulary"
     )
+    min_count: int = Field(
+        default=1, ge=1, description="least number of training rows that a value must occur in to get an id"
+    )
+    max_size: int = Field(default=10_000_000, ge=1, description="largest number of values that get an id")
+    oov_buckets: int = Field(default=1, ge=1, description="number of ids among which unknown values are hashed")
+    share: str = Field(default="", description="feature whose vocabulary and embedding table this feature uses too")
 
     @model_validator(mode="after")
     def _size_fits_encoding(self) -> _Categorical:
@@ -68,33 +74,33 @@ class _Categorical(_Feature):
 
 
 class CategoricalFeature(_Categorical):
-    """One value a row, as an id."""
+    """One value per row, as an id."""
 
-    kind: Literal["categorical"] = Field(description="one value a row")
+    kind: Literal["categorical"] = Field(description="one value per row")
     max_length: Literal[1] = 1
 
 
 class _MultiValued(_Categorical):
-    max_length: int = Field(ge=1, description="values kept a row")
+    max_length: int = Field(ge=1, description="values kept per row")
     separator: str = Field(
-        default="", description="what splits the column's text into values; empty where the log has real lists"
+        default="", description="separator that splits the column's text into values; empty if the log has lists"
     )
 
 
 class BagFeature(_MultiValued):
-    """Several values a row without order, such as genres; the first ``max_length`` are kept."""
+    """Several values per row without order, such as genres; the first ``max_length`` are kept."""
 
     kind: Literal["bag"] = Field(description="several values without order")
 
 
 class SequenceFeature(_MultiValued):
-    """Several values a row in order, oldest first, such as a history; the **last** ``max_length`` are kept."""
+    """Several values per row in order, oldest first, such as a history; the **last** ``max_length`` are kept."""
 
     kind: Literal["sequence"] = Field(description="several values in order, oldest first")
     clicks_of: str = Field(
         default="",
-        description="column: preprocessing makes the sequence of its values in the user's clicks strictly before the row's time; "
-        "the log has no such column, a request to the served model has",
+        description="column: the sequence is made from its values in the user's clicks strictly before the row's time; "
+        "the log has no such column, but a request to the served model does",
     )
 
     @model_validator(mode="after")
@@ -105,16 +111,16 @@ class SequenceFeature(_MultiValued):
 
 
 class NumericFeature(_Feature):
-    """A number. ``standardise`` and ``log1p`` keep it one (missing becomes the mean); ``quantile`` makes it an id."""
+    """A number. ``quantile`` turns it into an id; with the other transforms it stays a number, and missing becomes the mean."""
 
     kind: Literal["numeric"] = Field(description="a number")
     transform: Literal["standardise", "log1p", "quantile", "none"] = Field(
         default="standardise",
-        description="standardise: (x - mean) / sd; log1p: log(1 + max(x, 0)), standardised; quantile: id of the bucket",
+        description="standardise: (x - mean) / sd; log1p: log(1 + max(x, 0)), standardised; quantile: id of its bucket; none: x",
     )
     buckets: int = Field(default=16, ge=2, le=4096, description="buckets of the quantile transform")
-    min: float | None = Field(default=None, description="a smaller value is refused as a dead letter")
-    max: float | None = Field(default=None, description="a larger value is refused as a dead letter")
+    min: float | None = Field(default=None, description="rows with a smaller value become dead letters")
+    max: float | None = Field(default=None, description="rows with a larger value become dead letters")
 
 
 Feature = Annotated[CategoricalFeature | BagFeature | SequenceFeature | NumericFeature, Field(discriminator="kind")]
@@ -122,23 +128,23 @@ Categorical = CategoricalFeature | BagFeature | SequenceFeature
 
 
 class Schema(Strict):
-    """Features and roles. ``user`` gives GAUC its groups and per-user splits their key; ``intensity`` is for evaluation alone."""
+    """What a row means: its features, and the roles of other columns."""
 
-    features: list[Feature] = Field(min_length=1, description="what the model may see, in this order")
-    label: str = Field(default="click", description="column of 0 and 1 (or booleans)")
-    user: str = Field(default="", description="column that names the user; needed for GAUC and for per-user splits")
+    features: list[Feature] = Field(min_length=1, description="features, in this order")
+    label: str = Field(default="click", description="column of clicks: 0 and 1, or booleans")
+    user: str = Field(default="", description="column of the user; needed for GAUC and per-user splits")
     timestamp: str = Field(default="", description="column of the impression's time; needed for splits by time")
     timestamp_unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
         default="s", description="unit of a numeric timestamp; iso: text such as 2026-11-22T10:00:00Z"
     )
     intensity: str = Field(
         default="",
-        description="column that says how much was meant by a click (rating, dwell time); never a model input",
+        description="column of how much a click meant (rating, dwell time); for evaluation, never a model input",
     )
     groups: list[str] = Field(
-        default=[], description="categorical features by which AdGate corrects and reports are split"
+        default=[], description="categorical features that AdGate reads, and by which reports are broken down"
     )
-    passthrough: list[str] = Field(default=[], description="columns carried along as text and used by nothing")
+    passthrough: list[str] = Field(default=[], description="columns that are kept as text and otherwise unused")
 
     @model_validator(mode="after")
     def _names_fit(self) -> Schema:

@@ -1,4 +1,4 @@
-"""Settings of the method and of the optimizers, each with its default and its meaning."""
+"""Settings of the method, the backbone and the optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clsd.features.schema import Strict
 
-#: What a preset changes of the defaults; a key that the user gives wins over its preset.
+#: What each preset changes of the defaults. A key that the user gives overrides its preset.
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {},
     "paper": {"teacher": "self", "normalise": "none", "blend": math.inf, "gate": "centre"},
@@ -19,73 +19,81 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ConfidenceSettings(Strict):
-    """How much each click is believed: every switch of the method (see docs/method.md).
+    """Every switch of the method.
 
-    With q the teacher's score and g the gate's correction, a positive weighs
-    ``w = (1 + blend * a / c) / (1 + blend)`` where ``a = clip(q**alpha + g, eps * c, a_max * c)``.
+    With q the teacher's score and g the gate's correction, the weight of a click is
+    ``w = (1 + blend * a / c) / (1 + blend)``, where ``a = clip(q**alpha + g, eps * c, a_max * c)``. See docs/method.md.
     """
 
     preset: Literal["stable", "paper", "two-level", "plain"] = Field(
         default="stable",
-        description="stable: the defaults; paper: a literal reading of the paper; two-level: weights by item, the teacher's "
-        "score in the targets; plain: no weighting",
+        description="stable: the defaults; paper: a literal reading of the paper; two-level: weights by item, teacher's score in "
+        "the targets; plain: no weighting",
     )
     teacher: Literal["frozen", "ema", "previous", "self", "none"] = Field(
         default="frozen",
-        description="whose score q is: the model at the end of warm-up, its moving average, one step ago, this very pass; "
-        "none: no weighting",
+        description="the model whose score is q: frozen at the end of warm-up; ema, its moving average; previous, one step ago; "
+        "self, the same forward pass; none: no weighting",
     )
     source: Literal["teacher", "item", "popularity", "intensity"] = Field(
         default="teacher",
-        description="what the weights count: the teacher's score, or the odds of a click on the item in training; or, as "
-        "controls, the item's share of training clicks, or the click's own intensity",
+        description="basis of the weights: the teacher's score, or the odds of a click on the item in training; as controls: "
+        "the item's share of training clicks, or the click's own intensity",
     )
     scale: Literal["probability", "odds"] = Field(
         default="probability",
-        description="what of a model's score q counts: q, or q / (1 - q), which does not depend on how many non-clicks the "
-        "training data hold",
+        description="probability: q; odds: q / (1 - q), which does not depend on the share of non-clicks in the training data",
     )
     refresh_steps: int = Field(
-        default=0, ge=0, description="frozen: copy the model again every so many steps; 0: never"
+        default=0, ge=0, description="frozen: steps between copies of the model; 0: never copied again"
     )
-    ema_decay: float = Field(default=0.999, gt=0, lt=1, description="ema: share of the old teacher kept at each step")
+    ema_decay: float = Field(
+        default=0.999, gt=0, lt=1, description="ema: share of the old teacher that each step keeps"
+    )
     normalise: Literal["mean", "gradient_mass", "none"] = Field(
-        default="mean", description="c: mean confidence of positives; or that which keeps the mean prediction; or 1"
+        default="mean",
+        description="c: the mean confidence of clicks; gradient_mass: the c that keeps the mean prediction; none: 1",
     )
-    mean_decay: float = Field(default=0.99, ge=0, lt=1, description="decay of the moving averages behind c")
-    blend: float = Field(default=1.0, ge=0, description="lambda: 0 weighs every click 1, .inf by confidence alone")
+    mean_decay: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of the moving averages that c is computed from"
+    )
+    blend: float = Field(
+        default=1.0, ge=0, description="lambda: 0 gives every click the weight 1, .inf weights by confidence alone"
+    )
     soften: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of the teacher's score in the target, for clicks and non-clicks alike",
+        description="share of the teacher's score in the target, for clicks and non-clicks",
     )
     alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="exponent of the teacher's score")
     eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
     control: Literal["none", "constant", "permuted", "rce", "tce"] = Field(
         default="none",
-        description="for comparisons: weights replaced by their mean, dealt out anew among the clicks, by R-CE or by T-CE",
+        description="for comparisons: constant: the mean weight; permuted: permuted among the clicks; rce, tce: R-CE, T-CE",
     )
-    rce_exponent: float = Field(default=0.25, gt=0, description="R-CE: p**this on clicks, (1 - p)**this on non-clicks")
-    tce_share: float = Field(default=0.1, ge=0, lt=1, description="T-CE: share of the clicks dropped, by largest loss")
-    tce_ramp_steps: int = Field(default=1000, ge=0, description="T-CE: steps in which the share grows from 0")
+    rce_exponent: float = Field(
+        default=0.25, gt=0, description="R-CE: exponent b of the weights p**b of clicks and (1 - p)**b of non-clicks"
+    )
+    tce_share: float = Field(
+        default=0.1, ge=0, lt=1, description="T-CE: share of clicks that are dropped, those with the largest loss"
+    )
+    tce_ramp_steps: int = Field(default=1000, ge=0, description="T-CE: steps over which the share rises from 0")
     # YAML reads a bare off as false.
     gate: Annotated[Literal["centre", "calibration", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = (
         Field(
             default="centre",
-            description="AdGate's aim: equal mean confidence in every group; calibrated groups; no gate",
+            description="aim of AdGate: centre: equal mean confidence of groups; calibration: calibrated groups; off: no AdGate",
         )
     )
-    gate_units: list[Annotated[int, Field(ge=1)]] = Field(
-        default=[16], description="hidden units of AdGate, layer by layer"
-    )
+    gate_units: list[Annotated[int, Field(ge=1)]] = Field(default=[16], description="widths of AdGate's hidden layers")
     gate_embedding_dim: int = Field(default=4, ge=1, description="length of AdGate's embedding of each group feature")
-    gate_learning_rate: float = Field(default=1e-3, gt=0, description="step size of AdGate's own optimizer, Adam")
+    gate_learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdGate's own optimizer, Adam")
     warmup_epochs: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="epochs of plain loss before any weighting"
+        default=1.0, ge=0, allow_inf_nan=False, description="epochs of plain loss before weighting"
     )
-    warmup_steps: int | None = Field(default=None, ge=0, description="the same in steps; wins over warmup_epochs")
+    warmup_steps: int | None = Field(default=None, ge=0, description="the same in steps; overrides warmup_epochs")
 
     @model_validator(mode="before")
     @classmethod
@@ -113,34 +121,34 @@ class ConfidenceSettings(Strict):
 
     @property
     def counts_items(self) -> bool:
-        """Whether the weights are what training counted of the items."""
+        """Whether the weights come from counts of items in the training split."""
         return self.weighted and self.source in ("item", "popularity")
 
     @property
     def separate_teacher(self) -> bool:
-        """Whether a second set of weights is kept: a teacher that is not the student, and is asked."""
+        """Whether a second network is kept: a teacher that is not the student, and that is asked."""
         asked = self.source == "teacher" or self.soften > 0
         return asked and self.control not in ("rce", "tce") and self.teacher in ("frozen", "ema", "previous")
 
     @property
     def uninformative(self) -> bool:
-        """Whether the weights of training say nothing of a row that is scored: the best guess is their mean then."""
+        """Whether training weights say nothing about a scored row; the best guess is then their mean."""
         return self.weighted and (self.control in ("constant", "permuted") or self.source == "intensity")
 
 
 class OptimizerSettings(Strict):
-    """One optimizer. Tables want one whose update touches the batch's rows alone: any but adam."""
+    """An optimizer. For tables choose any but adam: the others update only the rows of the batch."""
 
     name: Literal["adam", "adagrad", "sgd", "lazy_adam", "rowwise_adagrad"] = Field(
         default="adam",
-        description="kind of optimizer; lazy_adam moves the moments of the batch's rows alone, rowwise_adagrad keeps one number "
-        "a row",
+        description="kind of optimizer; lazy_adam updates only the moments of the batch's rows, rowwise_adagrad keeps one number "
+        "per row",
     )
-    learning_rate: float = Field(gt=0, description="step size")
+    learning_rate: float = Field(gt=0, description="learning rate")
 
 
 class TableOptimizerSettings(OptimizerSettings):
-    """The tables' optimizer."""
+    """The optimizer of embedding tables."""
 
     name: Literal["adam", "adagrad", "sgd", "lazy_adam", "rowwise_adagrad"] = Field(
         default="adagrad", description=OptimizerSettings.model_fields["name"].description
@@ -159,7 +167,7 @@ class ModelSettings(Strict):
     max_table_rows: int = Field(
         default=0,
         ge=0,
-        description="most rows of an embedding table: one of more ids is composed of two short ones, of this many rows and of "
-        "ids / rows; 0: a row an id",
+        description="most rows of an embedding table; one with more ids is composed of two tables, of this many rows and of "
+        "ids / rows; 0: no limit",
     )
-    options: dict[str, Any] = Field(default={}, description="further arguments of the backbone, such as hidden_units")
+    options: dict[str, Any] = Field(default={}, description="other arguments of the backbone, such as hidden_units")

@@ -1,4 +1,4 @@
-"""One YAML file describes a whole run; this is what may stand in it."""
+"""The config: every setting that a YAML file may hold."""
 
 from __future__ import annotations
 
@@ -12,63 +12,61 @@ from clsd.features.schema import Schema, Strict
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings, TableOptimizerSettings
 from clsd.pipeline.shared.headline_metrics import DIRECTED_METRICS
 
-#: A text; of a time that YAML has read as one, its text.
+#: A text; a time that YAML has parsed becomes text again.
 Instant = Annotated[str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given)]
 
 
 class CsvSettings(Strict):
-    """How a CSV log is written."""
+    """The CSV dialect."""
 
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description="what stands between two fields")
+    delimiter: str = Field(default=",", min_length=1, max_length=1, description="separator of fields")
     quote: str = Field(
         default='"',
         max_length=1,
-        description="what a field may stand between; twice within it means itself; empty: none",
+        description="quote character; doubled inside a field it means itself; empty: none",
     )
-    escape: str = Field(
-        default="", max_length=1, description="what takes the meaning from the next character; empty: none"
-    )
-    columns: list[str] = Field(default=[], description="names of the columns where the file has no header line")
+    escape: str = Field(default="", max_length=1, description="escape character; empty: none")
+    columns: list[str] = Field(default=[], description="column names, if the file has no header line")
     null_values: list[str] = Field(default=["", "NULL", "null", "NaN", "nan"], description="texts that mean missing")
 
 
 class LogSettings(Strict):
-    """Where the click logs are."""
+    """The click logs."""
 
     dataset: str = Field(
-        default="", description="a public data set that `clsd run` fetches first, see `clsd dataset --help`"
+        default="", description="public data set that `clsd run` fetches first; see `clsd dataset --help`"
     )
     dataset_options: dict[str, Any] = Field(default={}, description="options of the synthetic generator, such as rows")
-    files: list[str] = Field(default=[], description="paths or glob patterns; relative ones from the working directory")
+    files: list[str] = Field(default=[], description="paths or glob patterns, relative to the working directory")
     format: Literal["auto", "jsonl", "csv", "parquet", "avro"] = Field(
-        default="auto", description="auto: by the file's ending"
+        default="auto", description="auto: by the file name's ending"
     )
     csv: CsvSettings = Field(default=CsvSettings(), description="the CSV dialect")
     chunk_mebibytes: int = Field(
-        default=32, ge=1, description="uncompressed text files and Avro files are read in parallel pieces this large"
+        default=32, ge=1, description="size of an input split of uncompressed text and Avro files"
     )
 
 
 class SplitSettings(Strict):
-    """How rows become train, validation and test."""
+    """How rows are split into train, validation and test."""
 
     by: Literal["time", "user_time", "hash"] = Field(
         default="time",
-        description="time: the newest rows are the test; user_time: each user's newest; hash: of a key column, at random",
+        description="time: the newest rows are the test split; user_time: each user's newest rows; hash: random, by a key column",
     )
-    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
-    test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's)")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's rows)")
+    test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows (user_time: of each user's rows)")
     validation_from: Instant = Field(
-        default="", description="time: first instant of the validation split, ISO 8601, such as 2026-05-01T08:00:00Z"
+        default="", description="time: start of the validation split in ISO 8601, such as 2026-05-01T08:00:00Z"
     )
-    test_from: Instant = Field(default="", description="time: first instant of the test split, ISO 8601")
+    test_from: Instant = Field(default="", description="time: start of the test split in ISO 8601")
     gap_hours: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="time: the last hours before the validation and the test split are left out",
+        description="time: hours before the validation and the test split that are left out",
     )
-    key: str = Field(default="", description="hash: column whose equal values stay together, such as the user")
+    key: str = Field(default="", description="hash: column whose equal values stay in one split, such as the user")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitSettings:
@@ -89,67 +87,71 @@ class SplitSettings(Strict):
 
 
 class NegativeSettings(Strict):
-    """Non-clicks for logs that hold clicks alone: items drawn at random that the user never clicked in any split."""
+    """Sampled non-clicks, for logs of clicks alone: random items that the user clicked in no split."""
 
-    per_click: int = Field(ge=1, le=100, description="non-clicks a click")
+    per_click: int = Field(ge=1, le=100, description="non-clicks per click")
     source: Literal["uniform", "popularity"] = Field(
-        default="uniform", alias="from", description="every item alike, or in proportion to its clicks in training"
+        default="uniform",
+        alias="from",
+        description="uniform: every item alike; popularity: in proportion to its training clicks",
     )
-    item: str = Field(description="column that names the item")
-    item_columns: list[str] = Field(default=[], description="columns that belong to the item and change with it")
+    item: str = Field(description="column of the item")
+    item_columns: list[str] = Field(default=[], description="columns that belong to the item")
 
 
 class QualityBounds(Strict):
-    """What must hold of every split; where it does not, the job fails and leaves no data set."""
+    """Bounds on every split. If one is broken, the job fails and leaves no data set."""
 
-    max_missing: float = Field(default=1.0, ge=0, le=1, description="largest share of rows without a feature's value")
+    max_missing: float = Field(default=1.0, ge=0, le=1, description="largest share of missing values of a feature")
     max_out_of_vocabulary: float = Field(
-        default=1.0, ge=0, description="most ids a row, on average, that a feature's vocabulary does not know"
+        default=1.0, ge=0, description="largest mean number of out-of-vocabulary ids per row of a feature"
     )
-    min_ctr: float = Field(default=0.0, ge=0, le=1, description="least CTR")
+    min_ctr: float = Field(default=0.0, ge=0, le=1, description="smallest CTR")
     max_ctr: float = Field(default=1.0, ge=0, le=1, description="largest CTR")
 
 
 class PreprocessSettings(Strict):
-    """The Beam job."""
+    """The preprocessing job."""
 
-    split: SplitSettings = Field(default=SplitSettings(), description="train, validation, test")
-    negatives: NegativeSettings | None = Field(default=None, description="sampled non-clicks; none by default")
+    split: SplitSettings = Field(default=SplitSettings(), description="train, validation and test")
+    negatives: NegativeSettings | None = Field(default=None, description="sampled non-clicks")
     keep_negatives: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="share of the training split's non-clicks that is kept, at random; ctr is corrected for it",
+        description="random share of the training split's non-clicks that is kept; ctr is corrected for it",
     )
     max_refused: float = Field(
-        default=0.01, ge=0, le=1, description="largest share of refused rows; above it the job fails"
+        default=0.01, ge=0, le=1, description="largest share of dead letters; above it the job fails"
     )
-    gates: QualityBounds = Field(default=QualityBounds(), description="what must hold of the data set")
-    rows_per_block: int = Field(default=512, ge=1, description="rows a record")
-    rows_per_shard: int = Field(default=131_072, ge=1, description="rows a file, roughly")
+    gates: QualityBounds = Field(default=QualityBounds(), description="bounds on the data set")
+    rows_per_block: int = Field(default=512, ge=1, description="rows per record")
+    rows_per_shard: int = Field(default=131_072, ge=1, description="approximate rows per shard")
     gzip: bool = Field(
         default=False,
-        description="compress the shards: smaller on disk and over a network, slower to write and to read",
+        description="compress shards with gzip: smaller, and slower to write and read",
     )
     threads: int = Field(
         default=0,
         ge=0,
-        description="threads of a worker; 0: on this machine its cores, shared out among the workers, and 1 on another engine",
+        description="threads per worker; 0: the cores of this machine, divided among its workers; 1 on other engines",
     )
     stalled_minutes: float = Field(
         default=30.0,
         ge=0,
-        description="another engine's job is given up where it has written nothing for so long; 0: never",
+        description="minutes without output after which a job on another engine is given up; 0: never",
     )
-    golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the export's canary")
+    golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the canary")
 
 
 class EarlyStopping(Strict):
-    """Stop when the validation metric no longer improves; the best checkpoint is kept."""
+    """Stop when the validation metric no longer improves, and keep the best epoch."""
 
-    metric: str = Field(default="auc", description="auc, gauc or log_loss, of the validation split")
-    mode: Literal["max", "min"] = Field(default="max", description="whether more or less is better")
-    patience: int = Field(default=2, ge=1, description="epochs without improvement, counted after warm-up")
+    metric: str = Field(default="auc", description="auc, gauc or log_loss on the validation split")
+    mode: Literal["max", "min"] = Field(default="max", description="whether more (max) or less (min) is better")
+    patience: int = Field(
+        default=2, ge=1, description="epochs without improvement before stopping, counted after the warm-up"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> EarlyStopping:
@@ -162,72 +164,81 @@ class EarlyStopping(Strict):
 
 
 class MonitorSettings(Strict):
-    """Bounds that a weighted run must keep, looked at over a window of steps; what falls below one has collapsed."""
+    """The collapse monitor: a weighted run whose window of steps falls below a bound has collapsed."""
 
-    action: Literal["stop", "warn"] = Field(default="stop", description="stop the run with an error, or warn once")
-    window_steps: int = Field(default=200, ge=1, description="weighted steps of a window")
-    predicted_over_real: float = Field(default=0.4, ge=0, description="least mean prediction, as a share of the CTR")
-    effective_clicks: float = Field(
-        default=0.1, ge=0, le=1, description="least share of the clicks that the weights leave effective"
+    action: Literal["stop", "warn"] = Field(
+        default="stop", description="stop: end the run with an error; warn: warn once"
     )
-    largest_weight: float = Field(default=0.1, ge=0, description="least value of the largest weight of a click")
+    window_steps: int = Field(default=200, ge=1, description="weighted steps per window")
+    predicted_over_real: float = Field(default=0.4, ge=0, description="smallest mean prediction over CTR")
+    effective_clicks: float = Field(
+        default=0.1, ge=0, le=1, description="smallest effective sample size of the clicks, as a share"
+    )
+    largest_weight: float = Field(
+        default=0.1, ge=0, description="smallest value that the largest weight of a click may have"
+    )
 
 
 class TrainSettings(Strict):
-    """The training loop."""
+    """Training."""
 
-    batch_size: int = Field(default=4096, ge=1, description="rows a step, over all replicas")
+    batch_size: int = Field(default=4096, ge=1, description="rows per step, over all replicas")
     epochs: int = Field(default=5, ge=1, description="passes over the training split, warm-up included")
     embedding_optimizer: TableOptimizerSettings = Field(
-        default=TableOptimizerSettings(learning_rate=0.05), description="for the tables"
+        default=TableOptimizerSettings(learning_rate=0.05), description="optimizer of embedding tables"
     )
     dense_optimizer: OptimizerSettings = Field(
-        default=OptimizerSettings(name="adam", learning_rate=1e-3), description="for everything else"
+        default=OptimizerSettings(name="adam", learning_rate=1e-3), description="optimizer of all other weights"
     )
     l2: float = Field(default=0.0, ge=0, description="weight of half the squared norm of the dense kernels")
     early_stopping: EarlyStopping | None = Field(
-        default=EarlyStopping(), description="null: train all epochs and keep the last one"
+        default=EarlyStopping(), description="early stopping; null: train all epochs and keep the last"
     )
-    steps_per_call: int = Field(default=32, ge=1, description="steps between two looks of the host")
-    replicas: int = Field(default=0, ge=0, description="0: every GPU, or one CPU; n: n GPUs, or n logical CPU devices")
+    steps_per_call: int = Field(default=32, ge=1, description="steps per `tf.function` call")
+    replicas: int = Field(
+        default=0, ge=0, description="0: every GPU, or one CPU device; n: n GPUs, or n logical CPU devices"
+    )
     checkpoint_minutes: float = Field(
-        default=10.0, ge=0, description="minutes between two checkpoints within an epoch; 0: one every steps_per_call"
+        default=10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after every call"
     )
-    keep_checkpoints: int = Field(default=3, ge=2, description="newest checkpoints kept beside the best one")
+    keep_checkpoints: int = Field(
+        default=3, ge=2, description="number of newest checkpoints that are kept, beside the best epoch"
+    )
     deterministic: bool = Field(
-        default=True, description="same seed, same machine, same weights; false where a GPU has no deterministic kernel"
+        default=True,
+        description="same seed and machine, same weights; set to false if a GPU lacks a deterministic kernel",
     )
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         default="float32",
-        description="mixed_bfloat16: in training the dense layers compute in bfloat16; tables, variables, logits, weights and "
-        "losses stay float32, and so does all that is computed once trained",
+        description="mixed_bfloat16: dense layers train in bfloat16; tables, variables, logits, weights and losses stay float32, "
+        "and so does everything after training",
     )
     xla: bool = Field(
         default=False,
-        description="XLA compiles what it can of a step, the dense layers, in clusters; results differ by rounding",
+        description="compile the dense layers with XLA; results differ by rounding",
     )
-    tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events")
     profile_calls: int = Field(
         default=0,
         ge=0,
-        description="calls of steps_per_call that TensorFlow's profiler traces, from the third one on; TensorBoard shows them "
-        "with tensorboard-plugin-profile",
+        description="calls that TensorFlow's profiler traces, from the third on; TensorBoard shows them with "
+        "tensorboard-plugin-profile",
     )
     teacher_cache_clicks: int = Field(
         default=20_000_000,
         ge=0,
-        description="most training clicks whose frozen teacher's scores are kept in memory, some 40 bytes each; 0: none",
+        description="most training clicks whose teacher scores are kept in memory, about 40 bytes each; 0: none",
     )
-    monitor: MonitorSettings = Field(default=MonitorSettings(), description="stops a run that collapses")
+    monitor: MonitorSettings = Field(default=MonitorSettings(), description="the collapse monitor")
 
 
 class EvaluateSettings(Strict):
-    """The report."""
+    """Evaluation and report."""
 
-    split: Literal["validation", "test"] = Field(default="test", description="which rows to measure on")
+    split: Literal["validation", "test"] = Field(default="test", description="split to evaluate on")
     item: str = Field(
         default="",
-        description="feature that names the item, for correlations given its popularity; else negatives.item",
+        description="feature of the item, for correlations given its popularity; by default the one of negatives.item",
     )
     calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
 
@@ -236,38 +247,38 @@ class CompareSettings(Strict):
     """``clsd compare``: variants of the method against its controls."""
 
     variants: dict[str, dict[str, Any]] = Field(
-        default={}, description="variants of your own: by name, what each changes of confidence"
+        default={}, description="your own variants: by name, what each changes in `confidence`"
     )
     references: list[str] = Field(
-        default=["plain", "permuted", "popularity"], description="variants that the others are held against"
+        default=["plain", "permuted", "popularity"], description="variants that the others are compared with"
     )
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of the intervals")
-    bootstrap_rounds: int = Field(default=1000, ge=0, description="draws of users for one pair of models; 0: none")
-    ndcg_at: int = Field(default=10, ge=1, description="rank at which NDCG by intensity ends")
+    bootstrap_rounds: int = Field(default=1000, ge=0, description="bootstrap draws of users; 0: none")
+    ndcg_at: int = Field(default=10, ge=1, description="k of NDCG@k by intensity")
 
 
 class ExportSettings(Strict):
-    """The SavedModel."""
+    """Export."""
 
     calibration: Literal["exact", "cheap"] = Field(
         default="exact",
-        description="ctr: exact asks the teacher as well, a second forward pass; cheap estimates the weight from the first",
+        description="correction of ctr: exact asks the teacher, a second forward pass; cheap estimates the weight from the first",
     )
     canary_tolerance: float = Field(
         default=1e-5,
         gt=0,
-        description="largest difference that the canary accepts of a score; relative, where a confidence is above 1",
+        description="largest difference of a score that the canary accepts; relative for confidences above 1",
     )
     candidates: list[str] = Field(
         default=[],
-        description="features of the candidates of a `rank` request, such as item_id; the others are the user's, sent once",
+        description="features of the candidates in a `rank` request, such as item_id; all others are the user's",
     )
     margins: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={"auc": 0.002},
-        description="by how much a metric may be worse than that of the version in service (`--against`); log_loss and ece "
-        "move with the CTR of the test rows as well",
+        description="by how much a metric may be worse than the served version's (`--against`); log_loss and ece also move with "
+        "the CTR of the test rows",
     )
-    keep: int = Field(default=0, ge=0, description="newest versions that stay when one is published; 0 keeps all")
+    keep: int = Field(default=0, ge=0, description="number of newest versions that are kept; 0: all")
 
     @model_validator(mode="after")
     def _margins_have_a_worse(self) -> ExportSettings:
@@ -282,17 +293,17 @@ class ExportSettings(Strict):
 class Config(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's directory, runs/<name>")
-    seed: int = Field(default=1, ge=0, lt=2**31, description="of everything that is random")
-    logs: LogSettings = Field(description="where the click logs are")
-    row_schema: Schema = Field(alias="rows", description="what a row means")
-    preprocess: PreprocessSettings = Field(default=PreprocessSettings(), description="the Beam job")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's directory, runs/<name>")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="seed of everything random")
+    logs: LogSettings = Field(description="the click logs")
+    row_schema: Schema = Field(alias="rows", description="the schema")
+    preprocess: PreprocessSettings = Field(default=PreprocessSettings(), description="the preprocessing job")
     model: ModelSettings = Field(default=ModelSettings(), description="the backbone")
     confidence: ConfidenceSettings = Field(default=ConfidenceSettings(), description="the method")
-    train: TrainSettings = Field(default=TrainSettings(), description="the training loop")
-    evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="the report")
+    train: TrainSettings = Field(default=TrainSettings(), description="training")
+    evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="evaluation and report")
     compare: CompareSettings = Field(default=CompareSettings(), description="the comparison")
-    export: ExportSettings = Field(default=ExportSettings(), description="the SavedModel")
+    export: ExportSettings = Field(default=ExportSettings(), description="export")
 
     @model_validator(mode="after")
     def _roles_fit(self) -> Config:
@@ -334,7 +345,7 @@ class Config(Strict):
 
 
 def unknown_candidate(rows: Schema, candidates: list[str]) -> str:
-    """What is wrong with the features of ``export.candidates``; "" if nothing."""
+    """Error text for ``export.candidates``; "" if all of them are inputs of the model."""
     inputs = [feature.name for feature in rows.inputs]
     if twice := next((name for name in candidates if candidates.count(name) > 1), None):
         return f"'{twice}' stands there twice; name it once"
