@@ -1,9 +1,8 @@
-"""The command line: one command a stage, and `clsd run` for all of them.
+"""The command line: one command per stage, and `clsd run` for all of them.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, told in one line; 3 what was measured is out of its bounds (`validate`,
-`skew`, `export --require` and `--against`); 75 training was
-asked to end (SIGTERM) and left a checkpoint, or lost a machine: run it again; 1 a bug of ours; 130 interrupted; 143 asked to
-end elsewhere.
+Exit codes: 0 done; 1 a bug in clsd; 2 a user error, printed as one line; 3 a measurement out of its bounds (`validate`, `skew`,
+`export --require` and `--against`); 75 training got SIGTERM and wrote a checkpoint, or lost a machine: run it again; 130 Ctrl-C;
+143 SIGTERM outside of training.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from clsd.pipeline.shared.progress import say
 
 
 class _Commands(click.Group):
-    """Tells mistakes in one line, in the order in which the stages follow each other."""
+    """The group of commands, listed in the order of the stages. It prints user errors as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -35,19 +34,19 @@ class _Commands(click.Group):
 
         def end(number: int, _: Any) -> None:
             asked.append(number)
-            raise KeyboardInterrupt  # so that what is unfinished is removed
+            raise KeyboardInterrupt  # so that unfinished results are removed
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, end)  # training has a handler of its own
+            signal.signal(signal.SIGTERM, end)  # training installs its own handler
         try:
             return super().invoke(ctx)
         except UserError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            say("interrupted; what is unfinished is not taken for whole, run the same command again")
+            say("interrupted; unfinished results are not used, run the same command again")
             sys.exit(143 if asked else 130)
         except Terminated:
-            say("ended by SIGTERM after a checkpoint; run the same command again, and it goes on from there")
+            say("ended by SIGTERM after a checkpoint; run the same command again to continue")
             sys.exit(75)
         except Exception as error:
             known = no_store(error, "an address")
@@ -64,27 +63,27 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries log.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log messages of libraries.")
 @click.version_option(package_name="clsd")
 def main(verbose: bool) -> None:
     """Click logs in, a served, confidence-weighted CTR model out.
 
     \b
-    The stages, in order; each reads and writes files, so each can run alone:
-      clsd dataset      a public data set as a click log, to start with
+    The stages, in order. Each reads and writes files, so each can run alone:
+      clsd dataset      a public data set as a click log
       clsd preprocess   click logs -> TFRecords + dataset.json
-      clsd train        -> checkpoints
-      clsd evaluate     -> metrics.json + report.html
+      clsd train        data set -> checkpoints
+      clsd evaluate     run -> metrics.json + report.html
       clsd compare      variants against controls, over seeds -> compare.json + report.html
-      clsd export       -> a versioned SavedModel for TF Serving
+      clsd export       run -> a versioned SavedModel for TF Serving
       clsd rollback     serve the version before
-      clsd predict      ask the exported model
-      clsd score        score logs with it, by Apache Beam
-      clsd skew         whether a model in service scores as training would have
-    `clsd run` does all of them and uses again what is there. `clsd inspect` and `clsd validate` look at data sets.
+      clsd predict      score rows of JSON
+      clsd score        score logs of any size
+      clsd skew         compare served requests with training
+    `clsd run` runs all stages and reuses finished results. `clsd inspect` and `clsd validate` look at data sets.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
-    if not verbose:  # Beam logs a worker's exception before it hands it on to be told
+    if not verbose:  # Beam logs a worker's exception before it raises it here
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
@@ -97,7 +96,7 @@ def main(verbose: bool) -> None:
 def run(
     config_path: str, overrides: tuple[str, ...], runs: str, overwrite: bool, beam_options: tuple[str, ...]
 ) -> None:
-    """Everything: fetch, preprocess, train, evaluate, export, one prediction. What is there already is used again."""
+    """Run all stages: fetch, preprocess, train, evaluate, export, predict. Finished results are reused."""
     from clsd.pipeline.run import run as job
 
     config, paths = load(config_path, overrides, runs)

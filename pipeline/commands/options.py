@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they lead to."""
+"""Options that several commands share, and what they resolve to."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 
 config_option = click.option(
-    "--config", "config_path", required=True, metavar="FILE", help="YAML file of the run; see configs/."
+    "--config", "config_path", required=True, metavar="FILE", help="Config of the run, a YAML file; see configs/."
 )
 set_option = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override one setting, such as train.epochs=3. May be repeated.",
+    help="Override a setting, such as train.epochs=3. Repeatable.",
 )
 runs_option = click.option(
     "--runs", default="runs", show_default=True, metavar="DIR", help="Results go to DIR/<name of the config>."
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a result that was made from other settings.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a result of other settings.")
 dataset_option = click.option(
-    "--dataset", "dataset_dir", metavar="DIR", help="The data set, instead of the one under --runs."
+    "--dataset", "dataset_dir", metavar="DIR", help="Data set; by default the one under --runs."
 )
 beam_argument = click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
-run_option = click.option("--run", "run_dir", metavar="DIR", help="The training run, instead of the one under --runs.")
+run_option = click.option("--run", "run_dir", metavar="DIR", help="Training run; by default the one under --runs.")
 
 
 def load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Config, Paths]:
-    """The config with its overrides, and where its results go."""
+    """The config with its overrides, and the paths of its results."""
     config = load_config(config_path, list(overrides))
     return config, Paths(as_path(runs) / config.name)
 
@@ -42,7 +42,7 @@ def load(config_path: str, overrides: tuple[str, ...], runs: str) -> tuple[Confi
 def results(
     config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str
 ) -> tuple[Config, Paths, Any, Path]:
-    """The config, where its results go, the data set and the training run."""
+    """The config, the paths of its results, the data set, and the training run."""
     from clsd.pipeline.shared.dataset import Dataset
 
     config, paths = load(config_path, overrides, runs)

@@ -1,4 +1,4 @@
-"""Commands about exported models."""
+"""Commands for exported models."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from clsd.pipeline.shared.progress import say, warn
 @runs_option
 @dataset_option
 @run_option
-@click.option(
-    "--out", metavar="DIR", help="The directory that the model server watches, instead of the one under --runs."
-)
-@click.option("--version", type=click.IntRange(min=1), help="Number of the version; seconds since 1970 if left out.")
+@click.option("--out", metavar="DIR", help="Directory that the model server watches; by default the one under --runs.")
+@click.option("--version", type=click.IntRange(min=1), help="Number of the version; by default seconds since 1970.")
 @click.option(
     "--require",
     multiple=True,
     metavar="METRIC>=BOUND",
-    help="Publish nothing unless `clsd evaluate` found this, such as auc>=0.7. May be repeated.",
+    help="Publish nothing unless `clsd evaluate` measured this, such as auc>=0.7. Repeatable.",
 )
 @click.option(
     "--against",
     metavar="DIR",
-    help="Publish nothing that is worse than this version, or the newest one in this directory.",
+    help="Publish nothing that is worse than this version, or than the newest in this directory.",
 )
 @click.option(
-    "--keep", type=click.IntRange(min=0), help="Newest versions that stay; 0 for all; else as the config says."
+    "--keep", type=click.IntRange(min=0), help="Number of newest versions to keep, 0 for all; by default export.keep."
 )
-@click.option("--evaluation", metavar="DIR", help="Where `clsd evaluate` wrote, instead of the place under --runs.")
+@click.option(
+    "--evaluation", metavar="DIR", help="Directory that `clsd evaluate` wrote; by default the one under --runs."
+)
 def export(
     config_path: str,
     overrides: tuple[str, ...],
@@ -62,9 +62,10 @@ def export(
     keep: int | None,
     evaluation: str,
 ) -> None:
-    """The kept model as a SavedModel, after a process without this project has reproduced its scores.
+    """Export the kept model as a SavedModel.
 
-    Exit code 3 if it does not pass --require or --against; nothing is published then.
+    A process without clsd must reproduce its scores before the version appears. Exit code 3, and nothing is published, if the
+    model misses --require or --against.
     """
     from clsd.pipeline.evaluation.evaluate import known_headline
     from clsd.pipeline.serving.export import PublishingRequirements
@@ -79,12 +80,11 @@ def export(
 
 @click.command()
 @click.argument("models", metavar="DIR")
-@click.option("--to", type=click.IntRange(min=1), help="The version to serve; the one before the newest if left out.")
+@click.option("--to", type=click.IntRange(min=1), help="Version to serve; by default the one before the newest.")
 def rollback(models: str, to: int | None) -> None:
-    """Serve an earlier version again, by taking the newer ones out of DIR.
+    """Serve an earlier version again by withdrawing the newer ones.
 
-    DIR is what the model server watches. Version 7 becomes the folder withdrawn-7, which no server loads; its old name brings
-    it back.
+    DIR is what the model server watches. Version 7 is renamed to withdrawn-7, which no server loads. Its old name brings it back.
     """
     served, gone = withdraw(as_path(models), to)
     for version in gone:
@@ -93,16 +93,13 @@ def rollback(models: str, to: int | None) -> None:
 
 
 @click.command()
-@click.option(
-    "--model", "model_dir", required=True, metavar="DIR", help="An exported version, or the directory of versions."
-)
+@click.option("--model", "model_dir", required=True, metavar="DIR", help="Exported version, or directory of versions.")
 @click.argument("rows", default="-", metavar="FILE")
 def predict(model_dir: str, rows: str) -> None:
     """Score raw rows with an exported model.
 
-    FILE holds one JSON object a line, by the names of the features or of the log's columns; - is standard input.
-    One JSON object a row comes back:
-    score to rank by, ctr to bid with, confidence that a click would have.
+    FILE has one JSON object per line, by the names of features or of the log's columns; - is standard input. The output has
+    one JSON object per row: score for ranking, ctr for bidding, and the confidence that a click would have.
     """
     from clsd.pipeline.serving.predict import Predictor, read_rows
 
@@ -121,20 +118,18 @@ def predict(model_dir: str, rows: str) -> None:
 
 
 @click.command()
-@click.option(
-    "--model", "model_dir", required=True, metavar="DIR", help="An exported version, or the directory of versions."
-)
+@click.option("--model", "model_dir", required=True, metavar="DIR", help="Exported version, or directory of versions.")
 @click.option(
     "--logs",
     multiple=True,
     metavar="FILE",
-    help="A log or a pattern; those of the config if left out. May be repeated.",
+    help="Log or glob pattern; by default those of the config. Repeatable.",
 )
 @click.option(
-    "--config", "config_path", metavar="FILE", help="How the logs are written; as the model's own were if left out."
+    "--config", "config_path", metavar="FILE", help="Config that describes the logs; by default the model's own."
 )
 @set_option
-@click.option("--out", required=True, metavar="DIR", help="Where the scored rows and scores.json go.")
+@click.option("--out", required=True, metavar="DIR", help="Directory of the scored rows and scores.json.")
 @click.option("--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
 @overwrite_option
 @beam_argument
@@ -148,12 +143,12 @@ def score(
     overwrite: bool,
     beam_options: tuple[str, ...],
 ) -> None:
-    """Score logs of any size with an exported model, by Apache Beam.
+    """Score logs of any size with an exported model, with Apache Beam.
 
-    A log is read as `clsd preprocess` reads it, but for its label, which it need not have, and for histories, which it must
-    bring; lines that do not parse go to dead_letters.jsonl.gz. Its rows come out in parts, in its order where these are sorted by
-    name: the columns that the config names (rows.passthrough carries others along) with score, ctr and confidence, as a model
-    server would have answered. What stands after -- goes to Beam.
+    Logs are read as `clsd preprocess` reads them. They need no label, but must have the histories. Lines that do not parse go to
+    dead_letters.jsonl.gz. The output is in parts; sorted by name they are in the log's order. Each row has the columns that the
+    config names (rows.passthrough adds others) and the score, ctr and confidence that a model server would give. Options after
+    -- go to Beam.
     """
     from clsd.pipeline.serving.score import SCORING
     from clsd.pipeline.serving.score import score as job
@@ -176,20 +171,22 @@ def score(
     "--served",
     required=True,
     metavar="LOG",
-    help="Requests and their answers; JSON lines, or TF Serving's PredictionLog.",
+    help="Served requests with their answers: JSON lines, or TF Serving's PredictionLog.",
 )
+@click.option("--dataset", "dataset_dir", required=True, metavar="DIR", help="Data set that the model was trained on.")
 @click.option(
-    "--dataset", "dataset_dir", required=True, metavar="DIR", help="The data set that the model was trained on."
+    "--run", "run_dir", metavar="DIR", help="Training run; by default the directory train beside the data set."
 )
-@click.option("--run", "run_dir", metavar="DIR", help="The training run; train beside the data set if left out.")
 @click.option(
     "--model",
     "model_dir",
     metavar="DIR",
-    help="The exported version in service, where it was exported with other settings.",
+    help="Exported version in service, if it was exported with other settings than the run's.",
 )
-@click.option("--ignore", multiple=True, metavar="FEATURE", help="A feature that may move. May be repeated.")
-@click.option("--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is none.")
+@click.option("--ignore", multiple=True, metavar="FEATURE", help="Feature that may drift. Repeatable.")
+@click.option(
+    "--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is accepted."
+)
 @click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
 def skew(
     served: str,
@@ -200,17 +197,15 @@ def skew(
     max_difference: float,
     max_psi: float,
 ) -> None:
-    """Whether a model in service scores as training would have, and is asked what it was trained on.
+    """Compare served requests with training: their scores, and their features.
 
     \b
-    LOG holds, a line each, the inputs by the names of the features or of the log's columns, and the answer's score, ctr,
-    confidence, those that are known. Or it is a file of TFRecords of PredictionLog, which TF Serving writes itself.
-    Compared are:
-      scores     logged, and what the training run's model makes of the logged inputs by the path that training took
-      features   the logged inputs, and the training split of the data set: the population stability index, values that are
-                 missing, values that training did not know
-    Exit code 3 if a score differs by more than --max-difference, or a feature moved by more than --max-psi beyond what chance
-    makes of so few rows; standard output has the same as JSON.
+    LOG is JSON lines with the inputs, by the names of features or of the log's columns, and the known ones of score, ctr and
+    confidence. Or it is a TFRecord file of PredictionLog, which TF Serving writes.
+      scores     logged scores against those of the training run's model, computed the way training does
+      features   logged inputs against the training split: population stability index, missing values, unknown values
+    Exit code 3 if a score differs by more than --max-difference, or a feature drifted by more than --max-psi beyond what chance
+    makes of so few rows. Standard output has the same as JSON.
     """
     from clsd.pipeline.commands.tables import show_skew
     from clsd.pipeline.serving.skew import skew as job

@@ -1,4 +1,4 @@
-"""Commands that train and measure."""
+"""Commands for training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from clsd.pipeline.shared.progress import console, say
 @set_option
 @runs_option
 @dataset_option
-@click.option("--out", metavar="DIR", help="Directory of the run, instead of the one under --runs.")
+@click.option("--out", metavar="DIR", help="Directory of the run; by default the one under --runs.")
 @click.option(
-    "--base", metavar="RUN", help="A finished run on the data set before, or a model exported from it: begin with that."
+    "--base",
+    metavar="RUN",
+    help="Start with this: a finished run on the data set before, or a model exported from one.",
 )
 @overwrite_option
 def train(
@@ -39,7 +41,7 @@ def train(
     base: str,
     overwrite: bool,
 ) -> None:
-    """A data set to a trained model; a run that was stopped goes on after its newest checkpoint."""
+    """Train a model on a data set. An interrupted run continues after its newest checkpoint."""
     from clsd.pipeline.shared.dataset import Dataset
     from clsd.pipeline.training.train import train as job
 
@@ -57,12 +59,14 @@ def train(
 @runs_option
 @dataset_option
 @run_option
-@click.option("--out", metavar="DIR", help="Where metrics.json and report.html go, instead of the place under --runs.")
+@click.option(
+    "--out", metavar="DIR", help="Directory of metrics.json and report.html; by default the one under --runs."
+)
 @overwrite_option
 def evaluate(
     config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, overwrite: bool
 ) -> None:
-    """Measure the kept model on held-out rows: metrics.json, and report.html to look at."""
+    """Evaluate the kept model on held-out rows: metrics.json and report.html."""
     from clsd.pipeline.evaluation.evaluate import evaluate as job
 
     config, paths, dataset, run = results(config_path, overrides, runs, dataset_dir, run_dir)
@@ -77,11 +81,11 @@ def evaluate(
 @set_option
 @runs_option
 @dataset_option
-@click.option("--variants", default="", metavar="A,B,…", help="Variants beside the controls; `configured` if left out.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each variant.")
+@click.option("--variants", default="", metavar="A,B,…", help="Variants beside the controls; by default `configured`.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings per variant.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at the same time.")
-@click.option("--no-controls", is_flag=True, help="Leave the controls out; not for a claim.")
-@click.option("--out", metavar="DIR", help="Directory of the comparison, instead of the one under --runs.")
+@click.option("--no-controls", is_flag=True, help="Omit the controls; no basis for a claim.")
+@click.option("--out", metavar="DIR", help="Directory of the comparison; by default the one under --runs.")
 @overwrite_option
 def compare(
     config_path: str,
@@ -95,18 +99,18 @@ def compare(
     out: str,
     overwrite: bool,
 ) -> None:
-    """What the method gains on your data, held against controls, over seeds.
+    """Measure what the method gains on your data, against controls, over seeds.
 
     \b
-    All variants of a seed start from one warm-up. Always carried, as far as the log allows:
+    All variants of a seed start from one warm-up. Controls, always included if the log allows:
       plain, constant, permuted, permuted-raw, popularity, rce, tce, oracle
-    To be named with --variants:
+    Variants for --variants:
       configured (the config's own), stable, paper, two-level, two-level-permuted, item, soft, odds, no-gate,
       gate-calibration, no-blend, gradient-mass, ema, previous, self, self-no-blend, and those of
       compare.variants in the config
 
-    A comparison that was stopped goes on where it stood. compare.json and report.html are written last; * marks a
-    difference that is beyond chance after correction for the number of variants.
+    An interrupted comparison continues where it stopped. compare.json and report.html are written last. * marks a
+    difference beyond chance after correction for the number of variants.
     """
     from clsd.pipeline.evaluation.compare_report import table
     from clsd.pipeline.evaluation.compare_runs import REPORT_FILE

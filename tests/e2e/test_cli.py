@@ -370,7 +370,7 @@ def test_preprocessing_that_is_asked_to_end_leaves_nothing(
     _, said = job.communicate(timeout=120)
     assert job.returncode == code, said
     assert [line for line in said.splitlines() if line.startswith(("interrupted", "error"))] == [
-        "interrupted; what is unfinished is not taken for whole, run the same command again"
+        "interrupted; unfinished results are not used, run the same command again"
     ]
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 

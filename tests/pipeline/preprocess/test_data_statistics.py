@@ -192,7 +192,7 @@ def test_validate_tells_a_person_and_a_script(small_dataset: Dataset, drifted: D
     result = run(drifted.directory, "--against", small_dataset.directory)
     assert result.exit_code == 3
     assert "price" in json.loads(result.stdout)["moved"]
-    assert "moved by more than 0.25: " in result.stderr
+    assert "drifted by more than 0.25: " in result.stderr
     assert run(drifted.directory, "--against", small_dataset.directory, "--max-psi", 1e3).exit_code == 0
     assert run(small_dataset.directory, "--against", small_dataset.directory).exit_code == 0
     missing = run(small_dataset.directory, "--against", small_dataset.directory / "nowhere")
