@@ -1,4 +1,4 @@
-"""Raw Arrow batches to ids and values, a column at a time."""
+"""Encodes raw Arrow batches into ids and values, column by column."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def encode(
     """Encode the features of raw rows.
 
     Args:
-        transform: the schema and what was learnt.
-        rows: columns as :func:`clsd.features.tokens.arrow_type` gives them, dictionary-encoded or not; a column that is not there
-            is all missing. The chunks of a table are looked up together: what a look-up in a large vocabulary costs does not
-            depend on how many rows there are.
-        each: does the same with every feature, as ``map`` does; features are independent.
+        transform: the schema and what was learnt from the training split.
+        rows: columns as :func:`clsd.features.tokens.arrow_type` gives them, dictionary-encoded or not. An absent
+            column is all missing. The chunks of a table are looked up together, because a lookup in a large vocabulary costs the
+            same for few rows as for many.
+        each: applies a function to every feature, like ``map``; features are independent.
 
     Returns:
         ids int32 ``[rows, schema.width]`` and values float32 ``[rows, n_numeric]``.
@@ -65,7 +65,10 @@ def encode(
 
 
 def scale(feature: NumericFeature, state: NumericState, x: Floats) -> Floats:
-    """(t(x) - mean) / sd in float32, with t the identity or log(1 + max(x, 0)); 0 for NaN (the mean); x itself for none."""
+    """(t(x) - mean) / sd in float32, where t is the identity or log(1 + max(x, 0)). NaN becomes 0, the mean.
+
+    The transform ``none`` gives x itself.
+    """
     if feature.transform == "none":
         return np.nan_to_num(x, nan=0.0)
     moved = np.log1p(np.maximum(x, np.float32(0))) if feature.transform == "log1p" else x
@@ -88,7 +91,7 @@ def _categorical_ids(transform: Transform, feature: Categorical, column: Column)
 
 
 def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArray) -> npt.NDArray[np.int64]:
-    """Ids of tokens, none of which is missing."""
+    """Ids of tokens; unknown tokens get an out-of-vocabulary id. No token is missing."""
     vocabulary_source = transform.schema.vocabulary_source(feature)
     first = first_value_id(vocabulary_source)
     if vocabulary_source.encoding == "hash":
@@ -105,13 +108,13 @@ def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArra
 
 
 def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> Ids:
-    """int32 ``[rows, max_length]``: values packed to the left, empty values left out, padded with 0."""
+    """int32 ``[rows, max_length]``: values packed to the left without empty ones, padded with 0."""
     (tokens, codes), lengths = coded_lists(feature, column)
     there = codes >= 0
     row = np.repeat(np.arange(len(lengths)), lengths)[there]
     kept = np.bincount(row, minlength=len(lengths))
     position = np.arange(len(row)) - np.repeat(np.cumsum(kept) - kept, kept)
-    if isinstance(feature, SequenceFeature):  # the newest values stand last, and they are the ones to keep
+    if isinstance(feature, SequenceFeature):  # the newest values are last, and those are kept
         position = position - np.repeat(np.maximum(kept - feature.max_length, 0), kept)
     inside = (position >= 0) & (position < feature.max_length)
     out = np.full((len(lengths), feature.max_length), PADDING_ID, dtype=np.int32)

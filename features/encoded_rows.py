@@ -1,4 +1,4 @@
-"""Encoded rows in memory: what the shuffle moves, what a record holds."""
+"""Encoded rows in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 _FLAT = ("key", "label", "user", "timestamp", "intensity")
 _WIDE = {"ids": np.int32, "values": np.float32}
-#: Before the name of a passthrough column, which may be any.
+#: Prefix of passthrough columns, whose names are free.
 _CARRIED = "passthrough."
 
 
@@ -20,12 +20,12 @@ class EncodedRows:
     """n encoded rows; every array's first axis is the row.
 
     Args:
-        key: uint64 ``[n]``, the row's random key: its identity and its place in the shuffle.
+        key: uint64 ``[n]``, the row's random key: its identity, and its position in the shuffle.
         ids: int32 ``[n, width]``, see :mod:`clsd.features.schema`.
         values: float32 ``[n, n_numeric]``.
         label: uint8 ``[n]``, 0 or 1.
-        user: uint64 ``[n]``, hash of the user; 0 where the schema names no user.
-        timestamp: int64 ``[n]``, microseconds since 1970 UTC; 0 where the schema names none.
+        user: uint64 ``[n]``, hash of the user; 0 if the schema names no user.
+        timestamp: int64 ``[n]``, microseconds since 1970 UTC; 0 if the schema names no timestamp.
         intensity: float32 ``[n]``; NaN where unknown.
         passthrough: strings, one column per passthrough name.
     """
@@ -43,10 +43,10 @@ class EncodedRows:
         return len(self.key)
 
     def take(self, order: npt.NDArray[Any] | slice) -> EncodedRows:
-        """The rows at ``order`` (positions, a mask or a slice), in that order."""
+        """The rows at ``order``: indices, a mask or a slice."""
         if isinstance(order, slice) or order.dtype == np.bool_:
             arrays = {name: getattr(self, name)[order] for name in (*_FLAT, *_WIDE)}
-        else:  # whole rows are moved faster so
+        else:  # np.take copies whole rows faster
             arrays = {name: np.take(getattr(self, name), order, axis=0) for name in (*_FLAT, *_WIDE)}
         if self.passthrough.num_columns == 0:
             return EncodedRows(**arrays, passthrough=self.passthrough)
@@ -58,7 +58,7 @@ class EncodedRows:
 
     @staticmethod
     def concat(parts: list[EncodedRows]) -> EncodedRows:
-        """The rows of all parts, one after the other; there must be at least one part."""
+        """Concatenate at least one part."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_FLAT, *_WIDE)}
         passthrough = parts[0].passthrough
         if passthrough.num_columns:
@@ -67,13 +67,13 @@ class EncodedRows:
         return EncodedRows(**arrays, passthrough=passthrough)
 
     def to_batch(self) -> pa.RecordBatch:
-        """The rows as Arrow columns, to be laid on disk: a row's ids are one list, its values another."""
+        """The rows as Arrow columns, to be spilled to disk; ids and values are fixed-size lists."""
         columns = {name: pa.array(getattr(self, name)) for name in _FLAT}
         for name in _WIDE:
             wide = getattr(self, name)
             width = wide.shape[1]
             flat = pa.array(np.ascontiguousarray(wide).reshape(-1))
-            # Arrow has no lists of length 0: a schema without such features has no such column.
+            # Arrow has no lists of length 0, so a schema without such features has no such column.
             columns |= {name: pa.FixedSizeListArray.from_arrays(flat, width)} if width else {}
         columns |= {
             _CARRIED + name: column
@@ -83,7 +83,7 @@ class EncodedRows:
 
     @staticmethod
     def from_batch(batch: pa.RecordBatch) -> EncodedRows:
-        """What :meth:`to_batch` made; the arrays are views of the batch."""
+        """Read what :meth:`to_batch` made; the arrays are views of the batch."""
         arrays = {name: batch.column(name).to_numpy() for name in _FLAT}
         for name, kind in _WIDE.items():
             if name in batch.schema.names:
@@ -98,5 +98,5 @@ class EncodedRows:
         return EncodedRows(**arrays, passthrough=passthrough)
 
     def shuffled(self) -> EncodedRows:
-        """The rows by their random key: the same order however the parts arrived."""
+        """The rows sorted by their random key: the same order, however the parts arrived."""
         return self.take(np.argsort(self.key, kind="stable"))

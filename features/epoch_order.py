@@ -1,9 +1,9 @@
-"""The order in which an epoch of training reads its blocks, from the seed and the shape of the files alone.
+"""The order in which an epoch reads its rows: a function of the seed and of the files' shape.
 
-The rows on disk are in a random order already, the same in every epoch. An epoch permutes the files, then the blocks of each
-window of consecutive ones, then the rows of each chunk of blocks that are parsed together. Every draw is a function of the seed
-and of a position, so that a run that goes on in mid-epoch finds its row by arithmetic and reads nothing of what it had
-consumed but the window that the row is in.
+The rows on disk are in a random order, the same in every epoch. An epoch permutes the files, then the blocks within each
+window of consecutive blocks, then the rows within each chunk of blocks that are parsed together. Every draw is a
+function of the seed and of a position. So a resumed run computes where its next row is, and rereads only the window that
+holds it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from clsd.features.tf_runtime import Tensor, tf
 
 
 class Start(NamedTuple):
-    """Where a row stands in an epoch.
+    """The position of a row in an epoch.
 
     Args:
-        file: position among the epoch's files, in its order.
-        record: of that file, the first one of the window.
-        window: the window.
-        chunk: of that window.
-        row: of that chunk, after its rows were permuted.
+        file: index of the file, in the epoch's order.
+        record: index in that file of the window's first record.
+        window: index of the window in the epoch.
+        chunk: index of the chunk in the window.
+        row: index of the row in the chunk, after the permutation.
     """
 
     file: int = 0
@@ -41,9 +41,9 @@ class EpochOrder:
     """The order of one epoch.
 
     Args:
-        seed: of its draws.
-        chunk_blocks: blocks that are parsed together.
-        window_chunks: chunks of a window.
+        seed: seed of its draws.
+        chunk_blocks: blocks per chunk.
+        window_chunks: chunks per window.
     """
 
     seed: int
@@ -52,7 +52,7 @@ class EpochOrder:
 
     @property
     def window_blocks(self) -> int:
-        """Blocks of a window, whose bytes wait in memory."""
+        """Blocks per window; they are held in memory."""
         return self.chunk_blocks * self.window_chunks
 
     def files(self, n: int) -> npt.NDArray[np.int64]:
@@ -60,7 +60,7 @@ class EpochOrder:
         return np.random.default_rng(self.seed).permutation(n)
 
     def blocks(self, window: Tensor, n: Tensor) -> Tensor:
-        """The order of a window's n blocks, int32 ``[n]``; on the CPU, wherever it is asked for."""
+        """The order of a window's n blocks, int32 ``[n]``; computed on the CPU."""
         return self._permutation(n, -1 - tf.cast(window, tf.int64))
 
     def rows(self, chunk: Tensor, n: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class EpochOrder:
             return tf.random.experimental.stateless_shuffle(tf.range(n), seed=seed)
 
     def find(self, row: int, file_rows: Sequence[int], rows_per_block: int) -> Start:
-        """Where the epoch's row number ``row`` stands.
+        """The position of the epoch's row number ``row``.
 
         Args:
             row: from 0, less than the sum of ``file_rows``.
             file_rows: rows of each file, in the order on disk.
-            rows_per_block: of every block but the last one of a file.
+            rows_per_block: rows of every block except the last of a file.
         """
         in_order = np.asarray(file_rows, np.int64)[self.files(len(file_rows))]
         blocks = -(-in_order // rows_per_block)
@@ -95,7 +95,7 @@ class EpochOrder:
 
 
 def _within(sizes: npt.NDArray[np.int64], group_size: int, row: int) -> tuple[int, int]:
-    """Which group of ``group_size`` sizes a row is in, and its place there."""
+    """The group of ``group_size`` consecutive sizes that a row is in, and its index there."""
     ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), group_size)))
     group = int(np.searchsorted(ends, row, side="right"))
     return group, int(row - (ends[group - 1] if group else 0))

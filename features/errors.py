@@ -1,7 +1,7 @@
-"""The one exception for everything a user can mend, and the one for being asked to end.
+"""Exceptions: one for every error that a user can fix, and one for a requested end.
 
-Every stage raises :class:`UserError` for a wrong file, row, setting or version; the command line prints it as one
-line and leaves with the exception's exit code, 2 for most. Any other exception is a bug of ours and leaves with exit code 1.
+Every stage raises :class:`UserError` for a wrong file, row, setting or version. The command line prints it as one line and exits
+with the exception's exit code. Any other exception is a bug in clsd and exits with 1.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     Args:
-        where: the file, row or setting, as the user would look for it.
+        where: the file, row or setting.
         what: what is wrong there.
-        hint: what to do about it.
+        hint: how to fix it.
+
+    >>> print(UserError("news.yaml: train.epochs", "is missing", "add it"))
+    news.yaml: train.epochs: is missing; add it
     """
 
     exit_code = 2
@@ -31,23 +34,27 @@ class UserError(Exception):
 
 
 class TryAgainError(UserError):
-    """Nothing is wrong but what has passed: running the same again mends it."""
+    """A passing failure: running the same command again fixes it."""
 
     exit_code = 75
 
 
 class OutOfBoundsError(UserError):
-    """Nothing is wrong with how it was asked: what was measured is not what the user's bounds let pass."""
+    """A measurement is out of the user's bounds."""
 
     exit_code = 3
 
 
 class Terminated(BaseException):
-    """The process was asked to end (SIGTERM) and did so after a checkpoint: no error, and not for a handler of errors."""
+    """The process got SIGTERM and wrote a checkpoint. This is not an error, so it is not an ``Exception``."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"`` for the closest known word, else the list of all of them."""
+    """``"did you mean 'x'?"`` with the closest known word, or else the list of all known words.
+
+    >>> did_you_mean("depfm", ["deepfm", "din"])
+    "did you mean 'deepfm'?"
+    """
     names = [str(name) for name in known]
     close = difflib.get_close_matches(word, names, n=1)
     if close:

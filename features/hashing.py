@@ -48,10 +48,10 @@ def unit_interval(keys: UInt64s) -> npt.NDArray[np.float64]:
 
 
 def hash64(values: pa.Array) -> UInt64s:
-    """BLAKE2b, 8 bytes, of each text; computed once per distinct value.
+    """BLAKE2b of 8 bytes of each text; computed once per distinct value.
 
     Args:
-        values: Arrow array ``[rows]`` of strings (other types are cast); null hashes like no text does, to 0.
+        values: Arrow array ``[rows]`` of strings (other types are cast). Null becomes 0, which no text does.
 
     Returns:
         uint64 ``[rows]``.
@@ -69,8 +69,8 @@ def hash64(values: pa.Array) -> UInt64s:
 def bin_of(values: pa.Array, bins: int) -> npt.NDArray[np.int64]:
     """``tf.strings.to_hash_bucket_fast`` (FarmHash fingerprint modulo ``bins``) of each text; -1 for null.
 
-    TensorFlow itself computes it, on the distinct values, so that the bin is the serving graph's bin by construction;
-    it is imported only where a schema asks for hashing.
+    TensorFlow computes it on the distinct values, so the bins are the serving graph's by construction. It is imported only if a
+    schema hashes values.
     """
     from clsd.features.tf_runtime import tf
 

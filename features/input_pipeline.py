@@ -1,7 +1,7 @@
-"""Blocks of rows to batches, as a TensorFlow graph: what the training reader runs.
+"""The training input pipeline: TFRecord blocks to batches with ``tf.data``.
 
-A batch is a dictionary of dense tensors with ``batch_size`` rows, always: the last, uneven one is padded with rows of
-``valid`` 0, so that every replica sees the same shapes and no row is dropped.
+A batch is a dictionary of dense tensors with ``batch_size`` rows. The last batch is padded with rows of ``valid`` 0, so every
+replica sees the same shapes and no row is dropped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from clsd.features.records import is_gzipped, offset_of, open_records, read_reco
 from clsd.features.schema import Schema
 from clsd.features.tf_runtime import Tensor, TfDataset, register_file_systems, tf
 
-#: What training reads; evaluation adds the rest.
+#: Columns that training reads.
 TRAINING_COLUMNS = ("ids", "values", "label")
 ALL_COLUMNS = (*TRAINING_COLUMNS, "key", "user", "timestamp", "intensity")
 
-#: Bytes that are read at once.
+#: Bytes per read.
 _BUFFER = 1 << 20
 _DTYPES = {
     "label": tf.uint8,
@@ -30,10 +30,10 @@ _DTYPES = {
 
 
 def parse_blocks(schema: Schema, serialized: Tensor, columns: Sequence[str] = TRAINING_COLUMNS) -> dict[str, Tensor]:
-    """Rows of several blocks, one after the other.
+    """Parse several blocks into their rows.
 
     Args:
-        schema: the schema that the blocks were written with.
+        schema: schema of the blocks.
         serialized: string ``[blocks]``.
         columns: which of :data:`ALL_COLUMNS` to decode.
 
@@ -54,7 +54,7 @@ def parse_blocks(schema: Schema, serialized: Tensor, columns: Sequence[str] = TR
         for feature in schema.ragged:
             flat = tf.io.decode_raw(joined[f"{feature.name}.ids"], tf.int32)
             lengths = tf.io.decode_raw(joined[f"{feature.name}.lengths"], tf.int32)
-            # The buffers come from a block that was written whole and is guarded by its record's CRC.
+            # The record's CRC guards these buffers, so they need no validation.
             ragged = tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False)
             parts.append(ragged.to_tensor(shape=[None, feature.max_length]))
         out["ids"] = tf.concat(parts, axis=1) if schema.ragged else parts[0]
@@ -89,12 +89,12 @@ def read_batches(
     Args:
         schema: the schema that the files were written with.
         files: paths, in order.
-        batch_size: rows a batch, B.
-        shuffle_seed: of the epoch, see :mod:`clsd.features.epoch_order`; None for blocks of four files in turn.
+        batch_size: rows per batch, B.
+        shuffle_seed: seed of the epoch, see :mod:`clsd.features.epoch_order`; None reads blocks of four files in turn.
         columns: see :func:`parse_blocks`.
-        rows_per_block: rows a record, from ``dataset.json``; decides how many blocks are parsed at once.
-        shuffle_blocks: largest window in which blocks are permuted; those wait in memory.
-        first_batch: how many batches of a shuffled epoch are left out at its beginning; they are not read.
+        rows_per_block: rows per record, from ``dataset.json``; decides how many blocks are parsed at once.
+        shuffle_blocks: largest window in which blocks are permuted; they are held in memory.
+        first_batch: number of batches of a shuffled epoch to skip; they are not read.
         file_rows: rows of each file, needed for ``first_batch``.
 
     Returns:
@@ -113,7 +113,7 @@ def read_batches(
 
         def parse(index: Tensor, chunk: Tensor) -> dict[str, Tensor]:
             rows = parse_blocks(schema, chunk, columns)
-            # Of one column and not of the chunk: its bytes may be those of no rows.
+            # The number of rows comes from a column: a chunk may hold no rows.
             at = order.rows(index, tf.shape(rows[columns[0]])[0])
             at = at[tf.where(tf.equal(index, first), start.row, 0) :]
             return {name: tf.gather(column, at) for name, column in rows.items()}
@@ -124,7 +124,7 @@ def read_batches(
 
 
 def _in_turn(files: Sequence[str]) -> TfDataset:
-    """Blocks of a few files in turn, in an order that does not depend on timing."""
+    """Blocks of a few files in turn, in a deterministic order."""
     return tf.data.Dataset.from_tensor_slices(list(files)).interleave(
         lambda file: _records(file, _compression(files)),
         cycle_length=min(4, len(files)),
@@ -134,7 +134,7 @@ def _in_turn(files: Sequence[str]) -> TfDataset:
 
 
 def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> TfDataset:
-    """Blocks of an epoch from the chunk of ``start`` on."""
+    """Blocks of an epoch, from the chunk of ``start`` on."""
     rest = _records(files[start.file + 1 :], _compression(files))
     blocks = _from_record(files[start.file], start.record).concatenate(rest)
 
@@ -148,11 +148,11 @@ def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> TfDatase
 
 
 def _from_record(file: str, record: int) -> TfDataset:
-    """The records of a file from one on; what lies before it is not read, but of a gzip stream, which knows no positions."""
+    """The records of a file from an index on. Earlier ones are not read, except in a gzip stream, which has no positions."""
     if not record or is_gzipped(file):
         return _records(file, _compression([file])).skip(record)
 
-    # TensorFlow's own dataset of records from an offset cannot be serialized, as iterating does.
+    # TensorFlow's TFRecordDataset with byte offsets cannot be serialized, which iterating needs.
     def rest() -> Iterator[bytes]:
         with open_records(file) as records:
             records.seek(offset_of(file, record))

@@ -1,7 +1,7 @@
-"""Where files lie: on this machine, or in an object store, by one kind of path.
+"""Paths of this machine and of object stores, by one interface.
 
-An address such as ``s3://bucket/runs`` becomes a ``universal_pathlib`` path, which has pathlib's methods over fsspec, so what
-reads and writes need not know which of the two it has. Endpoint and credentials come from the usual environment
+An address such as ``s3://bucket/runs`` becomes a ``universal_pathlib`` path, which has pathlib's methods over fsspec. So
+readers and writers need not know which of the two they have. Endpoint and credentials come from the usual environment
 (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, a profile, an instance's role).
 """
 
@@ -16,22 +16,22 @@ _LOCAL = "file://"
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether it is an address of an object store rather than a path of this machine."""
+    """Whether a path is in an object store."""
     return "://" in str(path) and not str(path).startswith(_LOCAL)
 
 
 def as_path(path: str | Path) -> Path:
-    """The path of a local file or of an object.
+    """A path object for a local path or an address.
 
     Raises:
-        UserError: nothing is installed that reaches such a store.
+        UserError: no client for this kind of store is installed.
     """
     if not is_remote(path):
         return Path(str(path).removeprefix(_LOCAL))
     try:
         from upath import UPath
 
-        # Without a cache of listings: other processes write what a kept listing would not show.
+        # No cache of listings: it would hide what other processes write.
         result = UPath(str(path), use_listings_cache=False)
         _ = result.fs  # imports the client
     except (ImportError, ValueError) as error:
@@ -42,5 +42,5 @@ def as_path(path: str | Path) -> Path:
 
 
 def address(path: Path) -> str:
-    """The path as a text that means the same in every process, whatever its directory."""
+    """The path as an absolute path or address, valid in every process."""
     return str(path) if is_remote(path) else str(path.resolve())

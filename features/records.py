@@ -1,7 +1,7 @@
-"""Blocks of rows as TFRecords: written and read without TensorFlow.
+"""The record format: blocks of rows as TFRecords, written and read without TensorFlow.
 
-A record is a ``tf.train.Example`` that holds a whole block of rows as little-endian buffers, so that writing and parsing
-cost a copy and not a Python loop::
+A record is a ``tf.train.Example`` that holds a block of rows as little-endian buffers, so writing and parsing copy memory instead
+of looping in Python::
 
     rows        int64 [1]     number of rows n
     ids         int32 [n, fixed_width]          features with exactly one id a row
@@ -11,8 +11,8 @@ cost a copy and not a Python loop::
     key, user   uint64 [n];  timestamp int64 [n];  intensity float32 [n]
     passthrough an Arrow IPC stream of strings, only where the schema names such columns
 
-The message is built from a descriptor of our own, field for field that of tensorflow/core/example: a preprocessing worker
-needs protobuf and not TensorFlow.
+The message class is built from a descriptor equal to that of tensorflow/core/example, so a preprocessing worker needs
+protobuf but not TensorFlow.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.features.schema import Schema
 
-# Level 6 halves the speed of writing for files hardly smaller.
+# Level 6 would halve the writing speed for hardly smaller files.
 _GZIP_LEVEL = 4
 
 
 def _example_class() -> Any:
-    """The ``tf.train.Example`` message, in a descriptor pool of its own so that TensorFlow's may be loaded as well."""
+    """The ``tf.train.Example`` message, in a separate descriptor pool, so that TensorFlow's can be loaded too."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="clsd/example.proto", package="clsd", syntax="proto3")
 
@@ -80,7 +80,7 @@ _PLAIN = {"label": "u1", "key": "<u8", "user": "<u8", "timestamp": "<i8", "inten
 
 
 def serialize_block(schema: Schema, rows: EncodedRows) -> bytes:
-    """One block as the bytes of a ``tf.train.Example``; equal rows give equal bytes."""
+    """One block as a serialized ``tf.train.Example``; equal rows give equal bytes."""
     example = Example()
     feature = example.features.feature
     feature["rows"].int64_list.value.append(len(rows))
@@ -105,7 +105,7 @@ def serialize_block(schema: Schema, rows: EncodedRows) -> bytes:
 
 
 def parse_block(schema: Schema, serialized: bytes) -> EncodedRows:
-    """What :func:`serialize_block` wrote; the NumPy twin of :func:`clsd.features.input_pipeline.parse_blocks`."""
+    """Parse what :func:`serialize_block` wrote; the NumPy twin of :func:`clsd.features.input_pipeline.parse_blocks`."""
     feature = Example.FromString(serialized).features.feature
     n = feature["rows"].int64_list.value[0]
 
@@ -132,7 +132,7 @@ def parse_block(schema: Schema, serialized: bytes) -> EncodedRows:
 
 
 class Written(NamedTuple):
-    """What a shard holds: records, bytes of the file, and the CRC-32C of the whole file."""
+    """A written file: number of records, bytes, and CRC-32C."""
 
     records: int
     bytes: int
@@ -143,9 +143,9 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
     """Write records in TFRecord framing: length, masked CRC-32C of it, data, masked CRC-32C of the data.
 
     Args:
-        file: where to.
+        file: the file to write.
         records: serialized blocks.
-        gzipped: whether the whole file is one gzip stream, without a name and a time, so that equal records give equal bytes.
+        gzipped: whether to compress the file as one gzip stream. It has no name and no time, so equal records give equal bytes.
     """
     count = size = crc = 0
     packer = zlib.compressobj(_GZIP_LEVEL, wbits=31) if gzipped else None
@@ -163,26 +163,26 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
 
 
 def open_records(path: str) -> IO[bytes]:
-    """A TFRecord file to be read, through gzip if its name says so."""
+    """Open a TFRecord file for reading, through gzip if its name ends in .gz."""
     file = as_path(path).open("rb")
     return cast(IO[bytes], gzip.open(file) if is_gzipped(path) else file)
 
 
 def is_gzipped(path: str) -> bool:
-    """Whether a shard's name says that it is one gzip stream."""
+    """Whether a shard is compressed, by its name."""
     return path.endswith(".gz")
 
 
 def begins_as_records(head: bytes) -> bool:
-    """Whether a file that begins with these 12 bytes is one of TFRecords: they hold a length and its checksum."""
+    """Whether these first 12 bytes are a TFRecord header: a length and its checksum."""
     return len(head) == 12 and head[8:] == _masked(head[:8])
 
 
 def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """The records of a TFRecord file, each checked.
+    """The records of a TFRecord file; checksums are verified.
 
     Raises:
-        UserError: the file ends inside a record, or a checksum does not fit; the message names ``name`` and the record.
+        UserError: the file ends inside a record, or a checksum differs; it names the file and the record.
     """
     at = 0
     while header := _read(file, 12, name, at):
@@ -193,13 +193,13 @@ def read_records(file: IO[bytes], name: str) -> Iterator[bytes]:
         if len(data) < length or len(footer) < 4:
             raise _damaged(name, at, "the file ends inside it")
         if footer != _masked(data):
-            raise _damaged(name, at, "its checksum does not fit")
+            raise _damaged(name, at, "its checksum differs")
         yield data
         at += 1
 
 
 def offset_of(path: str, record: int) -> int:
-    """Byte at which a record of an uncompressed TFRecord file begins, found by the lengths of those before it.
+    """Byte offset of a record of an uncompressed TFRecord file, found from the lengths of the records before it.
 
     Raises:
         UserError: the file has fewer records.

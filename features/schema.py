@@ -106,7 +106,7 @@ class SequenceFeature(_MultiValued):
     @model_validator(mode="after")
     def _made_or_read(self) -> SequenceFeature:
         if self.clicks_of and (self.separator or self.optional):
-            raise ValueError(f"'{self.name}': clicks_of makes real lists, always; leave out separator and optional")
+            raise ValueError(f"'{self.name}': clicks_of always makes lists; leave out separator and optional")
         return self
 
 
@@ -151,15 +151,17 @@ class Schema(Strict):
         names = [feature.name for feature in self.features]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"feature '{twice[0]}' stands twice")
+            raise ValueError(f"feature '{twice[0]}' is listed twice")
         singles = [f.name for f in self.features if isinstance(f, CategoricalFeature)]
         for group in self.groups:
             if group not in singles:
-                raise ValueError(f"groups: '{group}' is no categorical feature; {did_you_mean(group, singles)}")
+                raise ValueError(f"groups: '{group}' is not a categorical feature; {did_you_mean(group, singles)}")
         for reader in self.categorical:
             vocabulary_source = next((f for f in self.categorical if f.name == reader.share), None)
             if reader.share and (vocabulary_source is None or vocabulary_source.share or vocabulary_source is reader):
-                raise ValueError(f"'{reader.name}': share: '{reader.share}' is no feature with a vocabulary of its own")
+                raise ValueError(
+                    f"'{reader.name}': share: '{reader.share}' is not a feature with a vocabulary of its own"
+                )
             if vocabulary_source is not None and vocabulary_source.dtype != reader.dtype:
                 raise ValueError(f"'{reader.name}': dtype must be that of '{reader.share}', {vocabulary_source.dtype}")
         for made in self.histories:
@@ -178,7 +180,7 @@ class Schema(Strict):
                     f"'{feature.name}' reads '{feature.source}', which is the label or the intensity: a leak"
                 )
         if not any(feature.input for feature in self.features):
-            raise ValueError("no feature has input: true, so the backbone would see nothing")
+            raise ValueError("no feature has input: true, so the backbone would read nothing")
         return self
 
     @cached_property
@@ -188,12 +190,12 @@ class Schema(Strict):
 
     @cached_property
     def histories(self) -> list[SequenceFeature]:
-        """Sequences that preprocessing makes of each user's clicks."""
+        """Sequences that preprocessing makes from each user's clicks."""
         return [f for f in self.features if isinstance(f, SequenceFeature) and f.clicks_of]
 
     @cached_property
     def bucketed(self) -> list[NumericFeature]:
-        """Numeric features that become ids."""
+        """Numeric features that become ids (quantile buckets)."""
         return [f for f in self.features if isinstance(f, NumericFeature) and f.transform == "quantile"]
 
     @cached_property
@@ -203,7 +205,7 @@ class Schema(Strict):
 
     @cached_property
     def id_slices(self) -> dict[str, slice]:
-        """Columns of ``ids`` that each categorical or bucketed feature takes; those with one column stand first."""
+        """Columns of ``ids`` of each categorical or bucketed feature; features with one column come first."""
         fixed = [f for f in self.categorical if isinstance(f, CategoricalFeature)]
         ragged = [f for f in self.categorical if not isinstance(f, CategoricalFeature)]
         slices, at = {}, 0
@@ -214,12 +216,12 @@ class Schema(Strict):
 
     @cached_property
     def ragged(self) -> list[BagFeature | SequenceFeature]:
-        """Bags and sequences, which take the last columns of ``ids``."""
+        """Bags and sequences; they have the last columns of ``ids``."""
         return [f for f in self.categorical if not isinstance(f, CategoricalFeature)]
 
     @cached_property
     def fixed_width(self) -> int:
-        """Number of the leading columns of ``ids`` that hold exactly one id a row."""
+        """Number of leading columns of ``ids`` that hold exactly one id per row."""
         return sum(s.stop - s.start == 1 for n, s in self.id_slices.items() if n not in {f.name for f in self.ragged})
 
     @cached_property
@@ -228,43 +230,43 @@ class Schema(Strict):
         return max((s.stop for s in self.id_slices.values()), default=0)
 
     def feature(self, name: str) -> CategoricalFeature | BagFeature | SequenceFeature | NumericFeature:
-        """The feature of that name; KeyError with the closest name where there is none."""
+        """The feature of that name; a KeyError names the closest one."""
         for feature in self.features:
             if feature.name == name:
                 return feature
         raise KeyError(f"no feature '{name}'; {did_you_mean(name, [f.name for f in self.features])}")
 
     def vocabulary_source(self, feature: Categorical) -> Categorical:
-        """The feature whose vocabulary and table ``feature`` uses: itself, unless it shares."""
+        """The feature whose vocabulary and embedding table ``feature`` uses: itself, unless it shares another's."""
         return next(f for f in self.categorical if f.name == (feature.share or feature.name))
 
     @cached_property
     def vocabularies(self) -> list[Categorical]:
-        """Features that learn a vocabulary from the training split."""
+        """Features that learn a vocabulary."""
         return [f for f in self.categorical if f.encoding == "vocabulary" and not f.share]
 
     @property
     def inputs(self) -> list[Feature]:
-        """Features that the model reads, the backbone or AdGate: those that a request to the served model brings."""
+        """Features that the backbone or AdGate reads: the inputs of the served model."""
         return [f for f in self.features if f.input or f.name in self.groups]
 
     @property
     def single_valued(self) -> list[str]:
-        """Log columns that are read as one categorical value a row and as nothing else: those worth a dictionary."""
+        """Log columns that are read only as one categorical value per row; these are dictionary-encoded."""
         single = {f.source for f in self.features if isinstance(f, CategoricalFeature)}
         others = {f.source for f in self.features if not isinstance(f, CategoricalFeature)}
         return sorted(single - others - {self.label, self.timestamp, self.intensity})
 
     @property
     def columns(self) -> list[str]:
-        """Every log column that is read, each once, in a stable order."""
+        """Every log column that is read, in a stable order."""
         roles = [self.label, self.user, self.timestamp, self.intensity, *self.passthrough]
         read = [f.source for f in self.features if f not in self.histories]
         return list(dict.fromkeys(c for c in [*read, *roles] if c))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, 16 hex digits: equal if and only if two schemas mean the same."""
+        """SHA-256 of the canonical JSON, 16 hex digits; equal if and only if two schemas mean the same."""
         meant = self.model_dump(mode="json")
         for feature, dumped in zip(self.features, meant["features"], strict=True):
             dumped["column"] = feature.source
@@ -272,5 +274,5 @@ class Schema(Strict):
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, the first 16 hex digits: what settings and data are told apart by."""
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON; fingerprints are made of it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Raw rows to ids and values as a TensorFlow graph: the transform that rides inside the exported model.
+"""The transform as a TensorFlow graph, which is part of the exported model.
 
-The twin of :mod:`clsd.features.encode`; the export's canary holds the two against each other on real rows.
+It is the twin of :mod:`clsd.features.encode`. The canary compares the two on real rows before a version is published.
 
-An input of one row stands for every row of a request, so what all rows have in common is sent once.
+An input of one row stands for every row of a request, so clients send what all rows share once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clsd.features.schema import (
 from clsd.features.tf_runtime import Tensor, tf
 from clsd.features.transform import Transform, first_value_id
 
-#: What stands for a missing value.
+#: The value that means missing, by dtype.
 _MISSING = {tf.string: "", tf.int64: MISSING_INT, tf.float32: float("nan")}
 
 
@@ -35,7 +35,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
 
     Args:
         transform: the schema and what was learnt.
-        assets: a directory in which the text files of the vocabularies are written, one value a line.
+        assets: directory for the vocabularies' text files, one value per line.
     """
 
     def __init__(self, transform: Transform, assets: Path) -> None:
@@ -76,7 +76,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return specs
 
     def rank_signature(self, candidates: Sequence[str]) -> dict[str, Tensor]:
-        """As :meth:`signature`, for requests of N candidates each: the inputs of a candidate have a second dimension, N."""
+        """As :meth:`signature`, for requests with N candidates: the candidates' inputs have a second dimension, N."""
         specs = self.signature()
         for name in candidates:
             spec = specs[name]
@@ -84,7 +84,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return specs
 
     def example_spec(self) -> dict[str, Tensor]:
-        """How a ``tf.train.Example`` holds the same raw inputs; what an Example leaves out is missing."""
+        """Parsing spec of a ``tf.train.Example`` with the same raw inputs; absent features are missing."""
         return {
             name: tf.io.FixedLenFeature([], spec.dtype, default_value=_MISSING[spec.dtype])
             if spec.shape.rank == 1
@@ -110,11 +110,11 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
     def rank(
         self, raw: dict[str, Tensor], candidates: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Raw inputs of :meth:`rank_signature`; what is no candidate's is transformed once a request.
+        """Raw inputs of :meth:`rank_signature` to features; the user's inputs are transformed once per request.
 
         Returns:
-            what :meth:`__call__` gives, of the features that are no candidate's, ``[R, ...]``, and of those that are,
-            ``[R * N, ...]``; and ``[R, N]`` itself, int32 ``[2]``.
+            the user's features ``[R, ...]``, the candidates' features ``[R * N, ...]``, each as :meth:`__call__` gives
+            them; and the shape ``[R, N]``, int32 ``[2]``.
         """
         features = self._transform.schema.features
         once = {name: x for name, x in raw.items() if name not in candidates}
@@ -126,10 +126,10 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return mine, theirs, whole
 
     def _columns(self, raw: dict[str, Tensor], whole: Tensor, features: Sequence[Any]) -> dict[str, Tensor]:
-        """Of some features. Their inputs have the shape ``whole``, ``[rows]`` or ``[R, N]`` of so many rows, or 1 where that has
-        more.
+        """Transform some features. Their inputs have the shape ``whole`` (``[rows]`` or ``[R, N]``), or 1 in place of a
+        dimension.
 
-        What can be done for many features at a time is: a request waits for each operation longer than for its rows.
+        Features are transformed together where possible: in a request, each operation costs more than its rows.
         """
         rows = tf.reduce_prod(whole)
         out: dict[str, Any] = {}
@@ -153,8 +153,8 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
     def _single(self, features: list[CategoricalFeature], raw: list[Tensor]) -> Tensor:
         """Ids int32 of features of one dtype, ``[features, ...]``."""
         together = tf.stack(raw)
-        # Of the stack, not of `raw`: lookups that are all ready at once are handed to as many threads, which costs a request of
-        # 100 candidates a tenth of its time.
+        # Unstacked from the stack, not taken from `raw`: lookups that are ready at the same time go to as many threads,
+        # which costs a request of 100 candidates a tenth of its time.
         tokens = tf.unstack(_as_text(together), num=len(features))
         value_indices = tf.cast(
             tf.stack([self._value_indices(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32
@@ -165,7 +165,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + value_indices)
 
     def _buckets(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
-        """Ids int32 of numbers, by the quantile that they fall into, ``[features, ...]``."""
+        """Ids int32 of quantile buckets, ``[features, ...]``."""
         together = tf.stack(raw)
         buckets = [
             tf.searchsorted(
@@ -177,7 +177,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return tf.where(tf.math.is_finite(together), ids, MISSING_ID)
 
     def _value_indices(self, feature: Categorical, tokens: Tensor) -> Tensor:
-        """Ids less that of the first value; int64, the shape of the tokens."""
+        """Ids minus the first value's id, int64, in the shape of the tokens; negative for unknown values."""
         vocabulary_source = self._transform.schema.vocabulary_source(feature)
         if vocabulary_source.encoding == "hash":
             return tf.strings.to_hash_bucket_fast(tokens, vocabulary_source.size)
@@ -201,7 +201,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         split = feature.separator
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
-        if split and feature.dtype == "int64":  # 007 is 7, as in the log, where what is no integer is refused
+        if split and feature.dtype == "int64":  # 007 is 7, as in the log; a log with non-integers is refused
             tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,19}"))
             short = tf.strings.regex_replace(tokens.flat_values, r"^(-?)0+(\d)", r"\1\2")
             tokens = tokens.with_flat_values(tf.where(short == "-0", "0", short))
@@ -215,25 +215,25 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
     def _scaled(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
-        """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, where there is no number."""
+        """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, for missing values."""
         x = tf.stack(raw)
         states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
         mean = _each([state.mean if state else 0.0 for state in states], np.float32, x)
         inverse = _each([1.0 / state.sd if state else 1.0 for state in states], np.float32, x)
         logs = [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
         moved = tf.where(_each(logs, bool, x), tf.math.log1p(tf.maximum(x, 0.0)), x) if any(logs) else x
-        return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # asked of x: tf.maximum may swallow a NaN
+        return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # tests x: tf.maximum may swallow a NaN
 
 
 def missing(dtype: Any, rank: int) -> Any:
-    """What stands for an input that a request leaves out: one missing value, a NumPy array of that rank."""
+    """The default of an input: one missing value, as a NumPy array of that rank."""
     return np.full([1] * rank, _MISSING[dtype], dtype.as_numpy_dtype)
 
 
 def _shapes(inputs: list[Tensor], rank: int) -> Tensor:
-    """The first ``rank`` dimensions of each, int32 ``[inputs, rank]``, in any order."""
+    """The first ``rank`` dimensions of each input, int32 ``[inputs, rank]``, in any order."""
     alike: dict[Any, list[Any]] = {}
-    for x in inputs:  # one operation for all that are alike
+    for x in inputs:  # one operation for all inputs of one dtype and rank
         alike.setdefault((x.dtype, x.shape.rank), []).append(x)
     shapes = [tf.stack(tf.shape_n(several)) for several in alike.values()]
     kept = [shape if shape.shape[1] == rank else shape[:, :rank] for shape in shapes]
@@ -241,26 +241,26 @@ def _shapes(inputs: list[Tensor], rank: int) -> Tensor:
 
 
 def _common(shapes: Tensor) -> Tensor:
-    """The shape, int32 ``[rank]``, that inputs of these shapes, ``[inputs, rank]``, are brought to: 1 gives way, to 0 as well."""
+    """The shape, int32 ``[rank]``, that inputs of these shapes, ``[inputs, rank]``, broadcast to; a 0 wins over a 1."""
     return tf.where(tf.reduce_any(shapes == 0, axis=0), 0, tf.reduce_max(shapes, axis=0))
 
 
 def _with_rows(x: Tensor, whole: Tensor) -> Tensor:
-    """An input of a bag or sequence with all rows: ``[rows]`` of text, or ``[rows, any]``."""
+    """An input of a bag or sequence, broadcast to all rows: ``[rows]`` of text, or ``[rows, any]``."""
     rest = tf.shape(x)[tf.size(whole) :]
     wide = tf.broadcast_to(x, tf.concat([whole, rest], axis=0))
     return tf.reshape(wide, tf.concat([tf.reduce_prod(whole)[None], rest], axis=0))
 
 
 def _kind(feature: Any) -> str:
-    """Of a feature of one value, how it is read: by its dtype, or as the number or the bucket that it is."""
+    """How a feature of one value is transformed: as string, int64, number or quantile."""
     if isinstance(feature, CategoricalFeature):
         return feature.dtype
     return "quantile" if feature.transform == "quantile" else "number"
 
 
 def _each(values: list[Tensor], dtype: Any, x: Tensor) -> Any:
-    """A constant for each feature of ``[features, ...]``."""
+    """A constant per feature, shaped to broadcast with ``[features, ...]``."""
     return np.array(values, dtype).reshape([-1] + [1] * (x.shape.rank - 1))
 
 

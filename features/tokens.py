@@ -1,6 +1,6 @@
-"""A column of values as its distinct tokens and, for every value, which of them it is.
+"""A column as its distinct tokens, and a code per value.
 
-Whatever is asked of a value (its count, its id, its hash) is so asked once a distinct token and never once a row.
+Counts, ids and hashes are thus computed once per distinct token, not once per row.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Coded(NamedTuple):
     """n values.
 
     Args:
-        tokens: string array, the values' texts; none is null or empty. One may stand twice, where the column came in chunks.
-        codes: int64 ``[n]``, the place of each value's token; -1 for a missing value.
+        tokens: string array of the values' texts; none is null or empty. A token may occur twice if the column came in chunks.
+        codes: int64 ``[n]``, the index of each value's token; -1 for a missing value.
     """
 
     tokens: pa.StringArray
@@ -31,7 +31,7 @@ class Coded(NamedTuple):
 
 
 def arrow_type(feature: Categorical | NumericFeature) -> pa.DataType:
-    """Arrow type of a feature's column in the log."""
+    """Arrow type that a feature's column is read as."""
     if isinstance(feature, NumericFeature):
         return pa.float64()
     single = pa.string() if feature.dtype == "string" else pa.int64()
@@ -41,12 +41,12 @@ def arrow_type(feature: Categorical | NumericFeature) -> pa.DataType:
 
 
 def as_dictionary(column: Column) -> Column:
-    """The column dictionary-encoded; as it is if it is so already."""
+    """The column, dictionary-encoded."""
     return column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
 
 
 def as_type(column: Column, kind: pa.DataType) -> Column:
-    """The column as another type, which may be a dictionary; Arrow itself casts to one from text alone."""
+    """The column cast to a type, which may be a dictionary; Arrow casts only text to a dictionary."""
     if not pa.types.is_dictionary(kind):
         return plain(column).cast(kind)
     return as_dictionary(column if pa.types.is_dictionary(column.type) else column.cast(kind.value_type)).cast(kind)
@@ -55,7 +55,7 @@ def as_type(column: Column, kind: pa.DataType) -> Column:
 def with_dictionaries(
     names: Sequence[str], table: pa.Table, each: Callable[..., Iterable[Any]] = map
 ) -> pa.RecordBatch:
-    """The table as one batch, the columns of these names dictionary-encoded and the others not; a column may be missing."""
+    """The table as one batch; only the named columns are dictionary-encoded. A named column may be absent."""
 
     def stored(name: str) -> pa.Array:
         column = table.column(name)
@@ -70,13 +70,13 @@ def plain(column: Column) -> Column:
 
 
 def coded(feature: Categorical, column: Column) -> Coded:
-    """The values of a feature with one value a row."""
+    """The values of a feature with one value per row."""
     kind = pa.string() if feature.dtype == "string" else pa.int64()
     return coded_as(kind, column)
 
 
 def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArray[np.int64]]:
-    """The values of a bag or a sequence one after the other, and how many stand in each row, missing ones included.
+    """The values of a bag or sequence in one flat array, and the number of values per row, missing ones included.
 
     Returns:
         the values, and int64 ``[rows]``.
@@ -88,13 +88,13 @@ def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArra
         lists = pc.split_pattern(lists, pattern=separator)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = lists.flatten()
-    if separator and feature.dtype == "int64":  # an empty text has one empty piece, which is no number
+    if separator and feature.dtype == "int64":  # an empty text splits into one empty text, which is not a number
         values = _null_where_missing(values).cast(kind)
     return coded_as(kind, values), lengths
 
 
 def as_float32(column: Column) -> npt.NDArray[np.float32]:
-    """Float32 with NaN where the log has null, NaN or an infinity."""
+    """The column as float32; null, NaN and infinities become NaN."""
     wide = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):
         x = wide.astype(np.float32)
@@ -102,7 +102,7 @@ def as_float32(column: Column) -> npt.NDArray[np.float32]:
 
 
 def coded_as(kind: pa.DataType, column: Column) -> Coded:
-    """Single values of a column, read as strings or as int64: null, empty text and the int sentinel are missing."""
+    """Single values of a column, as strings or int64. Null, empty text and the int sentinel are missing."""
     tokens, codes, known = [], [], 0
     for chunk in as_dictionary(column).chunks if isinstance(column, pa.ChunkedArray) else [as_dictionary(column)]:
         values = _null_where_missing(chunk.dictionary.cast(kind)).cast(pa.string())

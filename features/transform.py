@@ -1,4 +1,4 @@
-"""The schema with all that was learnt from the training split: vocabularies, means, deviations, bucket boundaries."""
+"""The transform: the schema with what was learnt from the training split (vocabularies, scales, bucket boundaries)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clsd.features.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class NumericState:
-    """What a numeric feature learnt. ``mean`` and ``sd`` are those of log(1 + max(x, 0)) for ``log1p``.
+    """What a numeric feature learnt; for ``log1p``, mean and sd are those of log(1 + max(x, 0)).
 
     Args:
-        mean: of the values that are there, 0.0 if none is.
-        sd: population standard deviation, 1.0 where it would be 0.
-        boundaries: float32 values, rising; bucket k holds boundaries[k-1] <= x < boundaries[k].
+        mean: mean of the present values; 0.0 if there are none.
+        sd: population standard deviation; 1.0 if it would be 0.
+        boundaries: rising float32 values; bucket k holds boundaries[k-1] <= x < boundaries[k].
     """
 
     mean: float = 0.0
@@ -30,10 +30,10 @@ class NumericState:
 
     @classmethod
     def from_moments(cls, parts: Iterable[tuple[int, float, float]]) -> NumericState:
-        """From (number, mean, sum of squared differences from that mean) of each part of the values.
+        """From (count, mean, sum of squared differences from that mean) of each part of the values.
 
-        Exact sums (``math.fsum``), so that the order of the parts does not matter; differences from the parts' own means,
-        so that a large mean does not swallow a small deviation (Chan, Golub & LeVeque 1983).
+        Sums are exact (``math.fsum``), so the order of the parts does not matter. Differences are from the parts' own means, so a
+        large mean does not swallow a small deviation (Chan, Golub & LeVeque 1983).
         """
         parts = [part for part in parts if part[0]]
         rows = sum(n for n, _, _ in parts)
@@ -45,7 +45,7 @@ class NumericState:
 
     @classmethod
     def from_sample(cls, sample: np.ndarray[Any, Any], buckets: int) -> NumericState:
-        """Boundaries at the quantiles 1/buckets ... of a sample, doubles merged."""
+        """Boundaries at the quantiles 1/buckets, 2/buckets, ... of a sample, without duplicates."""
         if sample.size == 0:
             return cls()
         at = np.arange(1, buckets) / buckets
@@ -55,11 +55,11 @@ class NumericState:
 
 @dataclass(frozen=True)
 class Transform:
-    """Everything that turns a raw row into ids and values.
+    """Everything that encodes a raw row.
 
     Args:
-        schema: the description of a row.
-        vocabularies: by name of the feature that owns them.
+        schema: the schema.
+        vocabularies: by name of their vocabulary source.
         numerics: by name of the numeric feature.
     """
 
@@ -68,7 +68,7 @@ class Transform:
     numerics: dict[str, NumericState] = field(default_factory=dict)
 
     def table_size(self, name: str) -> int:
-        """Number of ids of a categorical or bucketed feature, the reserved ones included."""
+        """Number of ids of a categorical or bucketed feature, reserved ids included."""
         feature = self.schema.feature(name)
         if isinstance(feature, NumericFeature):
             return FIRST_OOV_ID + 1 + len(self.numerics[name].boundaries) + 1
@@ -81,7 +81,7 @@ class Transform:
         return first_value_id(vocabulary_source) + num_values
 
     def id_names(self, name: str) -> list[str]:
-        """What each id of a vocabulary feature means, for reports: ``(missing)``, ``(unknown)``, then the values."""
+        """Names of a feature's ids, for reports: reserved ids first, then the values."""
         vocabulary_source = self.schema.vocabulary_source(self.schema.feature(name))  # type: ignore[arg-type]
         reserved = ["(padding)", "(missing)"] + ["(unknown)"] * vocabulary_source.oov_buckets
         if vocabulary_source.encoding == "vocabulary":
@@ -89,7 +89,7 @@ class Transform:
         return reserved + [str(value) for value in range(vocabulary_source.size)]
 
     def describe(self) -> dict[str, Any]:
-        """What ``dataset.json`` says of it; the values themselves are in the Parquet files that it names."""
+        """The transform's part of ``dataset.json``; the vocabularies' values are in the Parquet files that it names."""
         return {
             "vocabularies": {name: vocabulary_entry(name, len(v)) for name, v in sorted(self.vocabularies.items())},
             "numerics": {name: numeric_entry(number) for name, number in sorted(self.numerics.items())},
@@ -97,7 +97,7 @@ class Transform:
 
     @classmethod
     def load(cls, schema: Schema, described: dict[str, Any], directory: Path) -> Transform:
-        """Put together again what :meth:`describe` says, with the vocabularies' files under ``directory``."""
+        """Load the transform from what :meth:`describe` gave and the vocabularies' files under ``directory``."""
         return cls(
             schema=schema,
             vocabularies={
@@ -111,20 +111,20 @@ class Transform:
 
 
 def vocabulary_file(name: str) -> str:
-    """Where a vocabulary lies in a data set's directory."""
+    """Path of a vocabulary's file, relative to the data set."""
     return f"vocabularies/{name}.parquet"
 
 
 def vocabulary_entry(name: str, size: int) -> dict[str, Any]:
-    """What ``dataset.json`` says of a vocabulary."""
+    """The entry of a vocabulary in ``dataset.json``."""
     return {"file": vocabulary_file(name), "size": size}
 
 
 def numeric_entry(number: NumericState) -> dict[str, Any]:
-    """What ``dataset.json`` says of a numeric feature."""
+    """The entry of a numeric feature in ``dataset.json``."""
     return {"mean": number.mean, "sd": number.sd, "boundaries": list(number.boundaries)}
 
 
 def first_value_id(vocabulary_source: Categorical) -> int:
-    """The id of the first value that is neither padding, missing nor out of vocabulary."""
+    """The id of the first value, after the reserved ids."""
     return FIRST_OOV_ID + vocabulary_source.oov_buckets

@@ -1,4 +1,4 @@
-"""Vocabularies: the values of a feature that got an id of their own, by falling frequency in the training split."""
+"""Vocabularies: the values of a feature that have an id, by falling frequency in the training split."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def count(values: Coded, clicks: npt.NDArray[np.bool_]) -> pa.Table:
     """Rows and clicks of each distinct token of a batch.
 
     Args:
-        values: n of them; a missing value counts as nothing, nor does text with a line break (the text file of a vocabulary
-            inside a SavedModel has one value a line).
+        values: n values. Missing values are not counted, and neither is text with a line break: in a SavedModel, a
+            vocabulary is a text file with one value per line.
         clicks: bool ``[n]``.
 
     Returns:
-        a table of schema :data:`COUNTS`; a token that stands twice among ``values.tokens`` stands twice.
+        a table of schema :data:`COUNTS`; a token that occurs twice in ``values.tokens`` occurs twice.
     """
     tokens, codes = values
     rows = np.bincount(codes[codes >= 0], minlength=len(tokens))
@@ -37,19 +37,19 @@ def count(values: Coded, clicks: npt.NDArray[np.bool_]) -> pa.Table:
 
 
 def merge(tables: list[pa.Table]) -> pa.Table:
-    """The sum of partial counts, each token once; the order of the rows is free."""
+    """The sum of partial counts, each token once, in any order."""
     whole = pa.concat_tables(tables) if tables else COUNTS.empty_table()
-    # One thread: of a million tokens Arrow's threads take four times as long to put their tables together.
+    # One thread: with a million tokens, merging the tables of Arrow's threads takes four times as long.
     sums = whole.group_by("token", use_threads=False).aggregate([("rows", "sum"), ("clicks", "sum")])
     return sums.select(["token", "rows_sum", "clicks_sum"]).rename_columns(COUNTS.names)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Values with an id of their own.
+    """The values of a feature that have an id.
 
     Args:
-        tokens: string array ``[size]``, by falling ``rows``, then by bytes; those of a vocabulary that it extends come first.
+        tokens: string array ``[size]``, by falling ``rows``, then by bytes; values of a base vocabulary come first.
         rows: int64 ``[size]``, rows of the training split that hold the value.
         clicks: int64 ``[size]``, clicks among them.
     """
@@ -60,17 +60,17 @@ class Vocabulary:
 
     @classmethod
     def from_counts(cls, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
-        """The most frequent ``max_size`` values that occur at least ``min_count`` times, in a deterministic order."""
+        """The ``max_size`` most frequent values that occur at least ``min_count`` times, in a deterministic order."""
         kept = counts.filter(pc.greater_equal(counts["rows"], min_count))
-        kept = kept.append_column("bytes", pc.cast(kept["token"], pa.binary()))  # by bytes: no collation in the order
+        kept = kept.append_column("bytes", pc.cast(kept["token"], pa.binary()))  # sorted by bytes, without collation
         order = pc.sort_indices(kept, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
         return cls._of(kept.take(order[:max_size]))
 
     def extended(self, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
-        """This vocabulary's values in their order, with the counts of another log, and that log's new values after them.
+        """This vocabulary's values in their order with the counts of another log, followed by that log's new values.
 
-        So every id means what it meant. The new ones are chosen and ordered as by :meth:`from_counts`; ``max_size`` bounds the
-        whole and takes no old one away.
+        So every id keeps its meaning. New values are chosen and ordered as in :meth:`from_counts`. ``max_size`` limits
+        the total but removes no old value.
         """
         fresh = counts.filter(pc.invert(pc.is_in(counts["token"], value_set=self.tokens)))
         room = max(max_size - len(self), 0)
@@ -92,12 +92,12 @@ class Vocabulary:
         return len(self.tokens)
 
     def index(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
-        """Position of each token in the vocabulary, int32 ``[n]``; -1 where it is unknown or null."""
+        """Index of each token in the vocabulary, int32 ``[n]``; -1 for unknown tokens and null."""
         result = pc.index_in(tokens, value_set=self.tokens, skip_nulls=True)
         return np.asarray(pc.fill_null(result, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
 
     def table(self) -> pa.Table:
-        """The vocabulary as a table of schema :data:`COUNTS`, in the order of the ids."""
+        """The vocabulary as a table of schema :data:`COUNTS`, in id order."""
         return pa.table({"token": self.tokens, "rows": self.rows, "clicks": self.clicks}, schema=COUNTS)
 
     def write(self, file: IO[bytes]) -> None:

@@ -82,4 +82,4 @@ class KerasConfidenceModel(ConfidenceModel):
         names = list(sample) if isinstance(sample, Mapping) else []
         for group in groups:
             if group not in names:
-                raise UserError(f"groups: {group}", "is no input", did_you_mean(group, names))
+                raise UserError(f"groups: {group}", "is not an input", did_you_mean(group, names))

@@ -47,7 +47,7 @@ class DCNv2(keras.Model):  # type: ignore[misc]
     ) -> None:
         super().__init__(name="dcn_v2", dtype="float32")
         if structure not in ("parallel", "stacked"):
-            raise ValueError(f"structure: '{structure}' is neither parallel nor stacked")
+            raise ValueError(f"structure: '{structure}' is not parallel or stacked")
         self._parallel = structure == "parallel"
         self._spec = spec
         self.flat = Flat(name="flat")

@@ -46,8 +46,8 @@ class DLRM(keras.Model):  # type: ignore[misc]
         super().__init__(name="dlrm", dtype="float32")
         self._spec, has_numbers = spec, len(spec.embedded) < len(spec.fields)
         if len(spec.embedded) + has_numbers < 2:
-            what = "fewer than two vectors have no product (all numeric features are one, any other feature is one)"
-            raise UserError("model.backbone: dlrm", what, "add a categorical feature, or take wide_deep")
+            what = "needs two vectors (all numeric features are one vector, any other feature is one)"
+            raise UserError("model.backbone: dlrm", what, "add a categorical feature, or use wide_deep")
         self.embedding = FieldEmbedding(spec.embedded, embedding_dim, name="embedding")
         self.bottom = None
         if has_numbers:

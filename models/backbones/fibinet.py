@@ -51,10 +51,10 @@ class FiBiNET(keras.Model):  # type: ignore[misc]
     ) -> None:
         super().__init__(name="fibinet", dtype="float32")
         if bilinear not in ("field_all", "field_each", "field_interaction"):
-            raise ValueError(f"bilinear: '{bilinear}' is none of field_all, field_each and field_interaction")
+            raise ValueError(f"bilinear: '{bilinear}' is not field_all, field_each or field_interaction")
         fields = len(spec.fields)
         if fields < 2:
-            raise UserError("model.backbone: fibinet", "one feature has no pairs", "add a feature, or take wide_deep")
+            raise UserError("model.backbone: fibinet", "one feature forms no pairs", "add a feature, or use wide_deep")
         self.embedding = FieldEmbedding(spec.fields, embedding_dim + 1, name="embedding")
         self.squeeze = keras.layers.Dense(
             max(1, fields // reduction_ratio), activation="relu", use_bias=False, name="squeeze"

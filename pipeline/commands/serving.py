@@ -109,10 +109,10 @@ def predict(model_dir: str, rows: str) -> None:
         with click.open_file(rows, encoding="utf-8") as file:
             parsed = read_rows(file, where)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(where, f"cannot be read ({reason})", "give a file of JSON lines") from None
     for name, hint in predictor.unknown(parsed).items():
-        warn(f"the model knows no '{name}', which is left out; {hint}")
+        warn(f"the model does not know '{name}'; it is ignored; {hint}")
     for answer in predictor.predict(parsed, where):
         click.echo(json.dumps(answer))
 

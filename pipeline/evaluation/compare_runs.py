@@ -121,9 +121,7 @@ def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
     ramp = config.confidence.tce_ramp_steps
     weighted = config.train.epochs * steps_per_epoch(config, dataset) - warmup_steps(config, dataset)
     if ramp > weighted:
-        what = (
-            f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: it will be next to plain"
-        )
+        what = f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: so it will be close to plain"
         hint = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
         warn(f"{what}; {hint}")
 
@@ -245,8 +243,8 @@ def _workers(out: Path, jobs: int) -> Iterator[Callable[..., Future[str]]]:
     try:
         yield pool.submit
     except BrokenProcessPool:
-        what = "a training process died, perhaps for want of memory"
-        raise UserError(str(out), what, "see log.txt there; the same command goes on where it stood") from None
+        what = "a training process died, perhaps out of memory"
+        raise UserError(str(out), what, "see log.txt there; the same command continues") from None
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()

@@ -95,7 +95,7 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
         UserError: an unknown name, a variant whose settings do not fit, or a config without weights.
     """
     if not config.confidence.weighted:
-        what = "is no method to hold against controls"
+        what = "weights no clicks, so there is nothing to compare with controls"
         raise UserError("confidence.teacher: none", what, "set confidence.preset: stable, or another")
     user_variants = {name: Variant(changes, "of the config") for name, changes in config.compare.variants.items()}
     for name, changes in config.compare.variants.items():
@@ -119,7 +119,7 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
         chosen[name] = _config_of(config, name, confidence)
     for name in config.compare.references:
         if name not in known:
-            raise UserError(f"compare.references: {name}", "is no variant", did_you_mean(name, known))
+            raise UserError(f"compare.references: {name}", "is not a variant", did_you_mean(name, known))
     if not set(config.compare.references) & set(chosen):
         what = f"none of {', '.join(config.compare.references) or 'nothing'} is among the variants"
         raise UserError("compare.references", what, "name one with --variants, or leave out --no-controls")
@@ -150,7 +150,7 @@ def _impossible(config: Config, confidence: Mapping[str, Any]) -> tuple[str, str
     if source == "intensity" and not config.row_schema.intensity:
         return "the log has no intensity", "name its column as rows.intensity"
     if source in ("item", "popularity") and item_feature(config) is None:
-        return "no feature with a vocabulary is known to name the item", "name it as evaluate.item"
+        return "no feature with a vocabulary names the item", "name it as evaluate.item"
     return None
 
 

@@ -75,7 +75,7 @@ def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[di
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its codecs raise
-        raise UserError(path, f"is damaged or cut short ({type(error).__name__}: {error})", _HINT) from None
+        raise UserError(path, f"is damaged or truncated ({type(error).__name__}: {error})", _HINT) from None
 
 
 def records_before(file: IO[bytes], start: int) -> int:
@@ -115,7 +115,7 @@ def _header(path: str, file: IO[bytes]) -> Any:
     try:
         return fastavro.block_reader(file)
     except Exception as error:
-        raise UserError(path, f"is no Avro file ({type(error).__name__}: {error})", _HINT) from None
+        raise UserError(path, f"is not an Avro file ({type(error).__name__}: {error})", _HINT) from None
 
 
 def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:

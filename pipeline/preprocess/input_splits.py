@@ -108,7 +108,7 @@ def _refuse_reserved(schema: Schema) -> None:
     """The job adds columns of its own to the log's."""
     carried = [*(feature.source for feature in schema.features), schema.intensity, *schema.passthrough]
     for column in [name for name in carried if name in RESERVED] + [c for c in schema.columns if c in (KEY, POSITION)]:
-        raise UserError("rows", f"column '{column}' has a name that the job uses itself", "rename it in the log")
+        raise UserError("rows", f"column '{column}' has a reserved name", "rename it in the log")
 
 
 def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
@@ -204,7 +204,9 @@ def _format_of(path: str) -> str:
     for ending, kind in endings.items():
         if name.endswith(ending) and not (kind in ("parquet", "avro") and compression):
             return kind
-    raise UserError(path, "has an ending that tells no format", "set logs.format to jsonl, csv, parquet or avro")
+    raise UserError(
+        path, "has an ending that does not tell the format", "set logs.format to jsonl, csv, parquet or avro"
+    )
 
 
 def _head(path: str) -> bytes:
@@ -230,7 +232,7 @@ def _header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
     try:
         names = tuple(name.strip() for name in csv_fields(line.decode(), dialect))
     except (ValueError, csv.Error):
-        raise UserError(f"{path}:1", "the header is no UTF-8 text", "is it a CSV? set logs.format") from None
+        raise UserError(f"{path}:1", "the header is not UTF-8 text", "is it a CSV? set logs.format") from None
     return names
 
 
@@ -320,7 +322,9 @@ def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType])
             _check_type(path, kind, feature.name, types[feature.source], result[feature.source])
             if pa.types.is_list(types[feature.source]) and kind == "csv":
                 raise UserError(
-                    path, f"'{feature.source}' is read as a list, and a CSV has none", "set the feature's separator"
+                    path,
+                    f"'{feature.source}' is read as a list, which a CSV cannot hold",
+                    "set the feature's separator",
                 )
     for column in [schema.label, schema.user, schema.timestamp, schema.intensity, *schema.passthrough]:
         if column and column not in result:

@@ -59,7 +59,7 @@ def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out:
         raise UserError(
             f"{first['path']}:{first['line']}",
             f"{refused} of {rows} rows refused, more than preprocess.max_refused = {config.preprocess.max_refused:g} ({reasons})",
-            f"mend the log (every refused row is in {kept}), or raise max_refused",
+            f"fix the log (every refused row is in {kept}), or raise max_refused",
         )
 
 

@@ -59,7 +59,9 @@ def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetF
     try:
         return pq.ParquetFile(file, read_dictionary=list(coded))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(path, f"is no whole Parquet file ({str(error).splitlines()[0]})", "write it again") from None
+        raise UserError(
+            path, f"is not a complete Parquet file ({str(error).splitlines()[0]})", "write it again"
+        ) from None
 
 
 def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:

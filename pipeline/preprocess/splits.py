@@ -66,7 +66,7 @@ def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
             moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
             raise UserError(
-                f"preprocess.split.{name}", f"'{text}' is no time", "write it as 2026-11-22T10:00:00Z"
+                f"preprocess.split.{name}", f"'{text}' is not a time", "write it as 2026-11-22T10:00:00Z"
             ) from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         return round(moment.timestamp() * 1_000_000)

@@ -121,7 +121,7 @@ def write_dataset(
     if name not in DATASETS:
         raise UserError(f"data set '{name}'", "is not known", did_you_mean(name, DATASETS))
     if format not in LOG_FORMATS:
-        raise UserError(f"format '{format}'", "is no log format", did_you_mean(format, LOG_FORMATS))
+        raise UserError(f"format '{format}'", "is not a log format", did_you_mean(format, LOG_FORMATS))
     if synthetic is not None and name != "synthetic":
         raise UserError(f"data set '{name}'", "has no settings", "leave out the settings of the synthetic data set")
     wanted = _identity(name, format, synthetic or SyntheticSettings())

@@ -84,9 +84,11 @@ class SyntheticSettings:
         if self.groups > len(AGE_BANDS):
             raise UserError("synthetic groups", f"{self.groups} is too many", f"there are {len(AGE_BANDS)} age bands")
         if not 0 < self.ctr < 1:
-            raise UserError("synthetic ctr", f"{self.ctr} is no share", "give a number between 0 and 1")
+            raise UserError("synthetic ctr", f"{self.ctr} is not a share", "give a number between 0 and 1")
         if not 0 <= self.accidental < 1:
-            raise UserError("synthetic accidental", f"{self.accidental} is no share", "give a number from 0 to below 1")
+            raise UserError(
+                "synthetic accidental", f"{self.accidental} is not a share", "give a number from 0 to below 1"
+            )
 
 
 def generate(settings: SyntheticSettings) -> Iterator[pa.RecordBatch]:

@@ -119,7 +119,7 @@ def export(
             raise UserError(str(target), what, "choose a larger --version")
         fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
         if gone := withdrawn(out, fingerprint, config.export):
-            what = "is of this very run and was taken out of service"
+            what = "is a withdrawn version of this run"
             raise UserError(str(gone), what, "rename it to its number to serve it again, or remove it")
         gates = gates or PublishingRequirements()
         _pass(config, gates, out)

@@ -32,7 +32,7 @@ class Predictor:
             self._signature = self._loaded.signatures["serving_default"]
         except (OSError, KeyError, tf.errors.OpError) as error:
             raise UserError(
-                str(self.directory), f"is no whole model ({type(error).__name__})", "export it again"
+                str(self.directory), f"is not a complete model ({type(error).__name__})", "export it again"
             ) from error
         self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
         self._columns = _columns_of(self.directory)
@@ -99,7 +99,7 @@ def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
         "".join(v for v in values if isinstance(v, str)).encode()
     except UnicodeEncodeError:
         raise UserError(
-            where, f"'{name}' is {json.dumps(value)[:80]}, which is no Unicode text", "correct the row"
+            where, f"'{name}' is {json.dumps(value)[:80]}, which is not Unicode text", "correct the row"
         ) from None
     return value
 
@@ -117,8 +117,8 @@ def read_rows(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line.strip())
         except ValueError as error:
-            raise UserError(f"{where}:{number}", f"is no JSON ({error})", "write one JSON object a line") from None
+            raise UserError(f"{where}:{number}", f"is not JSON ({error})", "write one JSON object a line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{where}:{number}", "is no JSON object", 'write it as {"feature": value, ...}')
+            raise UserError(f"{where}:{number}", "is not a JSON object", 'write it as {"feature": value, ...}')
         rows.append(row)
     return rows

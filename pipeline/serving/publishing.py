@@ -41,7 +41,7 @@ def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
             raise ValueError
         requirement = Requirement(result[1], result[2], float(result[3]))
     except ValueError:
-        raise UserError(f"--require {text}", "is no bound of a metric", "write it like auc>=0.7") from None
+        raise UserError(f"--require {text}", "is not a bound of a metric", "write it like auc>=0.7") from None
     if requirement.metric not in {*metrics}:
         raise UserError(
             f"--require {text}", f"no metric {requirement.metric}", did_you_mean(requirement.metric, metrics)
@@ -72,7 +72,7 @@ def enforce_against(
     """Refuse a model that is worse than the one in service by more than a margin.
 
     Args:
-        metrics, served: of both; one that the version in service lacks is passed over.
+        metrics, served: of both; one that the version in service lacks is skipped.
         margins: by metric.
         version: the one in service, for the message.
 
@@ -89,5 +89,5 @@ def enforce_against(
         if worse > margin:
             what = f"{name} {metrics[name]:.6g} is worse than {served[name]:.6g} of the version served, by more than {margin:g}"
             raise OutOfBoundsError(
-                f"--against {version}", what, "nothing was published; export.margins says how much is let pass"
+                f"--against {version}", what, "nothing was published; export.margins sets how much worse is allowed"
             )

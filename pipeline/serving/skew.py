@@ -74,7 +74,7 @@ def skew(
     for name in ignore:
         if name not in {f.name for f in schema.inputs}:
             raise UserError(
-                f"--ignore {name}", "is no input of the model", did_you_mean(name, [f.name for f in schema.inputs])
+                f"--ignore {name}", "is not an input of the model", did_you_mean(name, [f.name for f in schema.inputs])
             )
     rows = list(_served_rows(log, {f.name: 1 + pa.types.is_list(arrow_type(f)) for f in schema.inputs}))
     if not rows:
@@ -84,7 +84,7 @@ def skew(
         expected = trainer_scores(dataset, trained.spec, scoring_of(config, dataset, trained), table)
     except pa.ArrowInvalid as error:  # a text of numbers, of which one is none
         what = f"holds a value that a log is refused for ({error})"
-        raise UserError(str(log), what, "see which of the requests it is of, and mend the client") from None
+        raise UserError(str(log), what, "see which of the requests it is of, and fix the client") from None
     scores, differ = {}, []
     for name in OUTPUTS:
         known = np.array([row.get(name) is not None for row in rows])
@@ -117,7 +117,9 @@ def _number(value: Any, log: Path, row: int, name: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{log}:{row}", f"'{name}' is {json.dumps(value)[:80]}, and no number", "correct the row")
+        raise UserError(
+            f"{log}:{row}", f"'{name}' is {json.dumps(value)[:80]}, which is not a number", "correct the row"
+        )
     return float(value)
 
 
@@ -271,7 +273,7 @@ def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:
         with log.open(encoding="utf-8-sig", newline="\n") as lines:
             yield from read_rows(lines, str(log))
     except UnicodeDecodeError:
-        raise UserError(str(log), "is no UTF-8 text", "give JSON lines, or TFRecords of PredictionLog") from None
+        raise UserError(str(log), "is not UTF-8 text", "give JSON lines, or TFRecords of PredictionLog") from None
 
 
 def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[str, Any]]:
@@ -288,7 +290,7 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
             raise DecodeError
     except DecodeError:
         raise UserError(
-            where, "is no PredictionLog of TF Serving", "give JSON lines, or TFRecords of PredictionLog"
+            where, "is not a PredictionLog of TF Serving", "give JSON lines, or TFRecords of PredictionLog"
         ) from None
     metadata = getattr(log, kind)
     if kind == "predict_log":
@@ -298,7 +300,9 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
             try:
                 rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
             except DecodeError:
-                raise UserError(where, "holds what is no tf.train.Example", "see what the client sent") from None
+                raise UserError(
+                    where, "holds something other than a tf.train.Example", "see what the client sent"
+                ) from None
         else:
             rows = _of_arrays(arrays, ranks)
         answers = {name: answer.ravel() for name, answer in answers.items() if name in OUTPUTS}

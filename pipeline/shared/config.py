@@ -159,7 +159,7 @@ class EarlyStopping(Strict):
         if self.metric not in directions:
             raise ValueError(f"metric: '{self.metric}' is not known; {did_you_mean(self.metric, directions)}")
         if self.mode != directions[self.metric]:
-            raise ValueError(f"mode: '{self.metric}' is better the {directions[self.metric]} it is, not {self.mode}")
+            raise ValueError(f"mode: '{self.metric}' needs mode: {directions[self.metric]}")
         return self
 
 
@@ -285,7 +285,7 @@ class ExportSettings(Strict):
         for name in self.margins:
             if name not in DIRECTED_METRICS:
                 raise ValueError(
-                    f"margins: '{name}' is no metric with a better and a worse; {did_you_mean(name, DIRECTED_METRICS)}"
+                    f"margins: '{name}' is not a metric with a direction; {did_you_mean(name, DIRECTED_METRICS)}"
                 )
         return self
 
@@ -316,20 +316,23 @@ class Config(Strict):
             for column in [negatives.item, *negatives.item_columns]:
                 if column not in self.row_schema.columns:
                     raise ValueError(
-                        f"preprocess.negatives: '{column}' is no column of rows; {did_you_mean(column, self.row_schema.columns)}"
+                        f"preprocess.negatives: '{column}' is not a column of rows; "
+                        f"{did_you_mean(column, self.row_schema.columns)}"
                     )
         if split.key and split.key not in self.row_schema.columns:
-            raise ValueError(f"preprocess.split.key: '{split.key}' is no column of rows; add it to rows.passthrough")
+            raise ValueError(f"preprocess.split.key: '{split.key}' is not a column of rows; add it to rows.passthrough")
         lists = [f.source for f in self.row_schema.ragged if not f.separator]
         if split.key in {*lists, self.row_schema.label, self.row_schema.timestamp, self.row_schema.intensity} - {""}:
-            raise ValueError(f"preprocess.split.key: '{split.key}' holds no key; name a user, a session or the like")
+            raise ValueError(
+                f"preprocess.split.key: '{split.key}' cannot be a key; name a column such as the user or the session"
+            )
         stopping = self.train.early_stopping
         if stopping and stopping.metric == "gauc" and not self.row_schema.user:
             raise ValueError("train.early_stopping.metric: gauc needs rows.user")
         names = [feature.name for feature in self.row_schema.categorical]
         if self.evaluate.item and self.evaluate.item not in names:
             raise ValueError(
-                f"evaluate.item: '{self.evaluate.item}' is no categorical feature; {did_you_mean(self.evaluate.item, names)}"
+                f"evaluate.item: '{self.evaluate.item}' is not a categorical feature; {did_you_mean(self.evaluate.item, names)}"
             )
         if self.confidence.weighted and self.confidence.source == "intensity" and not self.row_schema.intensity:
             raise ValueError(
@@ -348,6 +351,6 @@ def unknown_candidate(rows: Schema, candidates: list[str]) -> str:
     """Error text for ``export.candidates``; "" if all of them are inputs of the model."""
     inputs = [feature.name for feature in rows.inputs]
     if twice := next((name for name in candidates if candidates.count(name) > 1), None):
-        return f"'{twice}' stands there twice; name it once"
+        return f"'{twice}' is listed twice; name it once"
     wrong = next((name for name in candidates if name not in inputs), None)
-    return "" if wrong is None else f"'{wrong}' is no input of the model; {did_you_mean(wrong, inputs)}"
+    return "" if wrong is None else f"'{wrong}' is not an input of the model; {did_you_mean(wrong, inputs)}"

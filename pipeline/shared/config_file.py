@@ -40,7 +40,7 @@ def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Con
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{where}:{mark.line + 1}" if mark else where
-        raise UserError(at, f"is no YAML ({getattr(error, 'problem', error)})", "correct that line") from None
+        raise UserError(at, f"is not YAML ({getattr(error, 'problem', error)})", "correct that line") from None
     if not isinstance(raw, dict):
         raise UserError(where, "is not a mapping of settings", "see configs/ for examples")
     for override in overrides or []:
@@ -101,11 +101,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for parent in parents:
         at = at.setdefault(parent, {})
         if not isinstance(at, dict):
-            raise UserError(f"--set {override}", f"'{parent}' is no group of settings", "see configs/ for their names")
+            raise UserError(
+                f"--set {override}", f"'{parent}' is not a group of settings", "see configs/ for their names"
+            )
     try:
         at[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UserError(f"--set {override}", f"'{value}' is no YAML value", "quote it") from None
+        raise UserError(f"--set {override}", f"'{value}' is not a YAML value", "quote it") from None
 
 
 def dump_config(config: Config) -> str:

@@ -200,7 +200,7 @@ class Dataset:
         for name in [name for name in have if name not in {f.name for f in schema.features}]:
             raise UserError(
                 where,
-                f"the data set has a feature '{name}' that the config has not",
+                f"the data set has a feature '{name}' that the config does not have",
                 f"set input: false for it, or {_AGAIN}",
             )
         raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)

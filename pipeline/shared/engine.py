@@ -171,7 +171,7 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
         elif minutes and waiting.is_alive() and time.monotonic() - since > 60 * minutes:
             with suppress(Exception):  # it is given up whether or not the engine hears of it
                 result.cancel()
-            what = f"wrote nothing for {minutes:g} minutes: a worker may be lost, or never have come"
+            what = f"wrote nothing for {minutes:g} minutes: a worker may be lost, or may never have started"
             raise UserError(
                 "Beam's engine", what, "see its log and run the same again; or raise preprocess.stalled_minutes"
             )

@@ -47,7 +47,7 @@ def no_room(error: BaseException, where: str) -> UserError | None:
     while seen is not None:
         code = seen.errno if isinstance(seen, OSError) else None
         if code in _NO_ROOM or any(text in str(seen) for text in _NO_ROOM_TEXTS):
-            return UserError(where, "the disk is full", "make room, then run the same command again")
+            return UserError(where, "the disk is full", "free space, then run the same command again")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -58,7 +58,7 @@ def no_store(error: BaseException, where: str) -> UserError | None:
     while seen is not None:
         if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            hint = "see that the address is right, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
+            hint = "check the address, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
             return UserError(where, f"the object store refuses or cannot be reached ({reason})", hint)
         seen = seen.__cause__ or seen.__context__
     return None
@@ -78,7 +78,7 @@ def clear_errors(where: str) -> Iterator[None]:
         if unreachable := no_store(error, where):
             raise unreachable from error
         if isinstance(error, OSError) and error.errno in _NO_PLACE:
-            raise UserError(where, f"cannot be written to ({error.strerror})", "choose another place") from error
+            raise UserError(where, f"cannot be written to ({error.strerror})", "choose another path") from error
         raise
 
 
@@ -89,7 +89,7 @@ def local_path(text: str | Path) -> Path:
         UserError: it is an address of an object store.
     """
     if is_remote(text):
-        raise UserError(str(text), "is no local path", "give a directory of this machine")
+        raise UserError(str(text), "is not a local path", "give a directory of this machine")
     return Path(text)
 
 
@@ -148,7 +148,7 @@ def require_ours(target: Path, markers: tuple[str, ...]) -> None:
         and not any((target / marker).is_file() for marker in (*markers, UNFINISHED) if marker)
     ):
         raise UserError(
-            str(target), "holds something that clsd did not make", "choose another place, or empty it yourself"
+            str(target), "holds something that clsd did not make", "choose another path, or empty it yourself"
         )
 
 
@@ -164,7 +164,7 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise no_room(error, str(path)) or UserError(
-            str(path), f"cannot be made ({error.strerror})", "choose another place"
+            str(path), f"cannot be made ({error.strerror})", "choose another path"
         ) from error
 
 
@@ -191,7 +191,7 @@ def whole_directory(
     with clear_errors(str(target)):
         if target.exists() and not _is_empty(target):
             if not overwrite:
-                raise UserError(str(target), "exists already", "choose another place, or pass --overwrite")
+                raise UserError(str(target), "exists already", "choose another path, or pass --overwrite")
             require_ours(target, (marker,))
         if is_remote(target) and not shared:
             aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-"))
@@ -334,6 +334,6 @@ def read_json(path: Path, what: str, hint: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(str(path.parent), f"is no {what}: it has no {path.name}", hint) from None
+        raise UserError(str(path.parent), f"is not a {what}: it has no {path.name}", hint) from None
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"cannot be read ({error})", hint) from None

@@ -55,7 +55,7 @@ def write_log(
         TypeError: a column is of a type that a log cannot hold.
     """
     if format not in LOG_FORMATS:
-        raise UserError(f"format '{format}'", "is no log format", did_you_mean(format, LOG_FORMATS))
+        raise UserError(f"format '{format}'", "is not a log format", did_you_mean(format, LOG_FORMATS))
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as raw:
@@ -67,7 +67,7 @@ def write_log(
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason = os.strerror(error.errno) if error.errno else str(error)
-            hint = "make room or choose another folder with --out"
+            hint = "free space, or choose another folder with --out"
             raise UserError(str(path), f"cannot be written ({reason})", hint) from error
         raise
     return rows

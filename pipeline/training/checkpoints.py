@@ -72,7 +72,7 @@ class Checkpoints:
             problem, state = _look(path)
             if not problem:
                 return path / WEIGHTS, state
-            warn(f"checkpoint {path} {problem}: passed over")
+            warn(f"checkpoint {path} {problem}: skipped")
         if steps:
             raise UserError(str(self._directory), "has no checkpoint that is whole", "pass --overwrite to start anew")
         return None

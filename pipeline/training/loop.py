@@ -148,7 +148,7 @@ class TrainingLoop:
         settings, state = self._config.train, self.state
         if self._done:
             within = f" and {state.step} of {self._steps} steps" if state.step else ""
-            say(f"going on after epoch {state.epoch} of {settings.epochs}{within}")
+            say(f"continuing after epoch {state.epoch} of {settings.epochs}{within}")
         elif settings.batch_size > self._dataset.rows("train"):
             warn(f"train.batch_size {settings.batch_size} is more than the {self._dataset.rows('train')} rows")
         if self._config.confidence.weighted:

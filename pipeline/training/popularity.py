@@ -36,7 +36,7 @@ def item_feature(config: Config) -> CategoricalFeature | None:
         feature = config.row_schema.feature(item)
     except KeyError:
         hint = did_you_mean(item, [f.name for f in config.row_schema.categorical])
-        raise UserError(f"evaluate.item: {item}", "is no feature", hint) from None
+        raise UserError(f"evaluate.item: {item}", "is not a feature", hint) from None
     if (
         not isinstance(feature, CategoricalFeature)
         or config.row_schema.vocabulary_source(feature).encoding != "vocabulary"

@@ -30,7 +30,7 @@ def workers() -> tuple[int, int]:
     The first of them, the chief, is the one that writes.
 
     Raises:
-        UserError: TF_CONFIG is no JSON of a cluster of workers alone.
+        UserError: TF_CONFIG is not JSON of a cluster of workers alone.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text:
@@ -42,12 +42,12 @@ def workers() -> tuple[int, int]:
             raise UserError("TF_CONFIG", "names other tasks than workers", "list every machine under cluster.worker")
         num_workers, worker = len(cluster["worker"]), int(task["index"])
         if not 0 <= worker < num_workers:
-            raise UserError("TF_CONFIG", f"task {worker} is none of {num_workers} workers", "number them from 0 on")
+            raise UserError("TF_CONFIG", f"task {worker} is not one of {num_workers} workers", "number them from 0 on")
         for address in cluster["worker"]:
             port = str(address).rpartition(":")[2]
             if ":" not in address or not port.isdigit() or not 0 < int(port) < 1 << 16:
                 raise UserError(
-                    "TF_CONFIG", f"{address} is no HOST:PORT", "give every machine's address and a free port"
+                    "TF_CONFIG", f"{address} is not HOST:PORT", "give every machine's address and a free port"
                 )
         if len({*cluster["worker"]}) < num_workers:
             raise UserError("TF_CONFIG", "names a machine twice", "give each its own address and port")
@@ -69,7 +69,7 @@ def together() -> Iterator[None]:
     except _LOST as error:
         if workers()[0] == 1:
             raise
-        hint = "start all of them again: they go on from the newest checkpoint"
+        hint = "start all of them again: they continue from the newest checkpoint"
         said = [line for line in str(error).splitlines() if line.strip() and line != "Graph execution error:"]
         reason = said[0][:200] if said else type(error).__name__
         raise TryAgainError("train", f"lost a machine of the job ({reason})", hint) from error
@@ -160,7 +160,7 @@ def make_strategy(replicas: int, batch_size: int) -> Strategy:
 def _of_several_machines(batch_size: int) -> Strategy:
     """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
     with _ended_by_ctrl_c():
-        say(f"waiting until all {workers()[0]} machines are there")
+        say(f"waiting for all {workers()[0]} machines")
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _require_divides(batch_size, strategy.num_replicas_in_sync)
     return strategy
@@ -196,7 +196,7 @@ def _make_logical_cpus(count: int) -> None:
     except RuntimeError:
         hint = "start a new process for it"
         raise UserError(
-            "train.replicas", f"TensorFlow runs already, with other devices than {count} CPUs", hint
+            "train.replicas", f"TensorFlow is already running, with other devices than {count} CPUs", hint
         ) from None
 
 

@@ -68,7 +68,7 @@ def train(
     out, base = as_path(out), as_path(base) if base else None
     dataset.require(config.row_schema)
     if base and base.resolve() == out.resolve():
-        raise UserError(str(out), "is the run to begin with, and would be written over", "choose another --out")
+        raise UserError(str(out), "is the base run, and would be overwritten", "choose another --out")
     before = load_base_run(base) if base else None
     if before:
         require_compatible(config, dataset, before)
@@ -177,7 +177,7 @@ def _load_state(
         return RunState(fingerprint), None
     weights, state = there[0], RunState.from_json(there[1])
     if state.fingerprint != begun:
-        raise UserError(str(start), "is the warm-up of other settings or data", "make it anew")
+        raise UserError(str(start), "is the warm-up of other settings or data", "pass --overwrite")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
     state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
     return state, weights

@@ -71,7 +71,7 @@ def load_base_run(directory: Path) -> BaseRun:
         version = newest_version(directory)
         metadata = read_json(version / PROVENANCE_FILE, "model that clsd exported", "give the training run instead")
         if "variables" not in metadata:
-            raise UserError(str(version), "does not say which weight is which", "export it again, or give the run")
+            raise UserError(str(version), "does not name its weights", "export it again, or give the run")
         weights = version / "variables" / "variables"
         model = exported_config(version).model
         return BaseRun(
@@ -118,7 +118,7 @@ def require_compatible(config: Config, dataset: Dataset, base: BaseRun) -> None:
     """
     mine = dataset.manifest
     if base.dataset_fingerprint not in (mine["fingerprint"], (mine["base"] or {}).get("fingerprint")):
-        what = f"was not trained on what {dataset.directory} keeps the ids of"
+        what = f"was not trained on the base of {dataset.directory}"
         raise UserError(str(base.directory), what, "preprocess with --base and that run's data set")
     if base.model != config.model:
         raise UserError(str(base.directory), "has another model", "give both runs the same settings under model")
@@ -153,14 +153,14 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
         kept = name.startswith("model/backbone/") and not free
         if kept and then not in shapes:
             what = f"has no {name.split('/.ATTRIBUTES')[0].removeprefix('model/')}: another version wrote it"
-            raise UserError(str(base.directory), what, "train it again, or begin without --base")
+            raise UserError(str(base.directory), what, "train it again, or start without --base")
         if name == _GRAPH or then not in shapes or any(anew in name for anew in _ANEW):
             tensors[name] = mine
             continue
         theirs = before.get_tensor(base.names[then])
         if np.shape(theirs)[1:] != np.shape(mine)[1:] or np.shape(theirs)[:1] > np.shape(mine)[:1]:
             what = f"has {list(np.shape(theirs))} values of {name.split('/.ATTRIBUTES')[0]}, and this run {list(np.shape(mine))}"
-            raise UserError(str(base.directory), what, "begin anew, or with the same model and settings")
+            raise UserError(str(base.directory), what, "start anew, or with the same model and settings")
         tensors[name] = np.concatenate([theirs, mine[len(theirs) :]]) if np.ndim(mine) else theirs
     made = out / "grown"
     tf.raw_ops.SaveV2(

@@ -111,7 +111,7 @@ def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "lost a machine of the job" in line and "Traceback" not in said
     assert not (run / "run.json").exists()
-    assert all("going on after epoch" in text for text in _end(_start(small_config, small_dataset, run, clusters(2))))
+    assert all("continuing after epoch" in text for text in _end(_start(small_config, small_dataset, run, clusters(2))))
     _assert_same(run, one)
 
 
@@ -132,7 +132,7 @@ def test_a_machine_that_waits_for_others_is_ended_by_ctrl_c(
 ) -> None:
     (alone,) = _start(small_config, small_dataset, tmp_path / "run", clusters(2)[:1])
     assert alone.stderr is not None
-    while "waiting until all 2 machines are there" not in alone.stderr.readline():
+    while "waiting for all 2 machines" not in alone.stderr.readline():
         assert alone.poll() is None
     alone.send_signal(signal.SIGINT)
     alone.communicate(timeout=10)
@@ -158,8 +158,8 @@ def test_machines_that_do_not_begin_alike_are_refused(
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
         ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "other tasks"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task 1 is none of 1 workers"),
-        ('{"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}}', "a is no HOST:PORT"),
-        ('{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}', "a:99999 is no HOST:PORT"),
+        ('{"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}}', "a is not HOST:PORT"),
+        ('{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}', "a:99999 is not HOST:PORT"),
         ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "names a machine twice"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_in_the_store(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "run.json").exists(), "it ended before it could be killed"
-    assert "going on after epoch" in _clsd(store, "train", *words, "--out", out).stderr
+    assert "continuing after epoch" in _clsd(store, "train", *words, "--out", out).stderr
     result, whole = (json.loads((root / "run.json").read_text()) for root in (out, tmp_path / "whole"))
     assert result["history"] == whole["history"]
 
@@ -239,4 +239,4 @@ def test_stores_that_cannot_be_reached_are_named_in_one_line(config_file: Path, 
     assert "the object store refuses or cannot be reached" in silent
     assert "no such data set" in said("inspect", f"{BUCKET}/any")
     assert "nosuch://x: cannot be reached" in said("inspect", "nosuch://x")
-    assert "is no local path" in said("compare", *given, "--runs", f"{BUCKET}/runs")
+    assert "is not a local path" in said("compare", *given, "--runs", f"{BUCKET}/runs")

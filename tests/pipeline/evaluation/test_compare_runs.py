@@ -319,14 +319,14 @@ def test_a_control_that_the_log_cannot_have_is_left_out_unless_it_is_asked_for(m
     with pytest.raises(UserError, match="variant oracle: the log has no intensity"):
         choose(bare, ["oracle"])
     for name in ("item", "two-level"):
-        with pytest.raises(UserError, match=rf"variant {name}: no feature with a vocabulary is known to name the item"):
+        with pytest.raises(UserError, match=rf"variant {name}: no feature with a vocabulary names the item"):
             choose(bare, [name])
     assert set(choose(make_config(evaluate={"item": "category"}), [])[1]) == {"popularity"}  # ids by hash count nothing
     assert choose(make_config(), [])[1] == {}
 
 
 def test_what_the_variants_are_held_against_must_be_among_them(make_config: Make) -> None:
-    with pytest.raises(UserError, match=r"compare.references: plian: is no variant; did you mean 'plain'\?"):
+    with pytest.raises(UserError, match=r"compare.references: plian: is not a variant; did you mean 'plain'\?"):
         choose(make_config(compare={"references": ["plian"]}), [])
     with pytest.raises(UserError, match="none of plain, permuted, popularity is among the variants; name one"):
         choose(make_config(), ["configured"], controls=False)
@@ -335,7 +335,7 @@ def test_what_the_variants_are_held_against_must_be_among_them(make_config: Make
 
 def test_what_the_config_itself_asks_for_must_be_there(make_config: Make) -> None:
     itemless = make_config(evaluate={"item": ""}, confidence={"preset": "two-level"})
-    with pytest.raises(UserError, match="variant configured: no feature with a vocabulary is known to name the item"):
+    with pytest.raises(UserError, match="variant configured: no feature with a vocabulary names the item"):
         choose(itemless, [])
     assert choose(itemless, ["stable"])[1].keys() == {"constant", "permuted", "permuted-raw", "popularity"}
 

@@ -226,7 +226,7 @@ def test_a_truncated_file_is_an_error_and_not_a_short_log(tmp_path: Path, ending
 def test_a_truncated_parquet_is_named(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "log.parquet")
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"log.parquet: is no whole Parquet file"):
+    with pytest.raises(UserError, match=r"log.parquet: is not a complete Parquet file"):
         plan(LogSettings(files=[str(path)]), SCHEMA)
 
 
@@ -315,10 +315,10 @@ def test_a_truncated_or_foreign_avro_file_is_named(tmp_path: Path) -> None:
     logs = LogSettings(files=[str(path)])
     input_splits = plan(logs, SCHEMA)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"log\.avro: is damaged or cut short"):
+    with pytest.raises(UserError, match=r"log\.avro: is damaged or truncated"):
         _read(logs, input_splits)
     path.write_bytes(b"no Avro at all")
-    with pytest.raises(UserError, match=r"log\.avro: is no Avro file"):
+    with pytest.raises(UserError, match=r"log\.avro: is not an Avro file"):
         plan(logs, SCHEMA)
 
 
@@ -406,8 +406,8 @@ def test_a_line_nested_deeper_than_python_goes_is_a_dead_letter(tmp_path: Path) 
         ("click", [{"a": 1}], {}, "'click' holds struct"),
         ("tags", ["a"], {"tags": {"kind": "bag", "max_length": 2}}, "'tags' is read as a list, and the log has none"),
         ("tags", [["a"]], {"passthrough": ["tags"]}, "passthrough 'tags' holds lists"),
-        ("_user", ["a"], {"_user": {"kind": "categorical"}}, "column '_user' has a name that the job uses itself"),
-        ("_key", ["a"], {"passthrough": ["_key"]}, "column '_key' has a name that the job uses itself"),
+        ("_user", ["a"], {"_user": {"kind": "categorical"}}, "column '_user' has a reserved name"),
+        ("_key", ["a"], {"passthrough": ["_key"]}, "column '_key' has a reserved name"),
     ],
 )
 def test_a_column_of_another_shape_is_refused_before_the_job(

@@ -115,7 +115,7 @@ def test_equal_keys_stay_together_and_shares_hold() -> None:
 def test_given_instants_are_read_as_utc_and_checked() -> None:
     settings = SplitSettings(validation_from="1970-01-01T00:00:01", test_from="1970-01-01T00:00:02Z")
     assert given_boundaries(settings) == (1_000_000, 2_000_000)
-    with pytest.raises(UserError, match="'soon' is no time"):
+    with pytest.raises(UserError, match="'soon' is not a time"):
         given_boundaries(SplitSettings(validation_from="soon", test_from="2020-01-01"))
     with pytest.raises(UserError, match="later than test_from"):
         given_boundaries(SplitSettings(validation_from="2021-01-01", test_from="2020-01-01"))

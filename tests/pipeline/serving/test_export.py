@@ -126,9 +126,9 @@ def test_a_value_of_the_wrong_type_is_named_with_its_row(model: Path, row: dict[
 
 def test_lines_that_are_no_rows_are_named() -> None:
     assert read_rows(['{"a": 1}', "", "{}"], "f") == [{"a": 1}, {}]
-    with pytest.raises(UserError, match="f:2: is no JSON"):
+    with pytest.raises(UserError, match="f:2: is not JSON"):
         read_rows(["{}", "{"], "f")
-    with pytest.raises(UserError, match="f:1: is no JSON object"):
+    with pytest.raises(UserError, match="f:1: is not a JSON object"):
         read_rows(["[]"], "f")
 
 

@@ -92,7 +92,7 @@ def test_worse_than_the_version_in_service_is_by_a_margin_and_in_the_metrics_own
 
 def test_every_metric_with_a_margin_is_one_that_is_measured(settings: dict[str, Any]) -> None:
     assert set(DIRECTED_METRICS) < set(HEADLINE_METRICS)
-    with pytest.raises(UserError, match="margins: 'predicted_over_real' is no metric with a better and a worse"):
+    with pytest.raises(UserError, match="margins: 'predicted_over_real' is not a metric with a direction"):
         parse_config({**settings, "export": {"margins": {"predicted_over_real": 0.1}}}, "config")
 
 
@@ -202,7 +202,7 @@ def test_what_was_taken_out_of_service_is_not_exported_again(
     _versions(tmp_path, 1)
     export(small_dataset, small_run, tmp_path, version=2)
     withdraw(tmp_path)
-    with pytest.raises(UserError, match="withdrawn-2: is of this very run and was taken out of service; rename it"):
+    with pytest.raises(UserError, match="withdrawn-2: is a withdrawn version of this run; rename it"):
         export(small_dataset, small_run, tmp_path, version=3)
     assert newest_version(tmp_path).name == "1"
     other = small_config.export.model_copy(update={"candidates": ["price"]})

@@ -174,7 +174,7 @@ def test_records_are_told_from_json_whatever_the_length_of_the_first(
 ) -> None:
     with (tmp_path / "log").open("wb") as file:
         write_records(file, iter([bytes(length)]))
-    with pytest.raises(UserError, match="record 0: is no PredictionLog of TF Serving"):
+    with pytest.raises(UserError, match="record 0: is not a PredictionLog of TF Serving"):
         skew(tmp_path / "log", small_dataset, small_run, **BOUNDS)
 
 
@@ -182,11 +182,11 @@ def test_records_are_told_from_json_whatever_the_length_of_the_first(
     ("content", "said"),
     [
         ("", "holds no request"),
-        ('{"user_id": "u1"}\n{', "log:2: is no JSON"),
+        ('{"user_id": "u1"}\n{', "log:2: is not JSON"),
         ('{"name": "x"}\n', "names none of the model's inputs"),
         ('{"user_id": "u1", "price": "dear"}\n', "log:1: 'price' is \"dear\", the model takes double"),
-        ('{"user_id": "u1", "ctr": "high"}\n', "log:1: 'ctr' is \"high\", and no number"),
-        ("not json\n", "log:1: is no JSON"),
+        ('{"user_id": "u1", "ctr": "high"}\n', "log:1: 'ctr' is \"high\", which is not a number"),
+        ("not json\n", "log:1: is not JSON"),
         ('{"position": 9223372036854775808}\n', "log:1: 'position' is 9223372036854775808, the model takes int64"),
         ('{"user_id": "\\ud800"}\n', "log:1: 'user_id' is"),
     ],

@@ -40,10 +40,10 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
         (("train", "epochs"), "many", "train.epochs: ", "'many'"),
         (("train", "early_stopping"), {"metric": "auc", "mode": "min"}, "early_stopping", "max"),
         (("train", "early_stopping"), {"metric": "acu"}, "early_stopping", "did you mean 'auc'?"),
-        (("rows", "groups"), ["age_bnd"], "'age_bnd' is no categorical feature", "did you mean 'age_band'?"),
+        (("rows", "groups"), ["age_bnd"], "'age_bnd' is not a categorical feature", "did you mean 'age_band'?"),
         (("rows", "timestamp"), "", "needs rows.timestamp", ""),
         (("export", "candidates"), ["item_id", "item_id"], "'item_id' stands there twice", "once"),
-        (("export", "candidates"), ["item"], "export.candidates: 'item' is no input of the model", "'item_id'"),
+        (("export", "candidates"), ["item"], "export.candidates: 'item' is not an input of the model", "'item_id'"),
         (("rows", "groups"), [], "confidence.gate needs rows.groups", "gate: off"),
         (("preprocess", "split"), {"by": "hash"}, "needs key", ""),
         (("preprocess", "split"), {"validation": 0.6, "test": 0.5}, "nothing is left to train on", ""),
@@ -77,7 +77,7 @@ def test_a_missing_setting_is_named(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [1\n", "is no YAML"), ("- 1\n", "is not a mapping"), ("a: b: c\n", ":1: is no YAML")]
+    ("text", "said"), [("a: [1\n", "is not YAML"), ("- 1\n", "is not a mapping"), ("a: b: c\n", ":1: is not YAML")]
 )
 def test_what_is_no_yaml_mapping_is_said_so(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -24,7 +24,7 @@ def _shard(directory: Path) -> Path:
 
 def test_a_directory_without_its_manifest_is_no_data_set(copy: Path) -> None:
     (copy / "dataset.json").unlink()
-    with pytest.raises(UserError, match=r"is no data set: it has no dataset.json; preprocessing did not end"):
+    with pytest.raises(UserError, match=r"is not a data set: it has no dataset.json; preprocessing did not end"):
         Dataset.load(copy)
     with pytest.raises(UserError, match="no such data set"):
         Dataset.load(copy / "none")
@@ -93,7 +93,7 @@ def _change(schema: Schema, change: Any) -> Schema:
     ("change", "said"),
     [
         (lambda r: r["features"].append({"name": "extra", "kind": "numeric"}), "has no feature 'extra'"),
-        (lambda r: r["features"].pop(5), "has a feature 'position' that the config has not"),
+        (lambda r: r["features"].pop(5), "has a feature 'position' that the config does not have"),
         (lambda r: r["features"][1].update(min_count=9), "feature 'item_id' differs in min_count (9 in the config, 2"),
         (lambda r: r.update(groups=["age_band"]), "differ in groups"),
     ],

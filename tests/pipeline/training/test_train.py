@@ -149,7 +149,7 @@ def test_every_preset_and_teacher_trains(
 def test_a_damaged_or_missing_model_is_named(small_dataset: Dataset, small_run: Path, tmp_path: Path) -> None:
     import shutil
 
-    with pytest.raises(UserError, match="is no finished training run"):
+    with pytest.raises(UserError, match="is not a finished training run"):
         load_trained(tmp_path, small_dataset)
     copy = Path(shutil.copytree(small_run, tmp_path / "run"))
     data = next((copy / "best").glob("weights.data*"))

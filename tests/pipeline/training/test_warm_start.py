@@ -117,10 +117,10 @@ def test_a_start_that_is_no_model_of_ours_is_refused(
     told = json.loads(file.read_text())
     del told["variables"]
     file.write_text(json.dumps(told))
-    with pytest.raises(UserError, match="does not say which weight is which; export it again, or give the run"):
+    with pytest.raises(UserError, match="does not name its weights; export it again, or give the run"):
         train(configs[1], second, tmp_path / "run", base=version)
     file.unlink()
-    with pytest.raises(UserError, match="is no model that clsd exported"):
+    with pytest.raises(UserError, match="is not a model that clsd exported"):
         train(configs[1], second, tmp_path / "run", base=version.parent)
 
 
@@ -153,12 +153,12 @@ def test_a_run_of_other_ids_or_of_another_model_is_refused(
     days: tuple[list[Config], list[Dataset], Path], make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     configs, (_, second), run = days
-    with pytest.raises(UserError, match=r"was not trained on what .* keeps the ids of; preprocess with --base"):
+    with pytest.raises(UserError, match=r"was not trained on the base of .*; preprocess with --base"):
         train(make_tiny(), tiny_dataset, tmp_path / "run", base=run)
     other = configs[1].model_copy(update={"model": configs[1].model.model_copy(update={"embedding_dim": 8})})
     with pytest.raises(UserError, match="has another model; give both runs the same settings"):
         train(other, second, tmp_path / "run", base=run)
-    with pytest.raises(UserError, match="is no finished training run"):
+    with pytest.raises(UserError, match="is not a finished training run"):
         train(configs[1], second, tmp_path / "run", base=tmp_path)
     assert not (tmp_path / "run").exists()
 
@@ -229,6 +229,6 @@ def test_scores_of_items_are_those_that_the_own_data_set_counts(
 def test_a_run_that_would_be_written_over_is_refused(days: tuple[list[Config], list[Dataset], Path]) -> None:
     configs, (_, second), run = days
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="is the run to begin with, and would be written over"):
+        with pytest.raises(UserError, match="is the base run, and would be overwritten"):
             train(configs[1], second, run, base=run, overwrite=overwrite)
     assert (run / "run.json").exists()
