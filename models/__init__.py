@@ -1,1 +1,1 @@
-"""Backbones, the confidence weights and the model that trains with them. Imports :mod:`features` and no job."""
+"""Backbones, the confidence weights, and the models that train with them."""

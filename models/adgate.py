@@ -1,4 +1,4 @@
-"""AdGate: a small network over user groups whose output corrects the teacher's scores."""
+"""AdGate: a small network over user groups that corrects the teacher's scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clsd.models.embedding_table import Table
 
 
 class AdGate(keras.Model):  # type: ignore[misc]
-    """g = MLP([e_1(G_1), ..., e_K(G_K)]), one number a row, zero for every group before training.
+    """g = MLP([e_1(G_1), ..., e_K(G_K)]): one number per row, zero for every group before training.
 
     Args:
         sizes: number of ids of each group feature.
@@ -22,7 +22,10 @@ class AdGate(keras.Model):  # type: ignore[misc]
     Returns:
         float32 ``[B]``.
 
-    Source: the adaptive gate of CLSD (arXiv 2309.16322); its shape is ours.
+    Source: CLSD (arXiv 2309.16322); its shape is ours.
+
+    >>> AdGate(sizes=[7, 3])(tf.zeros([4, 2], tf.int32)).shape
+    TensorShape([4])
     """
 
     def __init__(self, sizes: Sequence[int], embedding_dim: int = 4, units: Sequence[int] = (16,)) -> None:
@@ -32,7 +35,7 @@ class AdGate(keras.Model):  # type: ignore[misc]
             for size in sizes
         ]
         self.hidden = [keras.layers.Dense(width, activation="relu") for width in units]
-        # Zeros: the gate starts as no correction at all, so the end of warm-up is no jump.
+        # Zeros: the gate starts without correction, so weights do not jump at the end of warm-up.
         self.out = keras.layers.Dense(1, kernel_initializer="zeros")
 
     def call(self, group_ids: Tensor) -> Tensor:

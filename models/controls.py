@@ -1,8 +1,7 @@
-"""Controls: what a gain must be held against before it may be called one.
+"""Controls: weights that lack one thing that click confidence claims to have.
 
-Each replaces the weights of a step by weights that lack one thing which click confidence claims to have. They are for
-comparisons (``clsd compare``) and are refused by the export. Columns are those of the **global** batch, ``[B]``, so that a
-control is the same on any number of replicas.
+A gain must be compared with them before it may be called a gain. They are for ``clsd compare``; the export refuses them.
+Columns are those of the **global** batch, ``[B]``, so a control is the same on any number of replicas.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from clsd.features.tf_runtime import Tensor, tf
 
 
 def constant(w: Tensor, positive: Tensor) -> Tensor:
-    """The mean weight of the batch's clicks for every click: the scale without the information.
+    """Every click gets the mean weight of the batch's clicks: the scale without the information.
 
     Args:
         w: weights, float32 ``[B]``.
@@ -26,12 +25,12 @@ def constant(w: Tensor, positive: Tensor) -> Tensor:
 
 
 def permuted(w: Tensor, positive: Tensor, seed: Tensor) -> Tensor:
-    """The weights dealt out anew among the batch's clicks: their distribution without their places.
+    """The weights, permuted among the batch's clicks: the distribution without the assignment.
 
     Args:
         w: weights, float32 ``[B]``.
         positive: 1 for a click, float32 ``[B]``.
-        seed: int64 ``[2]``; the same seed gives the same deal.
+        seed: int64 ``[2]``; the same seed gives the same permutation.
     """
     clicks = tf.where(positive > 0)
     dealt = tf.random.experimental.stateless_shuffle(clicks[:, 0], seed=seed)
@@ -39,26 +38,26 @@ def permuted(w: Tensor, positive: Tensor, seed: Tensor) -> Tensor:
 
 
 def reweighted(p: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """R-CE: a click weighs p**exponent, a non-click (1 - p)**exponent, without gradient.
+    """R-CE: weights p**exponent for clicks and (1 - p)**exponent for non-clicks, without gradient.
 
     Returns:
         (weights of clicks, weights of non-clicks), float32 ``[B]`` each.
 
     Source: Wang et al. 2021, "Denoising Implicit Feedback for Recommendation".
     """
-    p = tf.clip_by_value(tf.stop_gradient(p), 1e-7, 1.0 - 1e-7)  # a weight of 0 has no logarithm to correct by
+    p = tf.clip_by_value(tf.stop_gradient(p), 1e-7, 1.0 - 1e-7)  # a weight of 0 would have no logarithm
     return tf.pow(p, exponent), tf.pow(1.0 - p, exponent)
 
 
 def truncated(p: Tensor, positive: Tensor, share: Tensor) -> Tensor:
-    """T-CE: 0 for the ``share`` of the batch's clicks with the largest loss (the smallest p), 1 for all else.
+    """T-CE: weight 0 for the ``share`` of the batch's clicks with the largest loss (the smallest p), else 1.
 
-    Clicks of equal p fall together: none is dropped unless all of them are.
+    Clicks of equal p are dropped together or not at all.
 
     Args:
         p: predictions, float32 ``[B]``.
         positive: 1 for a click, float32 ``[B]``.
-        share: of the clicks to drop, scalar in [0, 1).
+        share: share of clicks to drop, scalar in [0, 1).
 
     Returns:
         float32 ``[B]``.
@@ -67,12 +66,12 @@ def truncated(p: Tensor, positive: Tensor, share: Tensor) -> Tensor:
     """
     rising = tf.sort(tf.boolean_mask(p, positive > 0))
     dropped = tf.cast(tf.floor(share * tf.cast(tf.size(rising), tf.float32)), tf.int32)
-    # The first click that stays sets the bar; an infinity stands for "nobody to drop".
+    # The first click that stays is the threshold; infinity if all are dropped.
     bar = tf.concat([rising, [float("inf")]], axis=0)[dropped]
     return tf.where(tf.logical_and(positive > 0, p < bar), 0.0, 1.0)
 
 
 def drop_share(steps: Tensor, share: float, ramp: int) -> Tensor:
-    """T-CE's schedule: from 0 to ``share`` in ``ramp`` steps, linearly."""
+    """T-CE's schedule: rises linearly from 0 to ``share`` in ``ramp`` steps."""
     grown = tf.cast(steps, tf.float32) / ramp if ramp else tf.ones([])
     return share * tf.clip_by_value(grown, 0.0, 1.0)

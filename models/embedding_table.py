@@ -1,4 +1,4 @@
-"""Embedding tables: one whose lookup costs what the batch's rows cost, however long it is, and one that is bounded in length."""
+"""Embedding tables: one whose lookup cost does not depend on its length, and one of bounded length."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from clsd.models.replicas import local
 
 
 class Table(keras.layers.Embedding):  # type: ignore[misc]
-    """Keras' layer, with a lookup that reads the batch's rows alone under MirroredStrategy, too.
+    """Keras' ``Embedding`` with a lookup that reads only the batch's rows, under MirroredStrategy too.
 
-    Keras' own reads a mirrored variable whole before it picks rows, and a variable that is updated sparsely is copied by such
-    a read: time and memory of a step would grow with the table.
+    Keras' layer reads a mirrored variable whole before it gathers rows. Such a read copies a variable with sparse
+    updates, so time and memory of a step would grow with the table.
 
     Call arguments:
         ids: int32 or int64, any shape.
@@ -32,15 +32,15 @@ class Table(keras.layers.Embedding):  # type: ignore[misc]
 class ComposedTable(keras.layers.Layer):  # type: ignore[misc]
     """Two short tables in place of a long one: ``row(i) = remainder[i % rows] * quotient[i // rows]``, element by element.
 
-    No two ids have the same pair, so each still has a vector of its own, in ``rows + size / rows`` rows of memory. The quotients
-    begin at one: ids with the same remainder begin alike. An id keeps its pair as the table grows. After Shi et al.,
-    "Compositional Embeddings Using Complementary Partitions" (2020).
+    No two ids have the same pair, so every id has a vector of its own, in ``rows + size / rows`` rows of memory.
+    Quotients start at one, so ids with the same remainder start alike. An id keeps its pair as the table grows. Source:
+    Shi et al. 2020, "Compositional Embeddings Using Complementary Partitions".
 
     Args:
         size: number of ids.
         dim: length of a vector.
-        rows: of the table of remainders.
-        initializer: of the remainders.
+        rows: rows of the table of remainders.
+        initializer: initializer of the remainders.
 
     Call arguments:
         ids: int32 or int64, any shape.

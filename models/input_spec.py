@@ -1,4 +1,4 @@
-"""What a backbone sees: its fields, and where they stand in a batch."""
+"""What a backbone reads: its fields, and their columns in a batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from clsd.features.tf_runtime import Tensor, tf
 
 @dataclass(frozen=True)
 class Field:
-    """One feature as the backbone sees it.
+    """One feature as the backbone reads it.
 
     Args:
-        name: of the feature.
+        name: name of the feature.
         kind: id (int32 ``[B]``), bag or sequence (int32 ``[B, length]``, 0 is padding), number (float32 ``[B]``).
         table: name of the embedding table; features that share a vocabulary share it.
         size: number of ids of the table; 0 for a number.
-        length: values a row.
-        rows: most rows of the table; one of more ids is composed of two. 0 for any number.
+        length: values per row.
+        rows: most rows of the table; a table with more ids is composed of two. 0 for no limit.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Field:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The fields of a backbone, the group features of AdGate, and where both stand in a batch.
+    """The fields of a backbone, the group features of AdGate, and the columns of both in a batch.
 
     Args:
-        fields: what the backbone sees, in order.
-        groups: (name, number of ids) of AdGate's features.
+        fields: the backbone's fields, in order.
+        groups: (name, number of ids) of each group feature.
         id_slices: columns of ``ids`` by feature name.
         value_columns: column of ``values`` by feature name.
     """
@@ -49,12 +49,12 @@ class InputSpec:
 
     @property
     def embedded(self) -> tuple[Field, ...]:
-        """The fields that are no numbers."""
+        """The fields that are not numbers."""
         return tuple(field for field in self.fields if field.kind != "number")
 
     @classmethod
     def build(cls, schema: Schema, table_sizes: Mapping[str, int], max_rows: int = 0) -> InputSpec:
-        """From the schema, the number of ids of every categorical or bucketed feature, and the most rows of a table."""
+        """Build the spec from the schema, the number of ids of each feature, and the most rows of a table."""
         fields = []
         for feature in schema.features:
             if not feature.input:
@@ -82,9 +82,9 @@ class InputSpec:
         )
 
     def columns(self, ids: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """A batch's ids ``[B, width]`` and values ``[B, n_numeric]`` as one tensor a feature, by name.
+        """Split a batch's ids ``[B, width]`` and values ``[B, n_numeric]`` into one tensor per feature, by name.
 
-        That is ``[B]``, or ``[B, length]`` of a field that is a bag or sequence.
+        A tensor is ``[B]``, or ``[B, length]`` for a bag or sequence.
         """
         several = {field.name for field in self.fields if field.kind in ("bag", "sequence")}
         out = {name: ids[:, at] for name, at in self.id_slices.items() if name in several or at.stop - at.start > 1}
@@ -101,22 +101,22 @@ class InputSpec:
         return max((at.stop for at in self.id_slices.values()), default=0)
 
     def positions(self, inputs: Collection[str]) -> tuple[list[int], list[int]]:
-        """Which of the embedded and which of the numeric fields are among these names: their places in either, in order."""
+        """Indices of the named fields among the embedded fields, and among the numeric fields."""
         numbers = [field for field in self.fields if field.kind == "number"]
         sides = ([i for i, field in enumerate(side) if field.name in inputs] for side in (self.embedded, numbers))
         return next(sides), next(sides)
 
     def flat_columns(self, inputs: Collection[str], dim: int, width: int) -> list[int | None]:
-        """The columns that the fields of these names have in what :class:`Flat` gives for all, vectors being ``dim`` long.
+        """Columns of the named fields in the output of :class:`clsd.models.layers.Flat` over all fields, with vectors of ``dim``.
 
-        None stands for what comes after the first ``dim`` elements of a vector that is ``width`` long here.
+        Vectors are ``width`` long here; None stands for their elements after the first ``dim``.
         """
         vectors, numbers = self.positions(inputs)
         columns = [index * dim + i if i < dim else None for index in vectors for i in range(width)]
         return columns + [len(self.embedded) * dim + index for index in numbers]
 
     def numbers(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The numeric fields of what :meth:`columns` gave, in order: float32 ``[B, n]``, n may be 0."""
+        """The numeric fields of what :meth:`columns` gave, in order, float32 ``[B, n]``; n may be 0."""
         columns = [inputs[field.name] for field in self.fields if field.kind == "number" and field.name in inputs]
         return tf.stack(columns, axis=1) if columns else tf.zeros([num_rows(inputs), 0])
 

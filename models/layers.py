@@ -12,20 +12,20 @@ from clsd.models.input_spec import Field, num_rows
 
 
 class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
-    """Every field as one vector.
+    """Embeds every field as one vector.
 
-    An id is its row of the table; a bag or sequence the mean of its values' rows (zero where it is empty); a number x is
-    x times a learnt vector, the embedding that factorisation machines give a real-valued field.
+    An id becomes its row of the table. A bag or sequence becomes the mean of its values' rows, or zero if it is empty. A
+    number x becomes x times a learnt vector, as in a factorisation machine.
 
     Args:
-        fields: what to embed.
+        fields: the fields to embed.
         dim: length of a vector, D.
 
     Call arguments:
-        inputs: one tensor a field, by name, as :meth:`InputSpec.columns` gives them; of all fields or of some.
+        inputs: one tensor per field, by name, as :meth:`InputSpec.columns` gives them; fields may be absent.
 
     Returns:
-        float32 ``[B, F, D]``, F being the number of fields in ``inputs``.
+        float32 ``[B, F, D]``, where F is the number of fields in ``inputs``.
     """
 
     def __init__(self, fields: tuple[Field, ...], dim: int, **kwargs: Any) -> None:
@@ -64,19 +64,19 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
 
 
 class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
-    """The numeric fields' part of a factorisation machine, without making their vectors.
+    """The numeric fields' part of a factorisation machine, computed without their vectors.
 
-    A number x_i has the vector x_i v_i, v_i learnt; what the machine asks of them are sums over i, products of matrices.
+    A number x_i has the vector x_i v_i, where v_i is learnt. The machine needs only sums over i, which are matrix products.
 
     Args:
         dim: length of a vector, D.
 
     Call arguments:
         numbers: float32 ``[B, n]``.
-        positions: which of the numeric fields these are; all, where it is not said.
+        positions: indices of these numbers among the numeric fields; all of them by default.
 
     Returns:
-        (sum_i x_i v_i, sum_i (x_i v_i)**2), float32 ``[B, D]`` each; 0 where n is 0.
+        (sum_i x_i v_i, sum_i (x_i v_i)**2), float32 ``[B, D]`` each; 0 if n is 0.
     """
 
     def __init__(self, dim: int, **kwargs: Any) -> None:
@@ -101,17 +101,17 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
 
 
 class Flat(keras.layers.Layer):  # type: ignore[misc]
-    """Vectors and numbers side by side: what dense layers read.
+    """Concatenates vectors and numbers into the input of dense layers.
 
-    A number x_i comes as a_i x_i, a_i learnt and 0.01 at first. So it begins as faint as the vectors, whose elements begin with
-    that standard deviation: as they stand, numbers would be all that the first steps see (on one synthetic log an epoch ended
-    with an AUC lower by 0.004 for DCN-v2 and by 0.009 for DeepFM). Not the vectors x_i v_i of :class:`FieldEmbedding`: a dense
-    layer's weights times v_i are weights for x_i alone, of which it has one row a number then and not D.
+    A number x_i becomes a_i x_i, where a_i is learnt and starts at 0.01. So numbers start as small as the vectors'
+    elements, whose standard deviation is 0.01. Unscaled, they would dominate the first steps: on one synthetic log that
+    cost 0.004 of AUC for DCN-v2 and 0.009 for DeepFM. The vectors x_i v_i of :class:`FieldEmbedding` are not used here:
+    a dense layer would combine them to one weight per number anyway.
 
     Call arguments:
         vectors: float32 ``[B, F, D]``.
         numbers: float32 ``[B, n]``.
-        positions: which of the numeric fields these are; all, where it is not said.
+        positions: indices of these numbers among the numeric fields; all of them by default.
 
     Returns:
         float32 ``[B, F * D + n]``.
@@ -143,13 +143,13 @@ def _at(weights: Tensor, positions: Sequence[int] | None) -> Tensor:
 
 
 class Dropout(keras.layers.Layer):  # type: ignore[misc]
-    """Drops a share of its inputs in training, by masks that a checkpoint carries on.
+    """Dropout whose masks continue after a resumption.
 
-    The mask is a function of a seed, drawn when the layer is made, of the number of calls, which is a variable, and of the
-    replica. Keras' own layer keeps that state outside the checkpoint, so a run that was resumed would draw other masks.
+    The mask is a function of a seed, drawn when the layer is created, of the number of calls, which is a variable, and
+    of the replica. Keras' layer keeps this state outside of the checkpoint, so a resumed run would draw other masks.
 
     Args:
-        rate: share dropped, in [0, 1); what stays is scaled by 1 / (1 - rate).
+        rate: share of inputs dropped, in [0, 1); the others are scaled by 1 / (1 - rate).
     """
 
     def __init__(self, rate: float, **kwargs: Any) -> None:
@@ -188,12 +188,12 @@ def _table(size: int, dim: int, rows: int, name: str) -> Network:
 
 
 def _small() -> Any:
-    # An object a table: one that is shared would give equal values to tables of equal shape.
+    # One object per table: a shared one would give tables of equal shape equal values.
     return keras.initializers.RandomNormal(stddev=0.01)
 
 
 def mlp(units: list[int], dropout: float, name: str) -> Network:
-    """Dense layers with ReLU, each followed by dropout where that is above 0."""
+    """Dense layers with ReLU, each followed by dropout if it is above 0."""
     layers = []
     for width in units:
         layers.append(keras.layers.Dense(width, activation="relu", kernel_initializer="glorot_uniform"))
@@ -203,5 +203,5 @@ def mlp(units: list[int], dropout: float, name: str) -> Network:
 
 
 def logit_layer() -> Network:
-    """The last layer, to one number a row: in float32 whatever the others compute in, for a logit of 8 bits is no CTR."""
+    """The last layer, to one logit per row. It computes in float32 always: bfloat16 is too coarse for a CTR."""
     return keras.layers.Dense(1, name="head", dtype="float32")

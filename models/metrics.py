@@ -1,4 +1,4 @@
-"""Metrics of a CTR model, exact, in NumPy: what is undefined is absent and has a reason, never 0."""
+"""Metrics of a CTR model, exact, in NumPy. An undefined metric is absent and has a reason; it is never 0."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ NO_ROWS = "no rows"
 
 
 class Measured(NamedTuple):
-    """Metrics by name, and for each that is undefined the reason."""
+    """Metrics by name, and the reasons of undefined ones."""
 
     values: dict[str, float]
     undefined: dict[str, str]
 
 
 def auc(label: Array, score: Array) -> float | None:
-    """Probability that a click scores above a non-click, ties counting half; None if all labels are equal.
+    """Probability that a click scores above a non-click; ties count half. None if all labels are equal.
 
     By ranks (Mann & Whitney 1947): (sum of the clicks' mid-ranks - n1 (n1 + 1) / 2) / (n1 n0).
 
     Args:
         label: ``[n]`` of 0 and 1.
         score: ``[n]``.
+
+    >>> auc(np.array([1, 0, 0, 1]), np.array([0.9, 0.1, 0.5, 0.5]))
+    0.875
     """
     positive = np.asarray(label) > 0.5
     n1 = int(positive.sum())
@@ -43,13 +46,13 @@ def auc(label: Array, score: Array) -> float | None:
 
 
 def gauc(label: Array, score: Array, user: Array) -> tuple[float | None, int]:
-    """Mean of the users' AUCs, each weighed by the user's rows; users without both classes have no AUC and no weight.
+    """Mean of the users' AUCs, weighted by the users' rows; users without both classes do not count.
 
     Args:
         label, score, user: ``[n]`` each; equal users are equal values.
 
     Returns:
-        (GAUC, number of users that count); (None, 0) if there is none.
+        (GAUC, number of users that count); (None, 0) without any.
 
     Source: Zhu et al. 2017, "Optimized Cost per Click in Taobao Display Advertising".
     """
@@ -58,13 +61,13 @@ def gauc(label: Array, score: Array, user: Array) -> tuple[float | None, int]:
 
 
 def log_loss(label: Array, logit: Array) -> float:
-    """Mean of -(y log p + (1 - y) log(1 - p)) from the logits, in float64; NaN of no rows."""
+    """Mean of -(y log p + (1 - y) log(1 - p)) from the logits, in float64; NaN without rows."""
     s, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     return float(np.mean(np.logaddexp(0.0, s) - y * s)) if len(s) else float("nan")
 
 
 def expected_calibration_error(label: Array, probability: Array, bins: int = 15) -> float:
-    """Mean of |real CTR - predicted CTR| over equally filled bins of the prediction, each weighed by its rows."""
+    """Mean of |real CTR - predicted CTR| over equally filled bins of the prediction, weighted by rows."""
     curve = calibration_curve(label, probability, bins)
     return float(np.average(np.abs(curve[:, 1] - curve[:, 0]), weights=curve[:, 2]))
 
@@ -72,7 +75,7 @@ def expected_calibration_error(label: Array, probability: Array, bins: int = 15)
 def calibration_curve(label: Array, probability: Array, bins: int = 15) -> Array:
     """Rows of (mean prediction, share of clicks, rows) for equally filled bins by rising prediction.
 
-    Equal predictions stay in one bin, so the curve does not depend on the order of the rows; a bin without rows is left out.
+    Equal predictions share a bin, so the curve does not depend on the order of rows. Empty bins are omitted.
 
     Returns:
         float64 ``[<= bins, 3]``.
@@ -92,7 +95,7 @@ def measure(label: Array, logit: Array, user: Array | None = None) -> Measured:
     Args:
         label: ``[n]`` of 0 and 1.
         logit: ``[n]``; NaN and infinities make every metric undefined.
-        user: ``[n]``, or None where the log names no users.
+        user: ``[n]``, or None if the log names no users.
 
     Returns:
         rows, clicks, ctr, predicted_ctr, predicted_over_real, log_loss, ece, auc, gauc, gauc_users.

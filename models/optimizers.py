@@ -14,8 +14,8 @@ _Legacy: Any = keras.optimizers.legacy.Optimizer
 def build_optimizer(settings: OptimizerSettings) -> Optimizer:
     """The optimizer that the settings name.
 
-    The ``legacy`` ones, because their update of a table sums the gradients of an id that occurs twice before it applies them,
-    and, but for Adam's, touches the rows of the batch alone.
+    Keras' ``legacy`` optimizers are used: they sum the gradients of an id that occurs twice before they apply them, and
+    all but Adam update only the rows of the batch.
     """
     legacy = keras.optimizers.legacy
     kinds = {
@@ -29,14 +29,14 @@ def build_optimizer(settings: OptimizerSettings) -> Optimizer:
 
 
 class _OfRows(_Legacy):  # type: ignore[misc]
-    """An optimizer that updates the rows that have a gradient, and of a dense gradient all of them."""
+    """Base of optimizers that update only the rows with a gradient; a dense gradient updates all rows."""
 
     def __init__(self, learning_rate: float, name: str) -> None:
         super().__init__(name)
         self._set_hyper("learning_rate", learning_rate)
 
     def _resource_apply_sparse(self, grad: Tensor, var: Any, indices: Tensor, apply_state: Any = None) -> Tensor:
-        """Update some rows, none of which occurs twice."""
+        """Update some rows; ``indices`` has no duplicates."""
         rate = self._get_hyper("learning_rate", tf.float32)
         return _add(var, indices, -rate * self._direction(grad, var, indices))
 
@@ -48,10 +48,10 @@ class _OfRows(_Legacy):  # type: ignore[misc]
 
 
 class RowwiseAdagrad(_OfRows):
-    """Adagrad with one accumulator a row: ``a += mean(g**2); row -= rate * g / (sqrt(a) + 1e-7)``, a from 0.1.
+    """Adagrad with one accumulator per row: ``a += mean(g**2); row -= rate * g / (sqrt(a) + 1e-7)``, a from 0.1.
 
-    A table's slot is as long as the table and one wide: with vectors of 16, a sixteenth of Adagrad's. After Naumov et al.,
-    "Deep Learning Recommendation Model for Personalization and Recommendation Systems" (2019), whose code brought it.
+    A table's slot has one number per row: with vectors of 16, a sixteenth of Adagrad's slot. Source: the code of Naumov
+    et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation Systems".
     """
 
     def __init__(self, learning_rate: float, name: str = "RowwiseAdagrad") -> None:
@@ -70,18 +70,18 @@ class RowwiseAdagrad(_OfRows):
 
 
 class LazyAdam(_OfRows):
-    """Adam whose moments move at the steps in which a row has a gradient, and at no other.
+    """Adam that updates a row's moments only in steps in which the row has a gradient.
 
     With t the number of steps: ``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g**2;
-    row -= rate * m / (1 - b1**t) / (sqrt(v / (1 - b2**t)) + 1e-7)``, b1 0.9 and b2 0.999. Kingma and Ba's Adam (2015) would move
-    the moments and the values of all rows at each step, so that a step costs what the table costs.
+    row -= rate * m / (1 - b1**t) / (sqrt(v / (1 - b2**t)) + 1e-7)``, b1 0.9 and b2 0.999. The Adam of Kingma and
+    Ba (2015) updates all rows in each step, so a step costs what the table costs.
     """
 
     def __init__(self, learning_rate: float, name: str = "LazyAdam") -> None:
         super().__init__(learning_rate, name)
 
     def _create_slots(self, var_list: list[Any]) -> None:
-        for var in var_list:  # both in one slot: a row of it is read and written once
+        for var in var_list:  # both moments in one slot, so a row is read and written once
             self.add_slot(var, "moments", shape=[var.shape[0], 2, *var.shape[1:]])
 
     def _direction(self, grad: Tensor, var: Any, rows: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _set(variable: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def split_variables(model: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """(tables, dense) trainable variables: a table is the weight of an ``Embedding`` layer, anywhere in the model."""
+    """Split trainable variables into (tables, dense); tables are weights of ``Embedding`` layers, anywhere in the model."""
     layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     tables = {id(variable) for layer in layers for variable in layer.trainable_variables}
     trainable = model.trainable_variables

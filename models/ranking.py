@@ -1,7 +1,4 @@
-"""How well scores order rows: within users, by the clicks' intensity, and between groups; exact, in NumPy and SciPy.
-
-:mod:`clsd.models.metrics` builds on this file, so it imports nothing of it.
-"""
+"""Ranking metrics, exact, in NumPy and SciPy: within users, by the clicks' intensity, and between groups."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def gauc_by_user(label: Array, score: Array, user: Array) -> tuple[Array, Array, Array]:
-    """AUC of each user that has both classes, ties counting half; what :func:`clsd.models.metrics.gauc` averages.
+    """AUC of each user with both classes; ties count half. :func:`clsd.models.metrics.gauc` averages them.
 
-    Which users these are depends on the labels alone, so the answers of two models on the same rows go side by side.
+    The users depend on the labels alone, so results of two models on the same rows can be compared.
 
     Args:
         label, score, user: ``[n]`` each, label of 0 and 1; equal users are equal values.
@@ -33,7 +30,7 @@ def gauc_by_user(label: Array, score: Array, user: Array) -> tuple[Array, Array,
     n = np.bincount(code)
     n1 = np.bincount(code, weights=positive)
     n0 = n - n1
-    # Mid-ranks within the user: rows of one user with one score share the mean of their places.
+    # Mid-ranks within the user: rows of one user with equal scores share the mean of their ranks.
     run, length = _runs(code, np.asarray(score)[order])
     rank = (np.cumsum(length) - length + (length + 1) / 2)[run] - (np.cumsum(n) - n)[code]
     rank_sum = np.bincount(code, weights=rank * positive)
@@ -45,15 +42,15 @@ def gauc_by_user(label: Array, score: Array, user: Array) -> tuple[Array, Array,
 def ndcg_by_user(user: Array, score: Array, gain: Array, k: int = 10) -> tuple[Array, Array]:
     """NDCG@k of each user that has a gain: DCG@k of the rows by falling score / DCG@k of the rows by falling gain.
 
-    DCG@k = sum over ranks r = 1..k of gain / log2(1 + r), the gain linear. Of rows with one score every order is as likely:
-    each gets the mean discount of the ranks they share, beyond k 0, so the order of the rows does not matter. Users whose
-    gains are all 0 have no ideal and no NDCG; who they are depends on the gains alone.
+    DCG@k = sum over ranks r = 1..k of gain / log2(1 + r). Rows with equal scores each get the mean discount of the ranks
+    they share, so the order of rows does not matter. Users whose gains are all 0 have no NDCG; who they are depends on
+    the gains alone.
 
     Args:
         user: ``[n]``; equal users are equal values.
         score: ``[n]``, finite.
-        gain: ``[n]``, >= 0; NaN (not known) counts as 0.
-        k: ranks that count, >= 1.
+        gain: ``[n]``, >= 0; NaN (unknown) counts as 0.
+        k: number of ranks that count, >= 1.
 
     Returns:
         (users, rising; NDCGs, float64 in [0, 1]), ``[users with a gain]`` each.
@@ -68,7 +65,7 @@ def ndcg_by_user(user: Array, score: Array, gain: Array, k: int = 10) -> tuple[A
     rows = np.bincount(code)
     position = np.arange(len(code)) - np.repeat(np.cumsum(rows) - rows, rows)
     discount = np.where(position < k, 1 / np.log2(position + 2.0), 0.0)
-    # Both orders go user by user, so one place and one discount serve both. The gain orders ties: sums are then equal to the bit.
+    # Both orders go user by user, so one array of discounts serves both. Ordering ties by gain makes sums equal to the bit.
     order = np.lexsort((-g, fall, code))
     run, length = _runs(code[order], fall[order])
     shared = (np.bincount(run, weights=discount) / length)[run]
@@ -80,25 +77,25 @@ def ndcg_by_user(user: Array, score: Array, gain: Array, k: int = 10) -> tuple[A
 
 
 def ndcg(user: Array, score: Array, gain: Array, k: int = 10) -> tuple[float | None, int]:
-    """Mean over users of :func:`ndcg_by_user`, every user that has a gain counting alike.
+    """Mean over users of :func:`ndcg_by_user`; every user with a gain counts equally.
 
     Returns:
-        (the mean, users that count); (None, 0) if no user has a gain.
+        (mean, number of users that count); (None, 0) if no user has a gain.
     """
     _, values = ndcg_by_user(user, score, gain, k)
     return (float(values.mean()), len(values)) if len(values) else (None, 0)
 
 
 def intensity_auc(score: Array, intensity: Array) -> float | None:
-    """Probability that of two rows of different intensity the more intense one scores above, ties counting half.
+    """Probability that of two rows with different intensity the more intense one scores higher; ties count half.
 
     (1 + (concordant - discordant) / pairs of different intensity) / 2, that is (1 + Somers' d) / 2. Concordant - discordant
     comes from Kendall's tau-b in O(n log n): tau-b = (concordant - discordant) / sqrt(pairs of different score * pairs of
-    different intensity). Of two intensities it is the AUC.
+    different intensity). With two distinct intensities it is the AUC.
 
     Args:
         score: ``[clicks]``, finite.
-        intensity: ``[clicks]``, known for all of them.
+        intensity: ``[clicks]``, known for all.
 
     Returns:
         None for fewer than 2 rows or equal intensities; 0.5 for equal scores.
@@ -117,14 +114,14 @@ def intensity_auc(score: Array, intensity: Array) -> float | None:
 
 
 def group_spread(value: Array, group: Array) -> float | None:
-    """Largest mean of a group / smallest mean of a group; 1 where the groups do not differ.
+    """Largest group mean / smallest group mean; 1 if groups do not differ.
 
     Args:
         value: ``[n]``.
-        group: ``[n]``; equal groups are equal values, and a group is one that has rows.
+        group: ``[n]``; equal groups are equal values.
 
     Returns:
-        None for fewer than 2 groups, or where a mean is not above 0.
+        None for fewer than 2 groups, or if a mean is not above 0.
     """
     groups, code = np.unique(group, return_inverse=True)
     if len(groups) < 2:
@@ -134,7 +131,7 @@ def group_spread(value: Array, group: Array) -> float | None:
 
 
 def _runs(code: Array, value: Array) -> tuple[Array, Array]:
-    """Runs of neighbours equal in both: (each row's run, ``[n]``; each run's length, ``[runs]``)."""
+    """Runs of rows equal in both: (run of each row, ``[n]``; length of each run, ``[runs]``)."""
     new = np.ones(len(code), bool)
     new[1:] = (code[1:] != code[:-1]) | (value[1:] != value[:-1])
     return np.cumsum(new) - 1, np.diff(np.append(np.flatnonzero(new), len(code)))

@@ -1,4 +1,4 @@
-"""Sums, columns and variables of the replicas that take a step together; on one replica each is the value itself."""
+"""Sums and columns over the replicas that take a step together. On one replica each is the value itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from clsd.features.tf_runtime import Tensor, tf
 
 
 def num_replicas() -> int:
-    """Number of replicas that take this step together."""
+    """Number of replicas."""
     return int(tf.distribute.get_replica_context().num_replicas_in_sync)
 
 
@@ -19,14 +19,14 @@ def sum_over(values: Tensor) -> Tensor:
 
 
 def gather(values: Tensor) -> Tensor:
-    """Rows ``[B / N, ...]`` of this replica to those of the global batch, ``[B, ...]``, in the order of the replicas."""
+    """Gather rows ``[B / N, ...]`` of each replica into the global batch ``[B, ...]``, in the order of the replicas."""
     if num_replicas() == 1:
         return values
     return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
 
 def local_slice(values: Tensor, like: Tensor) -> Tensor:
-    """This replica's rows of a global column: what :func:`gather` made of ``like`` and what it became since."""
+    """This replica's rows of a global column, which was gathered from columns shaped as ``like``."""
     if num_replicas() == 1:
         return values
     rows = tf.shape(like)[0]
@@ -35,9 +35,8 @@ def local_slice(values: Tensor, like: Tensor) -> Tensor:
 
 
 def local(variable: Tensor) -> Tensor:
-    """This replica's own copy of a mirrored variable; any other variable itself.
+    """This replica's copy of a mirrored variable; any other variable itself.
 
-    TensorFlow has no public name for it; reading the mirrored variable gives the same numbers, dearer (see
-    :class:`clsd.models.embedding_table.Table`).
+    Reading the mirrored variable gives the same values but copies it whole, see :class:`clsd.models.embedding_table.Table`.
     """
     return local_copy(variable) if isinstance(variable, tf.distribute.DistributedValues) else variable

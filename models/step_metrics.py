@@ -1,13 +1,13 @@
-"""What a step tells: sums and extremes over the global batch, and the figures a person watches."""
+"""Metric sums of a step over the global batch, and the metrics that follow from them."""
 
 from __future__ import annotations
 
 from clsd.features.tf_runtime import Tensor, tf
 from clsd.models.replicas import gather
 
-#: What one step adds up over the global batch.
+#: Sums over the global batch.
 SUMS = ("rows", "loss", "predicted", "clicks", "weight", "weight_squared", "gate_loss", "gate_rows")
-#: The sums, then the least and the largest weight of a click (infinity and minus infinity without clicks).
+#: The sums, then the smallest and largest weight of a click (infinity and minus infinity without clicks).
 METRIC_SUMS = (*SUMS, "least_weight", "largest_weight")
 
 
@@ -30,7 +30,7 @@ def over_replicas(sums: Tensor) -> Tensor:
 
 
 def merged(parts: Tensor) -> Tensor:
-    """Totals of several batches or replicas as one: float32 ``[n, 10]`` to ``[10]``."""
+    """Merge metric sums of several batches or replicas: float32 ``[n, 10]`` to ``[10]``."""
     n = len(SUMS)
     sums = tf.reduce_sum(parts[:, :n], axis=0)
     least, largest = tf.reduce_min(parts[:, n], axis=0), tf.reduce_max(parts[:, n + 1], axis=0)
@@ -38,13 +38,17 @@ def merged(parts: Tensor) -> Tensor:
 
 
 def empty_sums() -> Tensor:
-    """The totals of no batch at all, float32 ``[10]``: merging it changes nothing."""
+    """The metric sums of no batch, float32 ``[10]``: merging them changes nothing."""
     return tf.constant([0.0] * len(SUMS) + [float("inf"), float("-inf")])
 
 
 def metrics_from(sums: Tensor) -> dict[str, Tensor]:
-    """Totals as figures: mean loss, predicted and real CTR; of the clicks: mean, least and largest weight, and their share
-    of effective sample size ``(sum w)**2 / (n * sum w**2)``, all 0 without clicks; and the gate's mean squared error."""
+    """Metrics from metric sums.
+
+    They are: mean loss; predicted and real CTR; mean, smallest and largest weight of a click; effective sample size of
+    the clicks as a share, ``(sum w)**2 / (n * sum w**2)``; and the gate's mean squared error. Without clicks, those of
+    clicks are 0.
+    """
     t = dict(zip(METRIC_SUMS, tf.unstack(sums), strict=True))
     n, clicks = t["rows"], t["clicks"]
     return {

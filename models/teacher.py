@@ -1,4 +1,4 @@
-"""The teacher as a model of its own: a second backbone that is copied from the student when the settings say so."""
+"""A separate teacher: a second network whose variables follow the student's."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from clsd.models.settings import ConfidenceSettings
 
 
 class TeacherUpdates:
-    """When and how the teacher's variables follow the student's, in cross-replica context and inside the step's graph.
+    """When and how the teacher follows the student, inside the step's graph and in cross-replica context.
 
     Args:
-        settings: of the method.
-        teacher, student: two built backbones by the same constructor, the teacher still trainable.
+        settings: the method's settings.
+        teacher, student: two built networks by the same constructor; the teacher is still trainable.
         warmup_steps: steps after which the teacher is first copied.
     """
 
     def __init__(self, settings: ConfidenceSettings, teacher: Network, student: Network, warmup_steps: int) -> None:
         self._settings, self._warmup = settings, warmup_steps
-        # Paired before the teacher is made untrainable, which changes the order of a nested layer's variables.
+        # Paired first: making the teacher untrainable changes the order of a nested layer's variables.
         self._pairs = list(zip(teacher.variables, student.variables, strict=True))
         teacher.trainable = False
 
     def copy(self) -> None:
-        """Teacher = student."""
+        """Copy the student's variables to the teacher."""
         for mine, theirs in self._pairs:
             mine.assign(theirs)
 
     def before_step(self, step: Tensor) -> None:
-        """The copy at the end of warm-up, and a frozen teacher's refreshing."""
+        """Copy at the end of warm-up, and when a frozen teacher is refreshed."""
         since = step - self._warmup
         due = tf.equal(since, 0)
         if self._settings.teacher == "frozen" and self._settings.refresh_steps:
@@ -37,7 +37,7 @@ class TeacherUpdates:
         _across(lambda: _where(due, self.copy))
 
     def after_forward(self, step: Tensor) -> None:
-        """``previous``: the weights that this step is about to change."""
+        """``previous``: copy the weights that this step is about to change."""
         if self._settings.teacher == "previous":
             _across(lambda: _where(step >= self._warmup, self.copy))
 
@@ -53,7 +53,7 @@ class TeacherUpdates:
 
 
 def _across(update: Any) -> None:
-    # Variables of users' models have no aggregation, so copies are made where all replicas are one.
+    # Variables of users' models have no aggregation, so copies are made in cross-replica context.
     tf.distribute.get_replica_context().merge_call(lambda strategy: update())
 
 

@@ -1,8 +1,14 @@
 """The method's equations as pure functions of tensors.
 
-Notation: s logit, p = sigmoid(s), y label in {0, 1}, q the teacher's score, g the gate's correction, c the normaliser; all
-float32 ``[B]`` but c, a scalar. Source: CLSD (arXiv 2309.16322); normaliser, blend, bounds and calibration are ours, see
-docs/method.md.
+Notation: s logit, p = sigmoid(s), y label in {0, 1}, q the teacher's score, g the gate's correction, c the normaliser.
+All are float32 ``[B]`` except c, a scalar. Source: CLSD (arXiv 2309.16322); normaliser, blend, bounds and calibration
+are ours, see docs/method.md.
+
+>>> q, p, y = tf.constant([0.1, 0.3, 0.2]), tf.constant([0.1, 0.2, 0.3]), tf.constant([1.0, 1.0, 0.0])
+>>> c = normaliser(moment_sums(q, p, y, alpha=1.0), "mean")
+>>> w = positive_weight(confidence(q, tf.zeros(3), c), c, blend=1.0)
+>>> [round(float(x), 2) for x in w[:2]]
+[0.75, 1.25]
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ def confidence(q: Tensor, g: Tensor, c: Tensor, *, alpha: float = 1.0, eps: floa
         g: gate's correction, float32 ``[B]``.
         c: normaliser, float32 scalar, above 0.
         alpha: exponent.
-        eps, a_max: bounds in units of c, so that they mean the same at a CTR of 0.5 % and of 50 %.
+        eps, a_max: bounds in units of c, so they mean the same at a CTR of 0.5 % and of 50 %.
 
     Returns:
         float32 ``[B]``.
@@ -29,10 +35,10 @@ def confidence(q: Tensor, g: Tensor, c: Tensor, *, alpha: float = 1.0, eps: floa
 
 
 def on_scale(q: Tensor, scale: str) -> Tensor:
-    """A model's score q on the scale that counts: q itself, or its odds q / (1 - q).
+    """q itself (``probability``), or its odds q / (1 - q) (``odds``); float32 ``[B]``.
 
-    With a share r of the non-clicks kept, the odds are 1 / r times those without sampling, for every row alike; the normaliser
-    takes a common factor out again. So weights from odds are the same for every r, while q saturates as r falls. float32 ``[B]``.
+    If a share r of the non-clicks is kept, every row's odds are 1 / r times those without sampling, and the normaliser
+    removes this common factor. So weights from odds are the same for every r, while q saturates as r falls.
     """
     return q if scale == "probability" else q / tf.maximum(1.0 - q, 1e-6)
 
@@ -44,7 +50,7 @@ def positive_weight(a: Tensor, c: Tensor, blend: float) -> Tensor:
 
 
 def confidence_of_weight(w: Tensor, blend: float) -> Tensor:
-    """a / c that :func:`positive_weight` made w of; 1 for a blend of 0, which no longer knows. ``[B]``."""
+    """a / c from w, the inverse of :func:`positive_weight`, ``[B]``; 1 for a blend of 0, where w does not depend on it."""
     if math.isinf(blend):
         return w
     return tf.ones_like(w) if blend == 0 else ((1.0 + blend) * w - 1.0) / blend
@@ -64,7 +70,7 @@ def row_losses(s: Tensor, y: Tensor, w: Tensor, non_click: Tensor = 1.0, target:
 
 
 def gate_losses(q: Tensor, g: Tensor, y: Tensor, centre: Tensor, *, kind: str, alpha: float) -> tuple[Tensor, Tensor]:
-    """Squared errors of the gate and the rows they count for.
+    """Squared errors of the gate, and the rows that they count for.
 
     centre: (q**alpha + g - centre)**2 over the positives, ``centre`` being their mean confidence; calibration:
     (q + g - y)**2 over all rows.
@@ -79,7 +85,7 @@ def gate_losses(q: Tensor, g: Tensor, y: Tensor, centre: Tensor, *, kind: str, a
 
 
 def moment_sums(q: Tensor, p: Tensor, positive: Tensor, alpha: float) -> Tensor:
-    """What the normalisers need of a batch, summed over its positives.
+    """The sums over a batch's positives that the normalisers need.
 
     Returns:
         float32 ``[4]``: sums of 1, q**alpha, q**alpha * (1 - p), 1 - p.
@@ -91,7 +97,7 @@ def moment_sums(q: Tensor, p: Tensor, positive: Tensor, alpha: float) -> Tensor:
 
 
 def mean_confidence(moments: Tensor) -> Tensor:
-    """E+[q**alpha], scalar; 1 before any positive was seen."""
+    """E+[q**alpha], scalar; 1 before the first positive."""
     return _ratio(moments[1], moments[0])
 
 
@@ -103,15 +109,15 @@ def normaliser(moments: Tensor, kind: str) -> Tensor:
 
 
 def mean_weight(weight_moments: Tensor) -> Tensor:
-    """E+[w], scalar, from the moving sums of 1 and w over the positives; 1 before any was seen."""
+    """E+[w], scalar, from the moving sums of 1 and w over the positives; 1 before the first positive."""
     return _ratio(weight_moments[1], weight_moments[0])
 
 
 def calibrated_logit(s: Tensor, w: Tensor, log_kept: float = 0.0) -> Tensor:
     """s - log w + log r, float32 ``[B]``.
 
-    With a fixed weight w the optimum has odds w times those of the training data; of whose non-clicks a share r was kept, so
-    that they have odds 1 / r times the true ones. Both factors are undone exactly.
+    With a fixed weight w, the optimum has w times the odds of the training data. These have 1 / r times the true odds,
+    since a share r of the non-clicks was kept. The correction removes both factors exactly.
 
     Args:
         s: logit, float32 ``[B]``.

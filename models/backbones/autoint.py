@@ -27,7 +27,7 @@ class AutoInt(keras.Model):  # type: ignore[misc]
         dropout: share of the MLP's hidden units dropped in training.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
 
     Returns:

@@ -26,7 +26,7 @@ class DCNv2(keras.Model):  # type: ignore[misc]
         structure: parallel (head over both outputs side by side) or stacked (MLP over the crosses).
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
 
     Returns:

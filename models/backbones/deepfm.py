@@ -13,8 +13,8 @@ from clsd.models.model_inputs import add_parts, apply_mlp
 class DeepFM(keras.Model):  # type: ignore[misc]
     """s = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
-    w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. A number x has x w and x v in the sums, w and v learnt; the MLP reads x itself, scaled. The pairwise sum is
+    w_i and v_i are the first-order weight and the vector of field i. Both are in one row of the table, so a step looks each id up
+    once. A number x contributes x w and x v to the sums, with w and v learnt; the MLP reads x itself, scaled. The pairwise sum is
     computed as ``(|sum v|**2 - sum |v|**2) / 2``.
 
     Args:
@@ -24,9 +24,9 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         dropout: share of hidden units dropped in training.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
-        request: the fields that ``inputs`` leaves out, a row for each of R groups of consecutive rows that have them in common.
+        request: the fields that ``inputs`` lacks, one row for each of R groups of consecutive rows that share them.
 
     Returns:
         logits float32 ``[B]``.
@@ -56,15 +56,14 @@ class DeepFM(keras.Model):  # type: ignore[misc]
         return sums[:, -1] + pairs + self.head(apply_mlp(self.deep, flat, columns, training))[:, 0]
 
     def _read(self, inputs: dict[str, Tensor], whole: bool) -> tuple[Tensor, Tensor, Tensor, list[int | None]]:
-        """Of some fields or all: the sums of their rows and of the squares, and inputs of the MLP of these columns."""
+        """Sums of the given fields' rows and of their squares, their inputs of the MLP, and the columns of these."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
         positions = self._spec.positions(inputs)[1]
         sums, squares = self.number_vectors(numbers, positions)
-        # Not tf.add_n of the fields, if faster: it begins with whichever of its inputs nobody else holds any more, so the weights
-        # would not be the same from run to run.
+        # Not tf.add_n, which is faster: it starts with whichever input's buffer is free, so weights would differ from run to run.
         sums += tf.reduce_sum(rows, axis=1)
         squares += tf.reduce_sum(tf.square(rows), axis=1)
-        if whole:  # of parts the first-order weights stay, which to leave out would be a copy more
+        if whole:  # parts keep the first-order weights: removing them would be one more copy
             rows = tf.split(rows, [self._dim, 1], axis=2)[0]
         columns = self._spec.flat_columns(inputs, self._dim, rows.shape[2])
         return sums, squares, self.flat((rows, numbers), positions), columns

@@ -31,7 +31,7 @@ class DIN(keras.Model):  # type: ignore[misc]
         dropout: share of the MLP's hidden units dropped in training; none of MLP_a's.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
 
     Returns:

@@ -25,7 +25,7 @@ class DLRM(keras.Model):  # type: ignore[misc]
         dropout: share of hidden units of both MLPs dropped in training; none of x itself.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
 
     Returns:

@@ -30,7 +30,7 @@ class FiBiNET(keras.Model):  # type: ignore[misc]
         dropout: share of hidden units dropped in training.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
 
     Returns:

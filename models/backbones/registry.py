@@ -1,4 +1,4 @@
-"""Backbones by name, or by the dotted path of a user's own Keras model."""
+"""The backbones by name; or by the dotted path of a user's own Keras model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACKBONES: dict[str, Any] = {
 
 
 def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Network:
-    """Make the backbone that the settings name, by Keras' policy of that name: what its layers compute in.
+    """Create the backbone that the settings name.
 
     A user's own is any ``tf_keras.Model`` whose constructor takes ``(spec, embedding_dim, **options)`` and whose call takes
     ``(inputs, training)``, inputs being one tensor a field, and gives logits ``[B]``; of one that takes ``request=None`` as well,
@@ -51,7 +51,9 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
             raise UserError(
                 f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
             )
-    policy = keras.mixed_precision.global_policy()  # Keras has no other way to tell layers that others make
+    policy = (
+        keras.mixed_precision.global_policy()
+    )  # Keras has no other way to set the policy of layers that other code creates
     keras.mixed_precision.set_global_policy(precision)
     try:
         return backbone(spec, settings.embedding_dim, **settings.options)
@@ -76,7 +78,7 @@ def _imported(path: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         where, reason = f"model.backbone: {path}", " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             where, f"cannot be imported ({reason})", "put its folder on PYTHONPATH, or correct the path"

@@ -13,9 +13,9 @@ from clsd.models.model_inputs import add_parts, apply_mlp
 class WideDeep(keras.Model):  # type: ignore[misc]
     """s = b + sum_i w_i + MLP([v_1, ..., v_E, x_1, ..., x_n]).
 
-    w_i and v_i are the first-order weight and the vector of field i; both stand in one row of the table, so a step looks
-    each id up once. A number x has x w, w learnt, and the MLP reads x itself, scaled. A cross of two features is wide
-    where the log has it as a feature of its own.
+    w_i and v_i are the first-order weight and the vector of field i; both are in one row of the table, so a step looks
+    each id up once. A number x contributes x w, with w learnt; the MLP reads x itself, scaled. A cross of two features
+    is wide if the log has it as a feature.
 
     Args:
         spec: the fields.
@@ -24,9 +24,9 @@ class WideDeep(keras.Model):  # type: ignore[misc]
         dropout: share of hidden units dropped in training.
 
     Call arguments:
-        inputs: one tensor a field, by name.
+        inputs: one tensor per field, by name.
         training: whether dropout is on.
-        request: the fields that ``inputs`` leaves out, a row for each of R groups of consecutive rows that have them in common.
+        request: the fields that ``inputs`` lacks, one row for each of R groups of consecutive rows that share them.
 
     Returns:
         logits float32 ``[B]``.
@@ -54,7 +54,7 @@ class WideDeep(keras.Model):  # type: ignore[misc]
         return (add_parts(first_order) + self.head(apply_mlp(self.deep, flat, columns, training)))[:, 0]
 
     def _read(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[int | None]]:
-        """Of some fields or all: the sum of their first-order weights, and inputs of the MLP of these columns."""
+        """The sum of the given fields' first-order weights, their inputs of the MLP, and the columns of these."""
         rows, numbers = self.embedding(inputs), self._spec.numbers(inputs)
         vectors, weights = tf.split(rows, [self._dim, 1], axis=2)
         positions = self._spec.positions(inputs)[1]
