@@ -1,1 +1,1 @@
-"""The jobs: preprocess, train, evaluate, export, predict, and the command line over them."""
+"""The stages of the pipeline, what they share, and the command line."""

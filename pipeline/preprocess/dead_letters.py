@@ -1,4 +1,4 @@
-"""Refused rows, each with its place, its reason and its text: laid down where they are found, and one file of them in the end."""
+"""Dead letters: refused rows with file, line, reason and text. Workers spill them; one file holds all of them in the end."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from clsd.pipeline.shared.files import whole_file
 
 #: The file, in the data set's directory.
 DEAD_LETTERS = "dead_letters.jsonl.gz"
-#: Letters that are laid down together.
+#: Dead letters that are spilled together.
 TOGETHER = 50_000
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A row that broke the schema: a dead letter.
+    """A row that does not parse or breaks the schema.
 
     Args:
         path: the log file.
-        line: of the file, from 1.
-        reason: why.
+        line: line in the file, from 1.
+        reason: why it was refused.
         text: the row.
     """
 
@@ -46,12 +46,12 @@ _AS_ARROW = pa.schema(
 
 @dataclass(frozen=True, order=True)
 class DeadLetterBatch:
-    """Where some of a piece's dead letters lie; they sort as what they are of.
+    """Some spilled dead letters of an input split; they sort in the order of the logs.
 
     Args:
-        input_split: its place among all pieces.
-        number: of those of one piece, in order.
-        materialised: the letters.
+        input_split: index of the input split.
+        number: index of this batch within the input split.
+        materialised: the spilled dead letters.
     """
 
     input_split: int
@@ -60,41 +60,41 @@ class DeadLetterBatch:
 
 
 class DeadLetterWriter:
-    """Takes a piece's dead letters one by one and lays them down many at a time.
+    """Takes the dead letters of an input split one by one, and spills many at a time.
 
     Args:
-        directory: the job's.
-        input_split: what they are of.
+        directory: the job's directory.
+        input_split: the input split.
     """
 
     def __init__(self, directory: str, input_split: InputSplit) -> None:
         self._directory, self._input_split = directory, input_split
         self._waiting: list[DeadLetter] = []
-        self._laid = self._last = 0
+        self._spilled = self._last = 0
 
     def take(self, dead_letter: DeadLetter) -> Iterator[DeadLetterBatch]:
-        """One more; gives where those before it lie, when they are laid down."""
-        # Of a block those that do not parse come after those that do: it must not be laid down in two parts.
+        """Take one; gives the batch of earlier ones when they are spilled."""
+        # In a block, rows that do not parse come after those that break the schema: a block must not be cut.
         if len(self._waiting) >= TOGETHER and dead_letter.line > self._last:
             yield from self.rest()
         self._waiting.append(dead_letter)
         self._last = max(self._last, dead_letter.line)
 
     def rest(self) -> Iterator[DeadLetterBatch]:
-        """Lay down those that wait, by their lines: one that does not parse is found before those of its block that do."""
+        """Spill the waiting ones, sorted by line."""
         self._waiting.sort(key=lambda dead_letter: (dead_letter.line, dead_letter.reason, dead_letter.text))
         batch = pa.RecordBatch.from_pylist([asdict(dead_letter) for dead_letter in self._waiting], _AS_ARROW)
         self._waiting = []
         for materialised in spill(self._directory, [batch]):
-            yield DeadLetterBatch(self._input_split.index, self._laid, materialised)
-            self._laid += 1
+            yield DeadLetterBatch(self._input_split.index, self._spilled, materialised)
+            self._spilled += 1
 
 
 def write_dead_letters(directory: str, element: tuple[Any, Iterable[DeadLetterBatch]]) -> dict[str, Any]:
-    """Write all of them into one compressed file, in the order of the logs, and no more than :data:`TOGETHER` in memory.
+    """Write all dead letters into one compressed file, in the order of the logs, with at most :data:`TOGETHER` in memory.
 
     Returns:
-        ``rows``, ``reasons`` (reason -> rows) and the ``first`` of them.
+        ``rows``, ``reasons`` (rows by reason), and the ``first`` dead letter.
     """
     reasons: Counter[str] = Counter()
     first: dict[str, Any] | None = None

@@ -1,10 +1,10 @@
-"""Batches that wait on disk between two stages of the job.
+"""Batches that are spilled to disk between two stages of the job.
 
-What travels through the engine, its shuffle included, is only where they lie: a batch is written once, mapped into memory
-where it is needed, and never pickled. So the memory of the job does not grow with the log, on an engine that keeps
-its elements in memory too. The directory has to be one that every worker sees, as that of the shards has.
+The engine passes only their paths on, also in its shuffle. A batch is written once, memory-mapped where it is needed,
+and never pickled. So the job's memory does not grow with the log, even on an engine that keeps its elements in memory.
+Every worker must see the directory.
 
-A bundle that an engine tries twice writes twice, under another name, and what the engine forgets is never read.
+A bundle that an engine retries is written again under another name; what the engine discards is never read.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import pyarrow as pa
 
 from clsd.features.paths import as_path, is_remote
 
-#: Name of the directory, within that of the data set while it is made.
+#: Directory of spilled batches, within the data set's while it is made.
 SPILL = ".spill"
-#: Bytes at whose multiples a batch begins, so that its columns are views wherever the file is mapped.
+#: Batches start at multiples of this, so that their columns are views of the mapped file.
 _ALIGNED = 64
 
 
 @dataclass(frozen=True)
 class Spilled:
-    """Where a batch lies.
+    """A spilled batch.
 
     Args:
         path: the file.
-        start, end: bytes of the batch in it, an Arrow IPC stream of its own.
-        rows: how many rows it has.
+        start, end: byte range of the batch, an Arrow IPC stream.
+        rows: number of rows.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Spilled:
 
 
 def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
-    """Write batches to a new file; empty ones are left out."""
+    """Write batches to a new file; empty ones are skipped."""
     batches = [batch for batch in batches if batch.num_rows]
     if not batches:
         return []
@@ -62,12 +62,12 @@ def spill(directory: str, batches: Iterable[pa.RecordBatch]) -> list[Spilled]:
 
 
 def load(spilled: Spilled) -> pa.RecordBatch:
-    """The batch; of a local file its columns are views of the mapped file, read when they are touched."""
+    """Load a batch; the columns of a local one are views of the mapped file."""
     if is_remote(spilled.path):
         path: Any = as_path(spilled.path)
         data = pa.py_buffer(
             path.fs.cat_file(path.path, start=spilled.start, end=spilled.end)
-        )  # one request, of these bytes alone
+        )  # one request for these bytes
     else:
         with pa.memory_map(spilled.path) as file:
             file.seek(spilled.start)
@@ -76,15 +76,15 @@ def load(spilled: Spilled) -> pa.RecordBatch:
 
 
 def load_together(spilled: Iterable[Spilled]) -> pa.Table:
-    """All of these batches as one table."""
+    """Load batches as one table."""
     return pa.Table.from_batches([load(one) for one in spilled])
 
 
 class OverSpilled(beam.CombineFn):  # type: ignore[misc]
-    """A combiner of batches, over batches that lie on disk.
+    """Applies a combiner of batches to spilled batches.
 
     Args:
-        combine: what adds the batches up.
+        combine: the combiner.
     """
 
     def __init__(self, combine: beam.CombineFn) -> None:

@@ -17,11 +17,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read and check a YAML file.
 
     Args:
-        path: the file.
-        overrides: ``"train.epochs=3"`` and the like; the value is read as YAML.
+        path: path or address of the file.
+        overrides: such as ``"train.epochs=3"``; the value is parsed as YAML.
 
     Raises:
-        UserError: no such file, no YAML, an unknown or a wrong setting; each names the setting.
+        UserError: the file is missing or not YAML, or a setting is unknown or wrong.
     """
     path = as_path(path)
     try:
@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Config:
-    """As :func:`load_config`, of a text; ``where`` stands in the errors."""
+    """As :func:`load_config`, for a text; errors name ``where``."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -49,7 +49,7 @@ def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Con
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
-    """Check settings that came from anywhere; ``where`` stands in the errors."""
+    """Check settings from any source; errors name ``where``."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -57,9 +57,9 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
 
 
 def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
-    """The first problem that pydantic found, as one line that names the setting and the mend."""
+    """The first problem that pydantic found, as one line with the setting and a hint."""
     problem = error.errors()[0]
-    # Tags of the unions of features stand in the path as well; they are no key that the user wrote.
+    # The path also holds the tags of unions of features, which the user did not write.
     path = [p for p in problem["loc"] if p not in ("categorical", "bag", "sequence", "numeric")]
     setting = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
@@ -76,7 +76,7 @@ def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
 
 
 def _keys_at(model: Any, path: list[Any]) -> list[str]:
-    """Names that may stand at a place of the settings tree; empty where that cannot be told."""
+    """Names that are allowed at a path of the settings; empty if unknown."""
     models = [model]
     for part in path:
         if not isinstance(part, int):
@@ -86,7 +86,7 @@ def _keys_at(model: Any, path: list[Any]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[Any]:
-    """The settings classes that an annotation speaks of, such as all members of a list of a union."""
+    """The settings classes in an annotation, such as all members of a list of a union."""
     if hasattr(annotation, "model_fields"):
         return [annotation]
     return [result for inner in get_args(annotation) for result in _models_in(inner)]
@@ -111,7 +111,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def dump_config(config: Config) -> str:
-    """The whole resolved config as YAML, every default filled in; reading it back gives an equal config."""
+    """The resolved config as YAML, with every default; reading it back gives an equal config.
+
+    >>> rows = {"features": [{"name": "item", "kind": "categorical"}], "timestamp": "time"}
+    >>> config = parse_config({"name": "x", "logs": {}, "rows": rows, "confidence": {"gate": "off"}}, "example")
+    >>> parse_config(yaml.safe_load(dump_config(config)), "example") == config
+    True
+    """
     return yaml.safe_dump(config.model_dump(mode="python", by_alias=True), sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""A data set on disk: TFRecord shards and ``dataset.json``, which is written last."""
+"""A data set on disk: TFRecord shards, and ``dataset.json``, which is written last."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _AGAIN = "run `clsd preprocess` again with --overwrite"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was written whole.
+    """A complete data set.
 
     Args:
-        directory: where it is.
-        manifest: the content of ``dataset.json``.
-        schema: the schema it was written with.
+        directory: its directory.
+        manifest: content of ``dataset.json``.
+        schema: its schema.
     """
 
     directory: Path
@@ -45,10 +45,10 @@ class Dataset:
 
     @classmethod
     def load(cls, directory: str | Path) -> Dataset:
-        """Open a data set and check that every shard is there with its full length.
+        """Open a data set, and check that every file exists in its full length.
 
         Raises:
-            UserError: no ``dataset.json``, one of another format version, a shard missing or cut short.
+            UserError: ``dataset.json`` is missing or has another format version, or a file is missing or truncated.
         """
         directory = as_path(directory)
         if not directory.is_dir():
@@ -71,7 +71,7 @@ class Dataset:
         return dataset
 
     def _entries(self) -> list[dict[str, Any]]:
-        """Every file of the data set with its bytes and CRC-32C: shards first, then vocabularies and golden rows."""
+        """Every file with its length and CRC-32C: shards first, then vocabularies and golden rows."""
         shards = [shard for split in self.splits for shard in self.manifest["splits"][split]["shards"]]
         return [*shards, *self.manifest["files"]]
 
@@ -91,29 +91,29 @@ class Dataset:
 
     @property
     def rows_per_block(self) -> int:
-        """Rows a record."""
+        """Rows per record."""
         return int(self.manifest["rows_per_block"])
 
     def rows(self, split: str) -> int:
-        """Number of rows of a split; 0 where it has none."""
+        """Number of rows of a split; 0 if it has none."""
         return int(self.manifest["splits"].get(split, {}).get("rows", 0))
 
     def clicks(self, split: str) -> int:
-        """Number of clicks of a split that has rows."""
+        """Number of clicks of a split; it must have rows."""
         return int(self.manifest["splits"][split]["clicks"])
 
     def ctr(self, split: str) -> float:
-        """Share of clicks among a split's rows."""
+        """CTR of a split."""
         return self.clicks(split) / self.rows(split)
 
     @property
     def kept_negatives(self) -> float:
-        """Share of the training split's non-clicks that were kept; 1 where none were dropped."""
+        """Share of the training split's non-clicks that were kept; 1 if none were dropped."""
         return float(self.manifest.get("kept_negatives", 1.0))
 
     @property
     def log_ctr(self) -> float:
-        """Share of clicks among the training split's rows in the log, before non-clicks were dropped."""
+        """CTR of the training split in the log, before non-clicks were dropped."""
         clicks = self.clicks("train")
         return clicks / (clicks + (self.rows("train") - clicks) / self.kept_negatives)
 
@@ -140,21 +140,21 @@ class Dataset:
 
     @cached_property
     def transform(self) -> Transform:
-        """What was learnt from the training split."""
+        """The transform: what was learnt from the training split."""
         return Transform.load(self.schema, self.manifest, self.directory)
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
-        """What its rows look like, see :func:`clsd.pipeline.preprocess.data_statistics.describe`."""
+        """Content of ``statistics.json``; see :func:`clsd.pipeline.preprocess.data_statistics.describe`."""
         return dict(read_json(self.directory / STATISTICS_FILE, "data set with statistics", _AGAIN))
 
     def golden(self) -> pa.Table:
-        """Raw test rows as the log has them, with their ``_key``, for the export's canary."""
+        """Raw test rows as in the log, with their ``_key``, for the canary."""
         with (self.directory / GOLDEN_FILE).open("rb") as file:
             return pq.read_table(file)
 
     def read(self, split: str, shards: int | None = None) -> EncodedRows:
-        """All rows of a split, or of its first shards, in memory, in the order on disk; every record's checksum is verified."""
+        """Read all rows of a split, or of its first shards, into memory in the order on disk. Record checksums are verified."""
         parts = []
         for path in self.files(split)[:shards]:
             with open_records(path) as file:
@@ -162,10 +162,10 @@ class Dataset:
         return EncodedRows.concat(parts)
 
     def verify(self) -> int:
-        """Read every file and compare its CRC-32C with ``dataset.json``; returns the number of files.
+        """Read every file and compare its CRC-32C with ``dataset.json``; gives the number of files.
 
         Raises:
-            UserError: a file is damaged; it is named, with the record where that can be told.
+            UserError: a file is damaged; the error names it, and the record if known.
         """
         for entry in self._entries():
             path = self.directory / entry["file"]
@@ -178,10 +178,10 @@ class Dataset:
         return len(self._entries())
 
     def require(self, schema: Schema) -> None:
-        """Refuse a config whose rows are not those of this data set.
+        """Refuse a config whose schema is not this data set's.
 
         Raises:
-            UserError: a feature that the data set has not, or has otherwise.
+            UserError: a feature is missing in one of them, or differs.
         """
         if schema.digest == self.schema.digest:
             return
@@ -207,7 +207,7 @@ class Dataset:
 
 
 def describe_file(directory: Path, name: str) -> dict[str, Any]:
-    """A file's name, length and CRC-32C as ``dataset.json`` has them."""
+    """A file's name, length and CRC-32C, as in ``dataset.json``."""
     crc = size = 0
     with (directory / name).open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Running a job on an engine that Beam knows, and telling what an engine says when it fails."""
+"""Runs a Beam job on an engine, and turns the engine's failures into user errors."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def run(
     """Run a job to its end.
 
     Args:
-        build: puts the job's graph on a pipeline, for workers of so many threads.
-        directory: what the job writes into.
-        beam_options: choose the engine and its settings; none of them: this process.
-        input_splits: how many there are to read.
-        threads: of each worker; 0: as many as it has cores to itself.
-        stalled_minutes: after so long without anything new the job is given up, on an engine that is not in this process.
+        build: adds the job's graph to a pipeline, for workers of so many threads.
+        directory: the directory that the job writes into.
+        beam_options: choose and configure the engine; by default it is this process.
+        input_splits: number of input splits to read.
+        threads: threads per worker; 0 for the cores that a worker has to itself.
+        stalled_minutes: minutes without output after which a job on another engine is given up; 0 for never.
 
     Raises:
-        UserError: of a worker, of the options, or of an engine that gave the job up.
+        UserError: from a worker, for wrong options, or for an engine that gave up the job.
     """
     try:
-        # Worker processes log every channel they open unless told otherwise; what the user gives comes later and wins.
+        # By default worker processes log every channel that they open. The user's options come later and override this.
         quiet = "--default_sdk_harness_log_level=ERROR"
-        with redirect_stderr(io.StringIO()) as said:  # a page of usage, and the error on its last line
+        with redirect_stderr(io.StringIO()) as said:  # argparse prints a page of usage, with the error on its last line
             options = PipelineOptions([quiet, *beam_options], save_main_session=False)
             options.get_all_options()
         pipeline = beam.Pipeline(beam_private.local_runner() if _is_local(options) else None, options=options)
@@ -78,18 +78,18 @@ def run(
         if lost.worker:
             hint = "run the same again: nothing was written; if the machine was short of memory, with fewer workers"
             raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", hint) from None
-        if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine makes an error of its own of Ctrl-C
+        if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine wraps Ctrl-C into an error
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
     finally:
         lost.over.set()
         threading.excepthook = before
         if heard is not None:
-            signal.signal(_LOST, signal.SIG_IGN if lost.worker else heard)  # one may be on its way
+            signal.signal(_LOST, signal.SIG_IGN if lost.worker else heard)  # another signal may be pending
 
 
 def _threads(asked: int, options: PipelineOptions) -> Threads:
-    """Beam's own workers share the cores of this machine; any other engine shares out cores itself."""
+    """Local workers share the cores of this machine; other engines assign cores themselves."""
     if asked:
         return Threads(asked)
     if not _is_local(options):
@@ -97,7 +97,7 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
     return Threads(max(1, cores() // max(1, options.view_as(DirectOptions).direct_num_workers or cores())))
 
 
-#: Wakes the main thread where a worker was lost. Not SIGINT, which is ignored in what a script starts in the background.
+#: Wakes the main thread after a worker was lost. SIGINT would be ignored in processes that a script starts in the background.
 _LOST = signal.SIGUSR1
 
 
@@ -114,13 +114,13 @@ class _Hook:
 
     def __init__(self, before: Callable[[threading.ExceptHookArgs], Any]) -> None:
         self._before = before
-        #: How a worker process of the local engine ended, which then waits for it for ever.
+        #: How a worker process of the local engine ended; the engine would wait for it forever.
         self.worker = ""
-        #: Whether the engine has ended.
+        #: Set when the engine has ended.
         self.over = threading.Event()
 
     def _wake(self) -> None:
-        """Interrupt the main thread, again where it went on to wait for something else, until the engine has ended."""
+        """Interrupt the main thread repeatedly until the engine has ended; it may wait in several places."""
         while not self.over.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, _LOST)
             self.over.wait(3.0)
@@ -129,14 +129,14 @@ class _Hook:
         error = args.exc_value
         cancelled = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.CANCELLED
         if cancelled or type(error) is grpc.RpcError:
-            return  # the other side hung up, an engine that ended or a worker that died: nothing that a user could mend
+            return  # the other side closed the connection (the engine ended, or a worker died)
         if not args.thread or args.thread.name != "run_worker":
             self._before(args)
             return
-        if not self.worker and not str(error).endswith((" -2", " 130")):  # those heard the user's Ctrl-C, too
+        if not self.worker and not str(error).endswith((" -2", " 130")):  # those got the user's Ctrl-C too
             self.worker = str(error)
             threading.Thread(target=self._wake, daemon=True).start()
-            # One that had not connected yet, Beam would wait for.
+            # Beam would wait for workers that have not connected yet.
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     if "apache_beam.runners.worker.sdk_worker_main" in child.cmdline():
@@ -149,9 +149,9 @@ def _is_local(options: PipelineOptions) -> bool:
 
 
 def _watch(result: Any, directory: Path, minutes: float) -> None:
-    """Wait for a job on another engine; give it up where nothing new has come into its directory for so long.
+    """Wait for a job on another engine; give it up after so many minutes without anything new in its directory.
 
-    An engine may wait for a lost worker for ever: Flink does for one that was killed before it had connected.
+    An engine may wait for a lost worker forever. Flink does if the worker was killed before it connected.
     """
     raised: list[BaseException] = []
 
@@ -165,11 +165,11 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
     waiting.start()
     seen, since = _done(directory), time.monotonic()
     while waiting.is_alive():
-        waiting.join(min(30.0, 15.0 * minutes) if minutes else None)  # a quarter of the time, or less
+        waiting.join(min(30.0, 15.0 * minutes) if minutes else None)  # at most a quarter of the time
         if (now := _done(directory)) != seen:
             seen, since = now, time.monotonic()
         elif minutes and waiting.is_alive() and time.monotonic() - since > 60 * minutes:
-            with suppress(Exception):  # it is given up whether or not the engine hears of it
+            with suppress(Exception):  # given up, whether or not the engine accepts the cancellation
                 result.cancel()
             what = f"wrote nothing for {minutes:g} minutes: a worker may be lost, or may never have started"
             raise UserError(
@@ -180,12 +180,12 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
 
 
 def _done(directory: Path) -> Any:
-    """What a job has done so far: the files that it made and the counts that its workers told."""
+    """A job's progress: the files that it wrote, and the counts that its workers reported."""
     return files_in(directory), progress.reported(address(directory))
 
 
 def _engine_failure(error: BaseException) -> UserError | None:
-    """A job that its engine gave up, a killed worker for one; an exception of our own code within it is a bug, and stays one."""
+    """The error for a job that its engine gave up, such as after a killed worker; None for an exception in clsd."""
     text = str(error)
     if " failed in state " not in text or "Traceback (most recent call last)" in text:
         return None
@@ -196,13 +196,13 @@ def _engine_failure(error: BaseException) -> UserError | None:
 
 
 def _inner_user_error(error: BaseException) -> UserError | None:
-    """A worker's UserError inside the exception that the engine made of it."""
+    """The worker's UserError inside the engine's exception, if there is one."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
         marker = "clsd.features.errors.UserError: "
-        if marker in str(seen):  # a portable engine hands over the worker's traceback as text
+        if marker in str(seen):  # a portable engine passes the worker's traceback as text
             line = str(seen).rsplit(marker, 1)[1].split("\n", 1)[0].split(" [while running", 1)[0]
             where, _, what = line.partition(": ")
             return UserError(where, what, "")

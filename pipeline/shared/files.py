@@ -1,4 +1,4 @@
-"""Writing whole files and whole directories, or nothing."""
+"""Writes files and directories completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _NO_PLACE = (
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
-#: Libraries whose errors are those of an object store.
+#: Libraries whose errors come from an object store.
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
-#: In a directory of an object store that is being published, or was when its process ended.
+#: Marks a directory of an object store that is being published, or whose publication was killed.
 UNFINISHED = ".clsd-unfinished"
-#: Objects that are moved at a time.
+#: Objects that are moved at the same time.
 _STREAMS = Threads(16, ahead=2)
-#: Held by the process that writes into a directory.
+#: Lock file of the process that writes into a directory.
 LOCK = ".lock"
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
 def no_room(error: BaseException, where: str) -> UserError | None:
-    """The error for a full disk, if that is what ``error`` comes from; also where an engine wrapped it into text."""
+    """The error for a full disk if ``error`` comes from one, even if an engine wrapped it into text; else None."""
     seen: BaseException | None = error
     while seen is not None:
         code = seen.errno if isinstance(seen, OSError) else None
@@ -53,7 +53,7 @@ def no_room(error: BaseException, where: str) -> UserError | None:
 
 
 def no_store(error: BaseException, where: str) -> UserError | None:
-    """The error for an object store that cannot be reached or refuses, if that is what ``error`` comes from."""
+    """The error for an object store that refuses or cannot be reached if ``error`` comes from one; else None."""
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
@@ -66,7 +66,7 @@ def no_store(error: BaseException, where: str) -> UserError | None:
 
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
-    """Turn a full disk or a forbidden directory into a UserError that names ``where``."""
+    """Turn a full disk, a forbidden directory or an unreachable store into a UserError that names ``where``."""
     try:
         yield
     except UserError:
@@ -83,10 +83,10 @@ def clear_errors(where: str) -> Iterator[None]:
 
 
 def local_path(text: str | Path) -> Path:
-    """A place on this machine, for what an object store cannot hold.
+    """A path of this machine, for results that an object store cannot hold.
 
     Raises:
-        UserError: it is an address of an object store.
+        UserError: the path is in an object store.
     """
     if is_remote(text):
         raise UserError(str(text), "is not a local path", "give a directory of this machine")
@@ -94,7 +94,7 @@ def local_path(text: str | Path) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all that is in it; one that is not there is none."""
+    """Remove a directory and its content, if it exists."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -102,30 +102,30 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file; one that is not there is none."""
+    """Remove a file, if it exists."""
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
-    else:  # not by the path's own method, which takes the name for a pattern
+    else:  # the path's own method would treat the name as a pattern
         with suppress(FileNotFoundError):
             path.fs.rm_file(path.path)
 
 
 def files_in(directory: Path) -> list[str]:
-    """Names of all files under a directory, relative to it and in order."""
+    """Names of all files under a directory, relative to it and sorted."""
     if isinstance(directory, Path):
         return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    # Not by a pattern: an object's name may hold characters that mean something in one.
+    # Not with a glob: an object's name may contain its special characters.
     return sorted(name.removeprefix(directory.path).lstrip("/") for name in directory.fs.find(directory.path))
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, local or remote, to a place that may be either."""
+    """Copy a file; source and target may be local or remote."""
     with source.open("rb") as result, target.open("wb") as made:
         shutil.copyfileobj(result, made)
 
 
 def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
-    """Bytes of files under a directory, by name; None for one that is not there. Of an object store one listing tells them."""
+    """Bytes of files under a directory by name, None for absent ones. An object store is listed once."""
     if isinstance(directory, Path):
         return {name: path.stat().st_size if (path := directory / name).exists() else None for name in names}
     result = directory.fs.find(directory.path, detail=True)
@@ -137,10 +137,10 @@ def _is_empty(target: Path) -> bool:
 
 
 def require_ours(target: Path, markers: tuple[str, ...]) -> None:
-    """Refuse to overwrite a directory that holds none of the files which say that clsd made it.
+    """Refuse to overwrite a directory without any of the marker files of clsd.
 
     Raises:
-        UserError: it is a file, or holds something else.
+        UserError: the target is a file, or holds something else.
     """
     if (
         target.exists()
@@ -153,10 +153,10 @@ def require_ours(target: Path, markers: tuple[str, ...]) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it; an object store has none.
+    """Create a directory and its parents; an object store has no directories.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created.
     """
     if is_remote(path):
         return
@@ -172,21 +172,21 @@ def make_directory(path: Path) -> None:
 def whole_directory(
     target: Path, *, marker: str = "", done: str = "", overwrite: bool = False, shared: bool = False
 ) -> Iterator[Path]:
-    """A directory that appears under its name only when the block ends well.
+    """A directory that appears under its name only if the block succeeds.
 
-    Yields a directory to write into; at the end it takes the target's place, on this machine by one rename, in an object
-    store, which has none, by copies of which ``marker`` is the last. On an error before that it is removed and the target is
-    what it was; an error among the copies leaves a target without a marker, which may be overwritten.
+    Yields a directory to write into. At the end it replaces the target: on this machine by one rename; in an object store by
+    copies, with ``marker`` last. After an error the target is unchanged. An error during the copies leaves a target without
+    its marker, which may be overwritten.
 
     Args:
         target: the directory.
-        marker: a file that a directory of this kind has, and without which it is none; only such a one is ever overwritten.
-        done: a file that, in an object store, comes after the marker.
-        overwrite: whether one that exists is replaced.
-        shared: whether other machines write into it too. If not, what goes to an object store is made on this machine.
+        marker: file without which such a directory is not valid; only directories with it are overwritten.
+        done: file that follows the marker in an object store.
+        overwrite: whether an existing target is replaced.
+        shared: whether other machines write into it too. If not, content for an object store is first written on this machine.
 
     Raises:
-        UserError: the target exists and is not to be overwritten, the disk is full, or writing is not permitted.
+        UserError: the target exists and ``overwrite`` is false, the disk is full, or writing is not permitted.
     """
     with clear_errors(str(target)):
         if target.exists() and not _is_empty(target):
@@ -210,12 +210,12 @@ def whole_directory(
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Be the only process that writes into a directory of this machine, while the block runs.
+    """Hold the lock of a directory of this machine while the block runs.
 
-    It is made if it is not there, and gone again if the block wrote nothing.
+    The directory is created if needed, and removed again if the block wrote nothing.
 
     Raises:
-        UserError: another one is there.
+        UserError: another process holds the lock.
     """
     if is_remote(directory):
         yield
@@ -239,7 +239,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 def clear(directory: Path) -> None:
-    """Remove all that is in a directory but its lock."""
+    """Remove the content of a directory, except its lock."""
     if is_remote(directory):
         remove_tree(directory)
         return
@@ -251,7 +251,7 @@ def clear(directory: Path) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what :func:`whole_directory` left in a directory of this machine when its process was killed."""
+    """Remove what killed processes left of :func:`whole_directory` in a directory of this machine."""
     for name in ("*.partial", "*.old") if directory.is_dir() and not is_remote(directory) else ():
         for left in directory.glob(f".{name}"):
             remove_tree(left)
@@ -268,9 +268,8 @@ def _publish(aside: Path, target: Path) -> None:
 
 
 def _publish_objects(aside: Path, target: Path, last: list[str]) -> None:
-    """The ``last`` files of the old directory go first, the last of them at once, and those of the new one come last: in between
-    there is none that is whole."""
-    (target / UNFINISHED).write_bytes(b"")  # what is begun and not ended must be known for ours
+    """Replace objects. The ``last`` files are removed first and written last, so a reader never sees a mixture as complete."""
+    (target / UNFINISHED).write_bytes(b"")  # marks an unfinished directory as clsd's
     for name in reversed(last):
         remove_file(target / name)
     for name in files_in(target):
@@ -291,9 +290,9 @@ def _publish_object(source: Any, target: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name only when it is whole, in the place of one that another attempt left.
+    """A file that appears under its name only when it is complete.
 
-    An object appears whole or not at all; a file of this machine is written aside and renamed.
+    Objects are complete or absent anyway; a local file is written aside and renamed.
     """
     aside = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
@@ -301,7 +300,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
         except BaseException:
-            if hasattr(file, "discard"):  # closing it would put half an object in the place of a whole one
+            if hasattr(file, "discard"):  # closing it would publish half an object
                 file.discard()
             else:
                 file.close()
@@ -315,21 +314,21 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all."""
+    """Write a text file completely or not at all."""
     with clear_errors(str(path)), whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON a person can read, whole or not at all; NaN is refused, absent is absent."""
+    """Write indented JSON completely or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str, hint: str) -> Any:
-    """Read a JSON file of ours.
+    """Read a JSON file that clsd wrote.
 
     Raises:
-        UserError: it is not there or not whole; ``what`` says what it should be.
+        UserError: it is absent or damaged; ``what`` names what it should be.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

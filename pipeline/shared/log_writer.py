@@ -1,7 +1,7 @@
-"""Writes click logs: Arrow record batches in, one log file out, never more than a batch in memory.
+"""Writes click logs: Arrow record batches in, one log file out, with at most one batch in memory.
 
-The file appears under its name only when it is whole: it is written next to it with the ending ``.partial`` and renamed
-at the end, so a full disk or an interrupted run leaves nothing that could be mistaken for a log.
+The file is written next to its path with the ending ``.partial`` and renamed at the end. So a full disk or an interrupted run
+leaves nothing that could be mistaken for a log.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ LOG_FORMATS = ("jsonl", "csv", "parquet", "jsonl.gz", "csv.gz")
 #: Separates the elements of a list in a CSV field.
 CSV_LIST_SEPARATOR = "|"
 
-# Rows turned into text at a time: small enough for the cache and for Arrow's 2 GB limit of a string array, however many
-# columns there are.
+# Rows that are turned into text together: few enough for the cache and for Arrow's 2 GB limit of a string array.
 _TEXT_ROWS = 32_768
 # Level 6 halves the speed of writing for 5 % smaller files.
 _GZIP_LEVEL = 4

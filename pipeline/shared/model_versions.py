@@ -1,8 +1,8 @@
-"""Versions of an exported model in the directory that a model server watches: a folder a version, named by its number.
+"""Exported versions in the directory that a model server watches: one folder per version, named by its number.
 
-A server loads the folder of the largest number, and looks again every second or so. So a version is never changed where it
-stands: it comes by one rename and goes by one. In an object store, which has none, ``saved_model.pb`` comes last: a server that
-looks before that finds a version that it cannot load, goes on serving the one it has, and tries again.
+A server serves the largest number and polls the directory. So a version is never changed in place: it appears by one rename
+and disappears by one. In an object store, ``saved_model.pb`` is uploaded last. A server that polls earlier finds a version
+that it cannot load, keeps serving the current one, and tries again.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from clsd.pipeline.shared.files import (
     remove_unfinished,
 )
 
-#: Beside the graph in every exported version: what it is from; raw rows with their scores; requests to warm a server up with.
+#: Beside the graph in every version: its metadata; golden rows with their scores; warm-up requests.
 PROVENANCE_FILE = "assets.extra/clsd.json"
 GOLDEN_FILE = "assets.extra/golden.json"
 WARMUP_REQUESTS_FILE = "assets.extra/tf_serving_warmup_requests"
-#: Without it there is no model; of what is published it comes last but one.
+#: The marker of a version; it is written last but one.
 MODEL_FILE = "saved_model.pb"
-#: Says that a version is whole, to whoever copies it from an object store.
+#: Written last: tells whoever copies a version from an object store that it is complete.
 DONE_FILE = "_SUCCESS"
-#: How the name of a version begins that was taken out of service.
+#: Prefix of the name of a withdrawn version.
 WITHDRAWN = "withdrawn-"
 
 
 def versions_in(directory: Path) -> list[Path]:
-    """The whole versions in a directory, as a model server sees them, oldest first."""
+    """The complete versions in a directory, as a model server sees them, oldest first."""
     there = directory.iterdir() if directory.is_dir() else iter(())
     return sorted((p for p in there if p.name.isdigit() and (p / MODEL_FILE).exists()), key=lambda p: int(p.name))
 
 
 def newest_version(directory: Path) -> Path:
-    """The version that a model server would load from a directory, or the directory itself if it is a SavedModel.
+    """The version that a model server would serve from a directory; the directory itself if it is a SavedModel.
 
     Raises:
-        UserError: there is neither.
+        UserError: the directory is neither.
     """
     if (directory / MODEL_FILE).exists():
         return directory
@@ -58,17 +58,17 @@ def newest_version(directory: Path) -> Path:
 
 
 def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
-    """The config of the run that an exported version is from.
+    """The config of the run that an exported version comes from.
 
     Raises:
-        UserError: the version does not say, or an override is none.
+        UserError: the version has no metadata, or an override is wrong.
     """
     metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
     return parse_yaml(metadata["config"], str(model / PROVENANCE_FILE), overrides)
 
 
 def keep_newest(directory: Path, num_versions: int) -> list[Path]:
-    """Remove all versions but the newest ``num_versions``; gives those that went."""
+    """Remove all versions except the newest ``num_versions``; gives the removed ones."""
     old = versions_in(directory)[:-num_versions]
     with clear_errors(str(directory)):
         for version in old:
@@ -77,7 +77,7 @@ def keep_newest(directory: Path, num_versions: int) -> list[Path]:
 
 
 def remove_unpublished(directory: Path) -> None:
-    """Remove what exports that were killed left: hidden folders; in an object store, versions without their last files."""
+    """Remove what killed exports left: hidden folders; in an object store, versions without their last files."""
     remove_unfinished(directory)
     for entry in directory.iterdir() if is_remote(directory) and directory.is_dir() else ():
         if entry.name.isdigit() and (entry / UNFINISHED).exists():
@@ -85,18 +85,18 @@ def remove_unpublished(directory: Path) -> None:
 
 
 def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
-    """Bring an earlier version back into service, by taking the newer ones out: ``7`` becomes ``withdrawn-7``.
+    """Withdraw newer versions, so that an earlier one is served again: ``7`` becomes ``withdrawn-7``.
 
     Args:
-        directory: that the model server watches.
-        to: the version to serve; the one before the newest if None.
+        directory: the directory that the model server watches.
+        to: the version to serve; by default the one before the newest.
 
     Returns:
-        the version that is served now, and where the others are, the oldest first, in which order they went: a server that looks
-        in between still serves the newest.
+        the version that is served now, and the withdrawn ones, oldest first. They are withdrawn in this order, so a server
+        that polls in between still serves the newest.
 
     Raises:
-        UserError: there is no such version, or none before the newest, or nothing to withdraw.
+        UserError: there is no such version, no version before the newest, or nothing to withdraw.
     """
     result = versions_in(directory)
     names = [version.name for version in result]
@@ -110,7 +110,7 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
     with clear_errors(str(directory)):
         for version in result[names.index(str(to)) + 1 :]:
             target = directory / f"{WITHDRAWN}{version.name}"
-            remove_tree(target)  # of an earlier time
+            remove_tree(target)  # from an earlier withdrawal
             _move_away(version, target)
             gone.append(target)
     if not gone:
@@ -119,7 +119,7 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
 
 
 def _move_away(version: Path, target: Path | None) -> None:
-    """Take a version from the server's sight at once; to ``target``, or to nowhere."""
+    """Hide a version from the server at once: move it to ``target``, or remove it."""
     if not is_remote(version):
         aside = target or version.with_name(f".{version.name}.{uuid.uuid4().hex[:8]}.old")
         version.rename(aside)

@@ -1,4 +1,4 @@
-"""Versions of what results depend on, written beside every result."""
+"""Versions of the packages that results depend on; they are written beside every result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PACKAGES = ("clsd", "tensorflow", "tf-keras", "tensorflow-recommenders", "apach
 
 
 def versions() -> dict[str, str]:
-    """Package name to version; packages that are not installed are left out."""
+    """Versions by package; packages that are not installed are omitted."""
     result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

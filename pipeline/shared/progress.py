@@ -1,4 +1,4 @@
-"""What a person sees while something takes long."""
+"""Messages and progress for people, on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from clsd.features.paths import as_path
 from clsd.pipeline.shared.files import files_in, make_directory, whole_file
 
-#: Everything for people goes to standard error; standard output is for what a script reads.
+#: Everything for people goes to standard error; standard output is for scripts.
 console = Console(stderr=True)
 
 
@@ -29,21 +29,21 @@ def warn(text: str) -> None:
     say(f"[yellow]warning[/yellow] {text}")
 
 
-#: Counted to know how far a job is, and not shown themselves.
+#: Counts from which progress is computed; they are not shown.
 PLANNED, READ = "pieces planned", "pieces read"
-#: The stages of preprocessing after reading, in order: what is counted in each, and its name.
+#: The stages of preprocessing after reading, in order: the count of each, and its name.
 PREPROCESSING = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
-#: Name of the directory, within that of a job, where its workers in other processes tell their counts; and how often, in seconds.
+#: Directory, within the job's, where workers in other processes report their counts; and the seconds between reports.
 REPORTS, _EVERY = ".progress", 1.0
 
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
-#: The job that this process launched.
+#: The job that this process runs.
 _launched = ""
 
 
 class _Report:
-    """The counts of a worker for its job, in a file of its own."""
+    """The counts of a worker for its job, in a file."""
 
     def __init__(self, job: str) -> None:
         self._file = as_path(job) / REPORTS / f"{uuid.uuid4().hex}.json"
@@ -54,7 +54,7 @@ class _Report:
         self._counts[what] += n
         if time.monotonic() < self._due:
             return
-        # No reason to fail: what the job itself writes there tells what is wrong.
+        # Never fail here: the job's own writes will name what is wrong.
         with suppress(Exception), whole_file(self._file) as file:
             file.write(json.dumps(self._counts).encode())
         self._due = time.monotonic() + _EVERY
@@ -64,31 +64,31 @@ _reports: dict[str, _Report] = {}
 
 
 def add(what: str, n: int, job: str = "") -> None:
-    """Count something that was done.
+    """Add to a count.
 
     Args:
-        what: a name as it is shown.
-        n: how many more.
-        job: directory of the job that it is for. A worker in another process than the one that launched it tells its
-            counts there, on any engine; where one engine tries something twice, both tries are counted.
+        what: the name that is shown.
+        n: the number to add.
+        job: directory of the job. A worker in another process than the launching one reports its counts there, on any engine.
+            If an engine retries something, both tries are counted.
     """
     with _lock:
         if not job or job == _launched:
             _counts[what] += n
             return
         if job not in _reports:
-            _reports.clear()  # of a job that is over
+            _reports.clear()  # reports of an earlier job
             _reports[job] = _Report(job)
         _reports[job].add(what, n)
 
 
 def say_there_already() -> None:
-    """What a stage says that uses again what it made before."""
+    """Say that a stage reuses an earlier result."""
     say("    there already, made from the same settings and data", style="dim")
 
 
 def settle(totals: dict[str, int]) -> None:
-    """Show these counts and no others: what a finished job says of itself, whatever was counted on the way."""
+    """Replace all counts by those of a finished job."""
     with _lock:
         _counts.clear()
         _counts.update(totals)
@@ -96,13 +96,13 @@ def settle(totals: dict[str, int]) -> None:
 
 @contextmanager
 def launching(job: str) -> Iterator[None]:
-    """Count what the workers of a job do, this process's own and others, while the block runs.
+    """Collect the counts of a job's workers, in this process and in others, while the block runs.
 
     Args:
-        job: the directory that its workers share.
+        job: the directory that the workers share.
     """
     global _launched
-    # Here and nowhere else: a worker that outlives its job must not make again what was removed.
+    # Only here: a worker that outlives its job must not create it again.
     make_directory(as_path(job) / REPORTS)
     before, _launched = _launched, job
     try:
@@ -112,10 +112,10 @@ def launching(job: str) -> Iterator[None]:
 
 
 def reported(job: str) -> Counter[str]:
-    """The sums of what workers in other processes told."""
+    """Sums of the counts that workers in other processes reported."""
     result: Counter[str] = Counter()
     directory = as_path(job) / REPORTS
-    with suppress(Exception):  # of a store that is slow to answer, or a job that has just ended
+    with suppress(Exception):  # the store is slow, or the job has just ended
         for name in files_in(directory):
             if name.endswith(".json") and not name.startswith("."):
                 result.update(json.loads((directory / name).read_bytes()))
@@ -123,9 +123,9 @@ def reported(job: str) -> Counter[str]:
 
 
 def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> str:
-    """What a job does at the moment, and about how many seconds are left; "" where nothing is planned.
+    """The current stage of a job, and about how many seconds are left; "" if nothing is planned.
 
-    Reading, counting, encoding and writing are taken to cost alike; how many rows there are is extrapolated from the pieces read.
+    The estimate takes all stages to cost the same, and extrapolates the number of rows from the input splits that were read.
     """
     if not counts.get(PLANNED):
         return ""
@@ -141,7 +141,7 @@ def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str,
 
 @contextmanager
 def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> Iterator[None]:
-    """A line with the counts and their rate while the block runs."""
+    """Show a line with the counts and their rate while the block runs."""
     with _lock:
         _counts.clear()
     started, done = time.monotonic(), threading.Event()

@@ -1,4 +1,4 @@
-"""Several cores for one worker: columns and blocks of text are independent, and Arrow and NumPy let go of Python's lock."""
+"""Threads of a worker. Columns and blocks of text are independent, and Arrow and NumPy release Python's lock."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ To = TypeVar("To")
 
 @dataclass(frozen=True)
 class Threads:
-    """As many threads; with one, everything runs where it is called.
+    """A number of threads; with one, everything runs in the caller's thread.
 
     Args:
-        number: of threads that a worker's process has, shared by its stages.
-        ahead: items a thread that are done before they are asked for.
+        number: threads of a worker's process, shared by its stages.
+        ahead: items per thread that are processed in advance.
     """
 
     number: int = 1
     ahead: int = 8
 
     def map(self, work: Callable[[From], To], items: Iterable[From]) -> Iterator[To]:
-        """What ``work`` makes of each item, in order. ``items`` is read by the caller's thread, and not far ahead."""
+        """Like ``map``, in order. The caller's thread reads ``items``, not far ahead.
+
+        >>> list(Threads(2).map(abs, [-1, 2, -3]))
+        [1, 2, 3]
+        """
         if self.number == 1:
             yield from map(work, items)
             return
@@ -49,10 +53,10 @@ def _pool(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, thread_name_prefix="clsd")
 
 
-#: One thread: everything runs where it is called.
+#: One thread: everything runs in the caller's thread.
 ONE = Threads()
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
