@@ -1,7 +1,7 @@
 """Avro container files: their columns, and the records of a byte range, block by block.
 
-A file is a header, then blocks of records, each followed by the file's own sync marker. A block belongs to the piece in whose
-byte range it starts, so a file can be read by many workers at once.
+A file is a header and blocks of records, each followed by the file's sync marker. A block belongs to the input split in whose
+byte range it starts, so many workers can read one file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _LOGICAL: dict[str, pa.DataType] = {
 
 
 def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
-    """Arrow types of a file's columns, by name. A union with null is its other branch; records within records are left out.
+    """Arrow types of a file's columns, by name. A union with null is its other branch; nested records are ignored.
 
     Raises:
-        UserError: the file is no Avro container, or its records are no rows.
+        UserError: the file is not an Avro container, or holds no records.
     """
     schema = _header(path, file).writer_schema
     if not isinstance(schema, dict) or schema.get("type") != "record":
@@ -57,10 +57,10 @@ def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[di
     """The records of each block that starts within ``[start, end)``.
 
     Raises:
-        UserError: a block is damaged, cut short, or compressed by a codec that is not there.
+        UserError: a block is damaged or truncated, or its codec is not installed.
     """
     _header(path, file)
-    length = file.tell()  # the library has read the header, and nothing more
+    length = file.tell()  # the library has read only the header
     file.seek(0)
     header = file.read(length)
     at = length if start <= length else _after_sync(file, start - _SYNC_BYTES, header[-_SYNC_BYTES:])
@@ -74,7 +74,7 @@ def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[di
             yield list(block)  # type: ignore[arg-type]  # records are rows: columns_of has seen to it
     except UserError:
         raise
-    except Exception as error:  # the library raises whatever its codecs raise
+    except Exception as error:  # codecs may raise anything
         raise UserError(path, f"is damaged or truncated ({type(error).__name__}: {error})", _HINT) from None
 
 
@@ -90,7 +90,7 @@ def records_before(file: IO[bytes], start: int) -> int:
 
 
 class _Spliced(io.RawIOBase):
-    """A header, then a file from some byte on, as one stream."""
+    """A header followed by a file from an offset on, as one stream."""
 
     def __init__(self, header: bytes, file: IO[bytes], at: int) -> None:
         self._header, self._file, self._place = header, file, 0
@@ -119,7 +119,7 @@ def _header(path: str, file: IO[bytes]) -> Any:
 
 
 def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
-    """The first byte after a sync marker that starts at ``at`` or later; -1 if there is none."""
+    """Offset after the first sync marker that starts at ``at`` or later; -1 if there is none."""
     file.seek(at)
     window = b""
     while True:
@@ -135,7 +135,7 @@ def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
 
 
 def _type(kind: Any) -> pa.DataType | None:
-    """The Arrow type of an Avro type; None for one that no column has."""
+    """The Arrow type of an Avro type; None for types that no column can have."""
     if isinstance(kind, list):
         branches = [branch for branch in kind if branch != "null"]
         return _type(branches[0]) if len(branches) == 1 else None

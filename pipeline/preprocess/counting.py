@@ -1,7 +1,7 @@
-"""What is counted of the rows, as partial results of batches that add up.
+"""Counts over rows, as partial results that can be merged.
 
-A worker adds up those of its own batches and hands on one result a feature; they are merged a feature at a time
-(:mod:`clsd.pipeline.preprocess.learning`). Sums are added exactly, so that their order does not matter.
+A worker merges those of its batches and passes one result per feature on. These are merged feature by feature
+(:mod:`clsd.pipeline.preprocess.learning`). Sums are exact, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from clsd.pipeline.shared.threads import Threads
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-#: Training rows from which the quantile transform's boundaries come, a uniform sample; and those of the statistics.
+#: Size of the uniform sample of training rows for quantile boundaries, and for the statistics.
 QUANTILE_SAMPLE, SPREAD_SAMPLE = 200_000, 20_000
 _DAY = 86_400_000_000
-#: Positions of the splits and their names, the rows that are left out among them.
+#: Indices and names of the splits, left-out rows included.
 _SPLITS = [*enumerate(SPLITS), (GAP, "gap")]
-#: Partial results that are kept before they are merged.
+#: Number of partial results that are kept before they are merged.
 _FEW, _FEW_LARGE = 32, 4
 
 
 class Sample(NamedTuple):
-    """A uniform sample without replacement: the values of the rows with the smallest random keys, at most ``most`` of them."""
+    """A uniform sample without replacement: the values of the ``most`` rows with the smallest random keys."""
 
     keys: Any
     values: Any
@@ -44,13 +44,13 @@ class Sample(NamedTuple):
 
     @classmethod
     def merged(cls, samples: list[Sample]) -> Sample:
-        """One sample of all rows that the samples are of."""
+        """Merge samples of several parts into one of all rows."""
         keys, values = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("keys", "values"))
         return cls.of(keys, values, samples[0].most)
 
     @classmethod
     def of(cls, keys: Any, values: Any, most: int) -> Sample:
-        """A sample of these values."""
+        """A sample of values."""
         if len(keys) > most:
             smallest = np.argpartition(keys, most)[:most]
             keys, values = keys[smallest], values[smallest]
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Any]]:
-    """(kind:name, partial result): what the transform is learnt from and what ``statistics.json`` tells, in one pass.
+    """(kind:name, partial result) of a batch: for the transform and for ``statistics.json``, in one pass.
 
     ``splits``, ``days`` and ``missing`` are counted over all rows. Of the training rows, by feature: ``vocabulary`` or ``tokens``
     (values and their rows and clicks) or ``sampled`` (some values); ``moments`` or ``sample`` (for the transform), ``range`` and
@@ -99,7 +99,7 @@ def _by_split(split: npt.NDArray[np.int8]) -> dict[int, int]:
 
 
 def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
-    """Which rows have no value; then the partial results of the training rows."""
+    """First the rows without a value, then the partial results of the training rows."""
     if isinstance(feature, CategoricalFeature):
         values = coded(feature, column)
         yield values.codes < 0
@@ -112,9 +112,9 @@ def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train:
             clicked[row],
             train[row],
             mix64(keys[row] ^ mix64(position)),
-        )  # no two values have one key
+        )  # a distinct key per value
     mine = Coded(values.tokens, values.codes[train])
-    if feature.encoding == "hash":  # there may be more values than could be counted
+    if feature.encoding == "hash":  # there may be too many distinct values to count
         drawn = Sample.of(keys[train & (values.codes >= 0)], mine.codes[mine.codes >= 0], SPREAD_SAMPLE)
         tokens = values.tokens.take(pa.array(drawn.values)).to_numpy(zero_copy_only=False)
         yield f"sampled:{feature.name}", [drawn._replace(values=tokens)]
@@ -124,7 +124,7 @@ def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train:
 
 
 def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> Iterator[Any]:
-    """Which rows have no value; then the partial results of the training rows."""
+    """First the rows without a value, then the partial results of the training rows."""
     x = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):
         there = np.isfinite(x.astype(np.float32))  # as the encoder sees it
@@ -142,9 +142,9 @@ def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> It
 
 
 class Measure(beam.DoFn):  # type: ignore[misc]
-    """The partial results of a bundle's batches, merged: (key, what was merged), once a bundle.
+    """Merges the partial results of a bundle's batches: (key, merged result).
 
-    Counts of values, which may be millions, are laid on disk; :func:`lifted` takes them up again.
+    Counts of values, which may be millions, are spilled to disk; :func:`lifted` loads them.
     """
 
     def __init__(self, schema: Schema, directory: str, threads: Threads) -> None:
@@ -168,14 +168,14 @@ class Measure(beam.DoFn):  # type: ignore[misc]
 
 
 def lifted(result: Any) -> Any:
-    """A partial result as it was before :class:`Measure` laid it on disk."""
+    """Load a partial result that :class:`Measure` spilled."""
     if isinstance(result, list) and result and isinstance(result[0], Spilled):
         return [pa.Table.from_batches([load(part) for part in result])]
     return result
 
 
 class MergePartials(beam.CombineFn):  # type: ignore[misc]
-    """Merges partial results of one key; which way is seen from what they are."""
+    """Merges the partial results of one key."""
 
     def create_accumulator(self) -> list[Any]:
         return []
@@ -192,16 +192,16 @@ class MergePartials(beam.CombineFn):  # type: ignore[misc]
 
 
 def add(parts: list[Any], partial: Any) -> list[Any]:
-    """The partial results with one more, a few of them merged now and then."""
+    """Add a partial result; they are merged when there are many."""
     parts = [*parts, partial]
     large = isinstance(partial, list) and partial and isinstance(partial[0], Sample)
     return parts if len(parts) < (_FEW_LARGE if large else _FEW) else [_merged(parts)]
 
 
 def merged(parts: Iterable[Any]) -> Any:
-    """One partial result of all; which way they add up is seen from what they are."""
+    """Merge partial results into one; their type decides how."""
     few: list[Any] = []
-    for part in parts:  # of a large job there may be many: never all of them at once
+    for part in parts:  # a large job has many: never hold all of them
         few = add(few, part)
     one = few[0] if len(few) == 1 else None
     # The counts of a single batch may hold a token twice.

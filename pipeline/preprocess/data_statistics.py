@@ -1,7 +1,7 @@
-"""What the rows of a data set look like: rows and CTR by day, and of each feature what is missing, how it is spread.
+"""The data statistics, ``statistics.json``: rows and CTR by day; missing values and distribution of each feature.
 
-Counted in the Beam job (:mod:`clsd.pipeline.preprocess.counting`), in the pass that the transform is learnt from; written as
-``statistics.json``. Shares of missing values are known for every split, distributions for the training split.
+They are counted in the same pass as the transform (:mod:`clsd.pipeline.preprocess.counting`). Missing values are counted in
+every split, distributions in the training split.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from clsd.features.schema import Schema
 from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.shared.dataset import STATISTICS_TOP
 
-#: Partial results of which a feature with values has one.
+#: Kinds of partial results; a feature with values has one of them.
 _COUNTED = ("vocabulary", "tokens", "sampled")
 
 
 def values(counts: pa.Table) -> dict[str, Any]:
-    """The distribution of counted values: how many distinct ones, how many in all, the most frequent."""
+    """Distribution of counted values: number of distinct values, number of values, and the most frequent ones."""
     if not counts.num_rows:
         return {}
     counts = counts.append_column("bytes", pc.cast(counts["token"], pa.binary()))
@@ -34,7 +34,7 @@ def values(counts: pa.Table) -> dict[str, Any]:
 
 
 def sampled(tokens: npt.NDArray[np.object_]) -> dict[str, Any]:
-    """The distribution of a sample of values: how many were drawn, and the most frequent; how many there are is not known."""
+    """Distribution of a sample of values: its size and the most frequent values."""
     result = Counter(tokens.tolist())
     top = sorted(result.items(), key=lambda item: (-item[1], item[0].encode()))[:STATISTICS_TOP]
     return {"values": len(tokens), "top": top, "sampled": True} if len(tokens) else {}
@@ -44,8 +44,8 @@ def describe(schema: Schema, learnt: dict[str, Any]) -> dict[str, Any]:
     """The content of ``statistics.json``.
 
     Args:
-        schema: the features.
-        learnt: by key, what :func:`clsd.pipeline.preprocess.learning.learn` gave.
+        schema: the schema.
+        learnt: results of :func:`clsd.pipeline.preprocess.learning.learn` by key.
 
     Returns:
         days: by split, (day, rows, clicks) in order; features: by name, missing and rows by split, and of the training split

@@ -1,4 +1,4 @@
-"""The raw rows that the export's canary is asked about."""
+"""The golden rows: raw rows for the canary."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clsd.pipeline.preprocess.columns import KEY, SPLIT, SPLITS
 
 
 class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
-    """A uniform sample of the test split's raw rows: those with the smallest random keys (all of them, if they are few).
+    """A uniform sample of raw rows of the test split: those with the smallest random keys.
 
-    A log too small for a test split gives validation or training rows instead: the canary needs some.
+    Without a test split, they are validation or training rows; the canary needs some.
     """
 
     def __init__(self, rows: int) -> None:

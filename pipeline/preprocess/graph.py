@@ -1,9 +1,8 @@
 """The graph of the preprocessing job.
 
-Every element is the place of an Arrow record batch or of a block of encoded rows, never a single row; the rows themselves lie
-in files that the workers share (:mod:`clsd.pipeline.preprocess.spill`)::
+Its elements are paths of spilled Arrow batches, never single rows (:mod:`clsd.pipeline.preprocess.spill`)::
 
-    pieces ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
+    input splits ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
                  └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
 
 Nothing is learnt from validation or test rows.
@@ -46,17 +45,18 @@ from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
 from clsd.pipeline.shared.files import whole_file, write_json
 from clsd.pipeline.shared.threads import ONE, Threads
 
-#: Bytes of log for each part into which users are hashed where a step needs all rows of a user at once, and how many at least.
+#: Users are hashed into parts if a step needs all rows of a user: bytes of log per part, and the least number of parts.
 USER_PART_BYTES, USER_PARTS = 64 << 20, 32
-#: Rows that are encoded together, and no fewer batches than one.
+#: Rows that are encoded together, at least one batch.
 ENCODE_ROWS = 1 << 20
 _DEAD, _TALLY = "dead", "tally"
 
-beam_private.shorten_waits()  # here, for workers import this module and run nothing of the launching process
+beam_private.shorten_waits()  # at import, because workers import this module and nothing of the launching process
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
-    """Pieces to checked batches, with their split where a row alone tells it; refused rows and counts go elsewhere."""
+    """Reads input splits into checked batches, with their split if it depends on the row alone; also gives dead letters and
+    counts."""
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
         self._reader, self._schema = Reader(config.logs, config.seed, threads), config.row_schema
@@ -98,8 +98,10 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
 
 
 class Encode(beam.DoFn):  # type: ignore[misc]
-    """Batches to encoded rows by shard, several batches at a time: a look-up in a vocabulary of millions costs what building
-    its index costs, once for all rows that are looked up together."""
+    """Encodes batches and partitions their rows by shard.
+
+    Several batches are encoded together: most of a lookup in a large vocabulary is building its index.
+    """
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
         self._schema, self._rows_per_shard, self._seed = (
@@ -143,11 +145,11 @@ class Encode(beam.DoFn):  # type: ignore[misc]
 
 
 class InThreads(beam.DoFn):  # type: ignore[misc]
-    """Does something with each group of a bundle, several groups at a time.
+    """Processes the groups of a bundle in threads.
 
     Args:
-        work: of (key, values), where the values are small.
-        threads: of the worker.
+        work: a function of (key, values); the values are small.
+        threads: the worker's threads.
     """
 
     def __init__(self, work: Callable[[tuple[Any, Iterable[Any]]], Any], threads: Threads) -> None:
@@ -169,15 +171,15 @@ class InThreads(beam.DoFn):  # type: ignore[misc]
 def build(
     root: Any, config: Config, input_splits: list[InputSplit], directory: str, base: str = "", threads: Threads = ONE
 ) -> None:
-    """The job's graph on a Beam pipeline; everything it makes is written under ``directory``.
+    """Add the job's graph to a Beam pipeline; it writes everything under ``directory``.
 
     Args:
         root: a ``beam.Pipeline``.
-        config: the whole run's settings.
-        input_splits: what :func:`clsd.pipeline.preprocess.input_splits.plan` found.
-        directory: where shards, vocabularies and the job's own summary, ``job.json``, go.
+        config: the config.
+        input_splits: what :func:`clsd.pipeline.preprocess.input_splits.plan` gave.
+        directory: directory of the shards, the vocabularies and the job's summary, ``job.json``.
         base: directory of an earlier data set whose ids are kept; "" for none.
-        threads: of each worker.
+        threads: threads per worker.
     """
     schema, job, seed = config.row_schema, config.preprocess, config.seed
     read = (
@@ -247,7 +249,7 @@ def build(
 
 
 def _needs_users(config: Config) -> bool:
-    """Whether a step needs all rows of a user at once."""
+    """Whether a step needs all rows of a user together."""
     return (
         config.preprocess.split.by == "user_time"
         or config.preprocess.negatives is not None
@@ -256,7 +258,7 @@ def _needs_users(config: Config) -> bool:
 
 
 def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
-    """Adds the split where a row alone tells it, and nothing elsewhere."""
+    """A function that adds the split if it depends on the row alone, and otherwise nothing."""
     settings = config.preprocess.split
     if settings.by == "hash":
         return partial(splits.by_hash, settings, config.row_schema.user, config.seed)
@@ -284,7 +286,7 @@ def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
 def _changed(
     batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], learnt: Any = None
 ) -> Iterable[Spilled]:
-    """The batch as ``change`` makes it, of what was learnt if that is given, laid on disk anew."""
+    """Apply ``change`` to a batch, with what was learnt if given, and spill the result."""
     rows = load(batch)
     return spill(directory, [change(rows) if learnt is None else change(rows, learnt)])
 
@@ -297,7 +299,7 @@ def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterato
     batch = load(spilled)
     part = (seeded(batch.column(USER).to_numpy(), seed, 0x0521) % np.uint64(parts)).astype(np.int64)
     order, starts = shards.sorted_codes(part)
-    # Without dictionaries: each part would carry that of the whole batch along.
+    # Without dictionaries: each part would contain that of the whole batch.
     ordered = with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(order))]))
     materialised = spill(
         directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)]))
@@ -306,7 +308,7 @@ def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterato
 
 
 def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
-    """All rows of a part's users, in an order that does not depend on how they arrived, with their histories and split."""
+    """All rows of a part's users in a deterministic order, with their histories and split."""
     (batch,) = load_together(element[1]).combine_chunks().sort_by(KEY).combine_chunks().to_batches()
     batch = add_histories(config.row_schema, batch)
     if config.preprocess.split.by == "user_time":
@@ -339,7 +341,7 @@ def _write_summary(
     described: Any,
     quality: Any,
 ) -> None:
-    """What the launching process needs to finish: written by one worker, in one place."""
+    """Write what the launching process needs to finish; one worker does it."""
     if golden is not None:
         with whole_file(as_path(directory) / GOLDEN_FILE) as file:
             pq.write_table(pa.Table.from_batches([golden]), file)

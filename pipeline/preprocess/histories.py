@@ -1,4 +1,4 @@
-"""Histories: what each user clicked before each row, made of the log itself."""
+"""Histories: what each user clicked before each row, from the log itself."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from clsd.pipeline.preprocess.columns import LABEL, TIME, USER
 
 
 def add_histories(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a list column for each of ``schema.histories``.
+    """Add a list column for each of ``schema.histories``.
 
-    A row's list holds the values of the user's last ``max_length`` clicks strictly before the row's time, oldest first; clicks
-    of one instant in the batch's order. So no row knows its own click, nor one that was logged with it; a row of the test
-    split knows the user's clicks in all splits that are older, as a server does.
+    A row's list holds the values of the user's last ``max_length`` clicks strictly before the row's time, oldest first;
+    clicks of one instant are in the batch's order. So no row sees its own click, nor one of the same instant. A row of the
+    test split sees the user's older clicks of all splits, as a server would.
 
     Args:
-        schema: names the features.
-        batch: **all** rows of its users, in an order that does not depend on the workers.
+        schema: the schema.
+        batch: **all** rows of its users, in a deterministic order.
     """
     users = pc.dictionary_encode(batch.column(USER)).indices.to_numpy().astype(np.int64)
     times, moments = np.unique(batch.column(TIME).to_numpy(), return_inverse=True)
-    instants = users * len(times) + moments.astype(np.int64)  # one number for user and time, rising with both
+    instants = users * len(times) + moments.astype(np.int64)  # one number per user and time, rising in both
     for feature in schema.histories:
         values = batch.column(feature.clicks_of)
         clicked = (batch.column(LABEL).to_numpy() == 1) & np.asarray(values.is_valid())
@@ -41,7 +41,7 @@ def add_histories(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _ranges(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The numbers first[0] ... last[0] - 1, then those from first[1] on, and so forth."""
+    """Concatenated ranges: first[0] ... last[0] - 1, first[1] ... last[1] - 1, and so on."""
     lengths = last - first
     starts = np.cumsum(lengths) - lengths
     return np.asarray(np.repeat(first - starts, lengths) + np.arange(lengths.sum()), np.int64)

@@ -1,7 +1,7 @@
-"""Which log files there are, what their columns are, and the pieces in which they are read.
+"""Finds the log files, their columns, and the input splits in which workers read them.
 
-A piece depends on the files alone and not on the workers: byte ranges of an uncompressed text file, row groups of a Parquet
-file, whole files of what cannot be split.
+Input splits depend on the files alone, not on the workers: byte ranges of uncompressed text and Avro, row groups of Parquet,
+whole files of compressed text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from clsd.pipeline.shared.config import CsvSettings, LogSettings
 from clsd.pipeline.shared.files import clear_errors
 
 _HEAD_BYTES = 1 << 20
-#: What a text looks like that means a number or a truth.
+#: Patterns of text that means an integer, a number or a boolean.
 _SHAPES = {
     pa.int64(): r"^\s*[+-]?\d+\s*$",
     pa.float64(): r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$",
@@ -51,7 +51,7 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class InputSplit:
-    """A part of one log file that one worker reads.
+    """A part of one log file, which one worker reads.
 
     Args:
         path: the file.
@@ -61,8 +61,8 @@ class InputSplit:
         size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
         columns: names of a CSV file's fields, in order.
         types: Arrow type of each column that is read, by name.
-        coded: those of them that are handed on dictionary-encoded: features with one value a row.
-        unread: columns that the file has (as far as its first lines tell) and nothing reads.
+        coded: columns that are passed on dictionary-encoded: features with one value per row.
+        unread: columns of the file (by its first lines) that nothing reads.
     """
 
     path: str
@@ -80,10 +80,10 @@ class InputSplit:
 
 
 def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
-    """Find the files, look at the head of each, and cut them into pieces.
+    """Find the files, read the head of each, and split them.
 
     Raises:
-        UserError: a pattern that matches nothing, an unreadable or empty file, a missing column.
+        UserError: a pattern matches nothing, a file is unreadable or empty, or a column is missing.
     """
     if not logs.files:
         raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
@@ -105,7 +105,7 @@ def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
 
 
 def _refuse_reserved(schema: Schema) -> None:
-    """The job adds columns of its own to the log's."""
+    """Refuse columns with the names that the job adds."""
     carried = [*(feature.source for feature in schema.features), schema.intensity, *schema.passthrough]
     for column in [name for name in carried if name in RESERVED] + [c for c in schema.columns if c in (KEY, POSITION)]:
         raise UserError("rows", f"column '{column}' has a reserved name", "rename it in the log")
@@ -124,7 +124,7 @@ def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
 
 
 def _match_objects(pattern: str) -> dict[str, FileMetadata]:
-    """As Beam matches files, but by the client that everything else in an object store is read and written by."""
+    """Match objects with the same client that reads and writes them elsewhere, not Beam's."""
     root: Any = as_path(pattern)
     with clear_errors(pattern):
         result = root.fs.glob(root.path, detail=True)
@@ -166,7 +166,7 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         result = _inferred_csv(path, head, columns, logs, [schema.label, schema.timestamp])
     else:
         result = _inferred_json(path, head)
-        # A key that the first lines leave out may come later: look for its name before calling it missing.
+        # A key that the first lines lack may occur later: search the file for it.
         optional = {feature.source for feature in schema.features if feature.optional}
         late = [column for column in schema.columns if column not in result and column not in optional]
         result |= dict.fromkeys(_keys_anywhere(path, late), pa.null()) if late else {}
@@ -210,7 +210,7 @@ def _format_of(path: str) -> str:
 
 
 def _head(path: str) -> bytes:
-    """The first whole lines of a text file; also of a damaged compressed file, which is refused when it is read."""
+    """The first whole lines of a text file. A damaged compressed file is refused later, when it is read."""
     parts: list[bytes] = []
     with open_binary(path) as raw:
         try:
@@ -237,7 +237,7 @@ def _header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
 
 
 def _inferred_json(path: str, head: bytes) -> dict[str, pa.DataType]:
-    """Types of the columns in the first lines, found by pyarrow; lines that do not parse are left out."""
+    """Types of the columns in the first lines, inferred by pyarrow; lines that do not parse are ignored."""
     lines = [line for line in head.split(b"\n") if line.strip() and _is_utf8(line)][:2000]
     good: list[bytes] = []
     for part in bisect(lines, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))):
@@ -250,7 +250,7 @@ def _inferred_json(path: str, head: bytes) -> dict[str, pa.DataType]:
 
 
 def _keys_anywhere(path: str, columns: list[str]) -> list[str]:
-    """Those of the columns whose quoted name stands anywhere in a JSON file."""
+    """The columns whose quoted name occurs anywhere in a JSON file."""
     open_ = {column: json.dumps(column, ensure_ascii=False).encode() for column in columns}
     there, tail = [], b""
     with open_binary(path) as raw:
@@ -262,7 +262,7 @@ def _keys_anywhere(path: str, columns: list[str]) -> list[str]:
                 open_ = {column: name for column, name in open_.items() if column not in there}
                 tail = block[-256:]
         except DAMAGED:
-            pass  # a damaged file is refused, with its place, when it is read
+            pass  # a damaged file is refused when it is read
     return there
 
 
@@ -275,7 +275,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
-    """Each column's type in most of the lines: a single odd line must not decide how a file is read."""
+    """The most frequent type of each column, so that a single odd line does not decide."""
     votes: dict[str, Counter[pa.DataType]] = {}
     for part in parts:
         for f in part.table.schema if part.table is not None else []:
@@ -286,7 +286,7 @@ def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
 def _inferred_csv(
     path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings, typed: list[str]
 ) -> dict[str, pa.DataType]:
-    """All columns as text, but for ``typed``: those are what most of their values are."""
+    """All columns as text, except ``typed``, which get the type of most of their values."""
     body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
     lines = [line for line in body.split(b"\n") if line.strip()][:2000]
     as_text = dict.fromkeys(columns, pa.string())
@@ -296,7 +296,7 @@ def _inferred_csv(
 
 
 def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
-    """int64, float64, bool or text: a single odd value must not decide how a file is read."""
+    """int64, float64, bool or text: the type of most values."""
     values = column.drop_null()
     for kind, shape in _SHAPES.items():
         if len(values) and 2 * pc.sum(pc.match_substring_regex(values, shape)).as_py() > len(values):
@@ -305,7 +305,7 @@ def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
 
 
 def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """The type to read each needed column as; optional columns that the file lacks are left out."""
+    """The type that each needed column is read as, without optional columns that the file lacks."""
     result = {name: _plain(kind_of) for name, kind_of in result.items()}
     types: dict[str, pa.DataType] = {}
     for made in schema.histories:
@@ -315,7 +315,7 @@ def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType])
     for feature in (f for f in schema.features if f not in schema.histories):
         if feature.source not in result and not feature.optional:
             raise _missing_column(path, feature.source, result)
-        if feature.source not in result and kind == "jsonl":  # it may come late: what is not there is null
+        if feature.source not in result and kind == "jsonl":  # it may occur later; absent values are null
             types[feature.source] = arrow_type(feature)
         elif feature.source in result:
             types[feature.source] = arrow_type(feature)
@@ -330,7 +330,7 @@ def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType])
         if column and column not in result:
             raise _missing_column(path, column, result)
     if schema.user:
-        # Of a CSV always as text: whether "007" is a number must not hang on the file's other users.
+        # In a CSV always text: whether "007" is a number must not depend on the file's other users.
         as_int = kind != "csv" and pa.types.is_integer(result[schema.user])
         types.setdefault(schema.user, pa.int64() if as_int else pa.string())
     for column in [schema.label, schema.timestamp]:
@@ -348,7 +348,7 @@ def _types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType])
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
     for column in schema.passthrough:
-        # JSON's parser wants to know what stands there; a time is text to it, and is carried as it is written.
+        # The JSON parser needs the type; a time is text and is kept as written.
         typed = kind == "jsonl" and not pa.types.is_null(result[column]) and not _is_time(result[column])
         nested = pa.types.is_nested(result[column])
         types.setdefault(column, result[column] if typed or nested else pa.string())
@@ -364,14 +364,14 @@ def _is_time(kind: pa.DataType) -> bool:
 
 
 def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
-    """Labels and times are numbers, truths, text or times."""
+    """Refuse labels and times that are not numbers, booleans, text or times."""
     scalar = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not (scalar or pa.types.is_string(kind) or _is_time(kind)):
         raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
 
 
 def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result: pa.DataType) -> None:
-    """Refuse a file of which every row would be refused; JSON says what is text and what is a number, others what is a list."""
+    """Refuse a file if every row of it would be refused."""
     if kind == "csv" or pa.types.is_null(result):
         return
     if not pa.types.is_list(wanted) and pa.types.is_nested(result):
@@ -395,7 +395,7 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type without its encoding: large and dictionary-encoded text is text."""
+    """The type without its encoding: large or dictionary-encoded text is text."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

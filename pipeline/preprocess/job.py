@@ -1,6 +1,6 @@
-"""Click logs to a data set: plans the job, runs it, and publishes what it made.
+"""Preprocessing: plans the job, runs it, and publishes the data set.
 
-``dataset.json`` is written last, by the launching process, after the share of refused rows has been found small enough.
+The launching process writes ``dataset.json`` last, after the share of dead letters was found small enough.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def preprocess(
     overwrite: bool = False,
     beam_options: list[str] | None = None,
 ) -> Dataset:
-    """Run the job and publish the data set by one rename; one that is there and was made from the same is left alone.
+    """Run the job and publish the data set by one rename. A data set of the same settings and logs is reused.
 
     Args:
-        config: the whole run's settings.
+        config: the config.
         out: the data set's directory.
-        base: an earlier data set of the same rows: its ids and scales are kept, values that are new are added after them.
-        overwrite: replace what is there.
-        beam_options: passed through to Beam, such as ``["--runner=FlinkRunner"]``.
+        base: an earlier data set with the same schema; its ids and scales are kept, and new values get ids after them.
+        overwrite: replace what is in ``out``.
+        beam_options: options for Beam, such as ``["--runner=FlinkRunner"]``.
 
     Raises:
-        UserError: anything about the logs, the settings or the disk that a user can mend.
+        UserError: wrong logs or settings, a full disk, or a failed engine.
     """
     out, base = as_path(out), as_path(base) if base else None
     earlier = Dataset.load(base) if base else None
@@ -56,7 +56,7 @@ def preprocess(
         progress.say_there_already()
         return Dataset.load(out)
     with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
-        # Not by the workers: one that outlives its job must not make again what was removed.
+        # Not by the workers: one that outlives its job must not create them again.
         for name in (SPILL, "vocabularies", *SPLITS):
             make_directory(aside / name)
         with progress.launching(address(aside)):
@@ -83,15 +83,15 @@ def preprocess(
         for split in {*SPLITS} - {shard["split"] for shard in summary["shards"]}:
             remove_tree(aside / split)
         for name in files_in(aside):
-            if name.endswith(".partial"):  # of a bundle that an engine tried twice
+            if name.endswith(".partial"):  # left by a bundle that the engine retried
                 remove_file(aside / name)
         write_json(aside / "dataset.json", manifest(config, input_splits, summary, aside, earlier))
-    remove_file(dead_letters_beside(out))  # of an attempt that failed before
+    remove_file(dead_letters_beside(out))  # left by an earlier attempt that failed
     return Dataset.load(out)
 
 
 def is_made(config: Config, input_splits: list[InputSplit], out: Path, base: Dataset | None = None) -> bool:
-    """Whether a data set is there that the same settings made of the same logs, none of which was written since."""
+    """Whether ``out`` holds a data set of the same settings and logs, and no log was written since."""
     file = out / "dataset.json"
     if not file.exists():
         return False

@@ -1,7 +1,6 @@
-"""From the merged counts of one feature to what is learnt of it.
+"""Learns a feature's transform from its merged counts.
 
-Each feature is learnt where its counts were merged, and what is large, its vocabulary, goes straight to its file: workers
-read it from there, and no counts travel further.
+Each feature is learnt where its counts were merged. Its vocabulary goes straight to its file, where workers read it.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from clsd.pipeline.shared.files import whole_file
 
 
 def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterable[Any]]) -> tuple[str, Any]:
-    """What is learnt from the partial results of one key; a vocabulary is written under ``directory``.
+    """Learn from the partial results of one key; a vocabulary is written under ``directory``.
 
     Args:
-        schema: what learns what.
-        directory: of the data set.
-        base: of an earlier data set, whose ids stay as they are: values that are new get ids after its own; "" for none.
-        element: a key as :func:`clsd.pipeline.preprocess.counting.partials` gives it, and the partial results of all workers.
+        schema: the schema.
+        directory: the data set's directory.
+        base: directory of an earlier data set whose ids are kept, with new values after them; "" for none.
+        element: a key of :func:`clsd.pipeline.preprocess.counting.partials`, and the partial results of all workers.
 
     Returns:
-        the same key, and a value of JSON's types.
+        the key, and a JSON value.
     """
     key, result = element[0], merged(map(lifted, element[1]))
     kind, _, name = key.partition(":")
@@ -59,9 +58,9 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
 
 
 def described_transform(schema: Schema, directory: str, base: str, learnt: dict[str, Any]) -> dict[str, Any]:
-    """What ``dataset.json`` says of the transform, see :meth:`clsd.features.transform.Transform.describe`.
+    """The transform's part of ``dataset.json``, see :meth:`clsd.features.transform.Transform.describe`.
 
-    Features that no training row had are given what nothing teaches; of an earlier data set the numbers' scales are kept.
+    Features without training values get the defaults. With a base, its scales are kept.
     """
     vocabularies = {}
     for feature in sorted(schema.vocabularies, key=lambda feature: feature.name):
@@ -79,7 +78,7 @@ def described_transform(schema: Schema, directory: str, base: str, learnt: dict[
 
 
 def _counts(result: list[Any]) -> Any:
-    """The one table that counts were merged to; an empty one where no training row had a value."""
+    """The table of merged counts; empty if no training row has a value."""
     return result[0] if result else COUNTS.empty_table()
 
 

@@ -1,4 +1,4 @@
-"""The end of the preprocessing job, in the launching process: whether its result may stand, and ``dataset.json``."""
+"""Checks the result of the job in the launching process, and makes ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clsd.pipeline.shared.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS
 from clsd.pipeline.shared.files import copy_file, files_in
 from clsd.pipeline.shared.package_versions import versions
 
-#: Settings of ``preprocess`` that change how the job runs and not what it makes.
+#: Settings of ``preprocess`` that change how the job runs, but not its result.
 HOW = ("threads", "stalled_minutes")
 
 
@@ -23,13 +23,13 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
     """Refuse a job that read nothing, refused too much, or left nothing to learn from.
 
     Args:
-        config: of the run.
-        summary: what the job wrote of itself, ``job.json``.
-        aside: where the job wrote; its dead letters are copied from there to beside ``out``.
-        out: the data set's directory, which is not made.
+        config: the config.
+        summary: the job's summary, ``job.json``.
+        aside: the job's directory; its dead letters are copied next to ``out``.
+        out: the data set's directory, which is not created.
 
     Raises:
-        UserError: names the first refused row, or the setting, and the mend.
+        UserError: names the first dead letter, or the setting, and a hint.
     """
     refuse_if_refused(config, summary, aside, out)
     if not any(shard["split"] == "train" for shard in summary["shards"]):
@@ -64,18 +64,18 @@ def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out:
 
 
 def dead_letters_beside(out: Path) -> Path:
-    """Where the dead letters of a job that refused too much are kept: beside the place of its data set."""
+    """Path of the dead letters of a job that refused too much: next to its data set's path."""
     return out.parent / f"{out.name}.{DEAD_LETTERS}"
 
 
 def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
-    """What ``preprocess.gates`` says must hold of every split."""
+    """Refuse a data set that breaks the bounds of ``preprocess.gates``."""
     gates, rows, clicks = config.preprocess.gates, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     for shard in summary["shards"]:
         rows[shard["split"]] += shard["rows"]
         clicks[shard["split"]] += shard["clicks"]
     for split in (split for split in SPLITS if rows[split]):
-        # Of the training split as the log has it: its non-clicks may have been sampled.
+        # The training split's CTR in the log: its non-clicks may have been down-sampled.
         kept = config.preprocess.keep_negatives if split == "train" else 1.0
         ctr = clicks[split] / (clicks[split] + (rows[split] - clicks[split]) / kept)
         if not gates.min_ctr <= ctr <= gates.max_ctr:
@@ -102,11 +102,11 @@ def manifest(
     """The content of ``dataset.json``: schema, settings, rows, and every file with its length and checksum.
 
     Args:
-        config: of the run.
-        input_splits: of the logs that were read.
-        summary: what the job wrote of itself, ``job.json``.
-        directory: where the files are.
-        base: the data set whose ids it keeps.
+        config: the config.
+        input_splits: the input splits that were read.
+        summary: the job's summary, ``job.json``.
+        directory: directory of the files.
+        base: the data set whose ids are kept.
     """
     others = [n for n in files_in(directory) if n.startswith("vocabularies/") or n in (GOLDEN_FILE, STATISTICS_FILE)]
     result: dict[str, dict[str, Any]] = {}
@@ -148,7 +148,7 @@ def manifest(
 
 
 def fingerprint(config: Config, input_splits: list[InputSplit], base: Dataset | None = None) -> str:
-    """Equal if and only if the same job would run: settings, seed, files and their sizes, and the record format."""
+    """Fingerprint of a job: of its settings, seed, files and their sizes, and the record format."""
     parts = config.model_dump(mode="json", include={"seed", "logs", "row_schema", "preprocess"}, by_alias=True)
     for name in HOW:
         parts["preprocess"].pop(name)
@@ -157,11 +157,14 @@ def fingerprint(config: Config, input_splits: list[InputSplit], base: Dataset | 
     ]
     parts["format_version"] = FORMAT_VERSION
     if base:
-        parts["base"] = [base.manifest["fingerprint"], base.manifest["files"]]  # whose checksums tell the vocabularies
+        parts["base"] = [
+            base.manifest["fingerprint"],
+            base.manifest["files"],
+        ]  # its checksums identify the vocabularies
     return digest_of(parts)
 
 
 def modified(input_splits: list[InputSplit]) -> list[float]:
-    """When each log file was written last, in seconds since 1970, in the order of their paths."""
+    """Modification times of the log files in seconds since 1970, in the order of their paths."""
     result = {input_split.path: input_split.modified for input_split in input_splits}
     return [result[path] for path in sorted(result)]

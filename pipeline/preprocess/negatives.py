@@ -1,7 +1,7 @@
-"""Non-clicks: sampled for logs that hold clicks alone, thinned out for logs that hold too many.
+"""Non-clicks: sampled for logs of clicks alone, and down-sampled for logs with too many.
 
-A click's non-clicks copy its user, its time and its split, and take another item: one of the training split's items, that
-the user clicked in no split. Every draw comes from the click's key, so it does not depend on the workers.
+A sampled non-click copies a click's user, time and split, with another item: an item of the training split that the user
+clicked in no split. Draws depend on the click's key, not on the workers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ATTEMPTS = 64
 
 
 class Catalogue(beam.CombineFn):  # type: ignore[misc]
-    """The items of the training split: one row an item with its own columns and its clicks, ordered by item.
+    """The items of the training split: one row per item with its columns and its clicks, ordered by item.
 
-    Where an item's columns differ between rows, those of the row with the smallest key are taken.
+    If an item's columns differ between rows, those of the row with the smallest key are used.
     """
 
     def __init__(self, settings: NegativeSettings) -> None:
@@ -67,12 +67,12 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
 def add_negatives(
     settings: NegativeSettings, schema: Schema, seed: int, batch: pa.RecordBatch, catalogue: pa.Table | None
 ) -> pa.RecordBatch:
-    """The batch and its sampled non-clicks.
+    """Add sampled non-clicks to a batch.
 
     Args:
-        settings: how many, from where.
-        schema: names the label and the intensity, which a non-click does not have.
-        seed: of the draws.
+        settings: settings of the sampling.
+        schema: the schema.
+        seed: seed of the draws.
         batch: **all** rows of its users, with their splits.
         catalogue: what :class:`Catalogue` made.
 
@@ -126,14 +126,14 @@ def add_negatives(
 
 
 def keep_share(share: float, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without a random ``1 - share`` of the training split's non-clicks.
+    """Drop a random ``1 - share`` of the training split's non-clicks.
 
-    Which ones depends on the row's key and the seed alone. Validation and test rows stay as the log has them, so that what
-    is measured there is the CTR that a served model meets; :func:`clsd.models.weights.calibrated_logit` undoes the sampling.
+    The draw depends on the row's key and the seed alone. Validation and test rows stay, so the measured CTR is the one that a
+    served model meets; :func:`clsd.models.weights.calibrated_logit` corrects for the sampling.
 
     Args:
-        share: of the non-clicks to keep, in (0, 1).
-        seed: of the draws.
+        share: share of non-clicks to keep, in (0, 1).
+        seed: seed of the draws.
         batch: rows with their splits.
     """
     drawn = unit_interval(seeded(batch.column(KEY).to_numpy(), seed, 0x4B45))

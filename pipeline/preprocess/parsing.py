@@ -1,4 +1,4 @@
-"""Lines of a log file to Arrow tables, in C++, and which lines are at fault where that fails."""
+"""Parses lines of a log file into Arrow tables in C++, and finds the lines that do not parse."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _FEW_LINES = 16
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """Open a local or remote file as it is, without decompressing it."""
+    """Open a local or remote file without decompressing it."""
     try:
         return as_path(path).open("rb")
     except OSError as error:
         raise UserError(path, f"cannot be opened ({error})", "correct logs.files or the file's permissions") from None
 
 
-#: Endings of compressed text files, and what reads them. Not Beam's decompression, which takes a truncated file for a short one.
+#: Endings of compressed text files, and their readers. Beam's decompression is not used: it takes a truncated file for
+#: a short one.
 COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".zst": lambda file: pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"),
 }
-#: What a reader of a truncated or damaged file raises.
+#: What readers of a truncated or damaged file raise.
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 
 
@@ -49,13 +50,17 @@ def compression_of(path: str) -> str:
 
 
 def decompressed(path: str, file: IO[bytes]) -> Any:
-    """The file, or a reader over it if its name says that it is compressed; it can be peeked into."""
+    """The file, or a decompressing reader over it, by its name; it has ``peek``."""
     result = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
     return result if hasattr(result, "peek") else io.BufferedReader(result)
 
 
 def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:
-    """The file as Parquet, text columns among ``coded`` dictionary-encoded; a UserError if it is none or not whole."""
+    """Open a Parquet file; text columns in ``coded`` are read dictionary-encoded.
+
+    Raises:
+        UserError: it is not a complete Parquet file.
+    """
     try:
         return pq.ParquetFile(file, read_dictionary=list(coded))
     except (pa.ArrowInvalid, OSError) as error:
@@ -65,7 +70,7 @@ def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetF
 
 
 def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
-    """JSON lines to a table of the given types; without types, of all columns and inferred types. Raises pa.ArrowException."""
+    """Parse JSON lines with the given types; without types, all columns with inferred types. Raises pa.ArrowException."""
     return pa.json.read_json(
         pa.BufferReader(data),
         read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -76,7 +81,7 @@ def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
 
 
 def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
-    """CSV lines without a header to a table of the given types, or of inferred ones. Raises pa.ArrowException."""
+    """Parse CSV lines without a header with the given types, or inferred ones. Raises pa.ArrowException."""
     dialect, quote = logs.csv, logs.csv.quote.encode()
     if quote and quote in data and any(_is_open(line, dialect) for line in data.split(b"\n")):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
@@ -99,13 +104,13 @@ def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataTyp
 
 
 def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
-    """What looks wrong about a JSON line: a column's name, "" for the line as a whole, None for nothing.
+    """A cheap check of a JSON line: the name of a wrong column, "" for a wrong line, None if nothing looks wrong.
 
-    A cheap look; the parser has the last word.
+    The parser decides.
     """
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # a line may be nested deeper than Python goes
+    except (ValueError, RecursionError):  # a line may be nested too deeply for Python
         return ""
     if not isinstance(row, dict):
         return ""
@@ -113,7 +118,7 @@ def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
 
 
 def odd_csv(line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> str | None:
-    """What looks wrong about a CSV line, as :func:`odd_json` says it."""
+    """A cheap check of a CSV line; results as for :func:`odd_json`."""
     try:
         fields = csv_fields(line.decode(), logs.csv)
     except (ValueError, csv.Error):
@@ -143,7 +148,7 @@ def csv_fields(line: str, dialect: CsvSettings) -> list[str]:
 
 
 def _is_open(line: bytes, dialect: CsvSettings) -> bool:
-    """Whether a quote has no pair on its line."""
+    """Whether a line has an unpaired quote."""
     quote, escape = dialect.quote.encode(), dialect.escape.encode()
     if escape:
         line = line.replace(escape + escape, b"").replace(escape + quote, b"")
@@ -176,16 +181,16 @@ Parse = Callable[[list[Any]], pa.Table]
 def parse_all(
     rows: int, parse: Parse, odd: Callable[[int], str | None]
 ) -> tuple[pa.Table | None, list[int], list[tuple[int, str]]]:
-    """Parse a block of rows whole; where that fails, set aside the rows at fault and parse the others together.
+    """Parse a block of rows. If that fails, set the faulty rows aside and parse the others together.
 
     Args:
         rows: number of rows.
-        parse: gives the table of the rows at some places, or raises pa.ArrowException.
-        odd: what looks wrong about the row at a place, as :func:`odd_json` says it; keeps one bad row in a hundred from
-            costing a hundred parses, and names the column.
+        parse: gives the table of the rows at some positions, or raises pa.ArrowException.
+        odd: a cheap check of the row at a position, as :func:`odd_json`. It saves many parses if few rows are bad, and names the
+            column.
 
     Returns:
-        the table of the good rows (None if there is none), their places, and (place, reason) of the others.
+        the table of the good rows (None if there are none), their positions, and (position, reason) of the others.
     """
     positions = list(range(rows))
     try:
@@ -208,7 +213,7 @@ def parse_all(
 
 
 def bisect(lines: list[Any], parse: Parse) -> Iterator[Part]:
-    """Parse all lines at once; where that fails, halves, down to the single lines that are at fault. Order is kept."""
+    """Parse all lines together; if that fails, in halves, down to the faulty lines. The order is kept."""
     if not lines:
         return
     try:
@@ -225,7 +230,7 @@ def bisect(lines: list[Any], parse: Parse) -> Iterator[Part]:
 
 
 def _reason(message: str) -> str:
-    """A short reason that does not contain the row's own text, so that dead letters can be counted by it."""
+    """A short reason without the row's own text, so that dead letters can be counted by reason."""
     lowered = message.lower()
     for words, reason in (
         (("empty line", "empty csv", "empty json"), "empty line"),

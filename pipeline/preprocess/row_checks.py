@@ -1,4 +1,4 @@
-"""Rows that parse and still cannot be used: found a batch at a time, each with its reason."""
+"""Finds rows that parse but break the schema, batch by batch, each with its reason."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFea
 from clsd.features.tokens import arrow_type, as_type
 from clsd.pipeline.preprocess.columns import KEY, LABEL, POSITION, TIME, USER
 
-#: Hash of an empty text.
+#: Hash of the empty text.
 _NO_TEXT = hash64(pa.array([""]))[0]
 _YEAR_2200 = 7_258_118_400_000_000
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, str]]]:
-    """Part a batch into usable rows and refused ones.
+    """Separate a batch into usable and refused rows.
 
     Args:
         schema: the roles and ranges.
-        batch: as :class:`clsd.pipeline.preprocess.sources.Reader` gives it.
+        batch: rows as :class:`clsd.pipeline.preprocess.sources.Reader` gives them.
 
     Returns:
-        the usable rows with the columns of :func:`carried`; and (position in the batch, reason) for each refused one.
+        the usable rows with the columns of :func:`carried`; and (index in the batch, reason) of each refused row.
     """
     reasons = [""]
-    first = np.zeros(batch.num_rows, np.int16)  # of each row, the place of the first reason to refuse it
+    first = np.zeros(batch.num_rows, np.int16)  # index of each row's first reason
 
     def refuse(wrong: npt.NDArray[np.bool_], reason: str) -> None:
         first[wrong & (first == 0)] = len(reasons)
@@ -94,10 +94,10 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
 
 
 def carried(schema: Schema) -> pa.Schema:
-    """The columns of checked rows, the same whatever a log file has: what it lacks is null, what is carried along is text.
+    """The columns of checked rows, the same for every log file. Absent columns are null; passthrough columns are text.
 
     ``_label`` is 0 or 1, ``_time`` microseconds since 1970 (0 without a timestamp), ``_user`` a hash (0 without a user). The raw
-    label, time and user have done their work.
+    label, time and user are dropped.
     """
     types: dict[str, pa.DataType] = {}
     for feature in schema.features:
@@ -113,9 +113,9 @@ def carried(schema: Schema) -> pa.Schema:
 
 
 def microseconds(column: pa.Array, unit: str) -> pa.Array:
-    """A timestamp column as int64 microseconds since 1970 UTC; null where it cannot be read.
+    """A timestamp column as int64 microseconds since 1970 UTC; null if it cannot be read.
 
-    A text without a zone is taken for UTC.
+    Text without a time zone is UTC.
     """
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
@@ -130,7 +130,7 @@ def microseconds(column: pa.Array, unit: str) -> pa.Array:
 
 
 def refused_text(batch: pa.RecordBatch, position: int) -> str:
-    """A refused row as text, for its dead letter."""
+    """A refused row as JSON, for its dead letter."""
     row = {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
     return json.dumps(row, ensure_ascii=False, default=str)
 
@@ -146,7 +146,7 @@ def _parse_iso(column: pa.Array) -> pa.Array:
     def parse(text: pa.Array, kind: pa.DataType) -> pa.Array:
         try:
             return text.cast(kind).cast(pa.int64())
-        except pa.ArrowInvalid:  # a month 13 or an hour 25 somewhere: row by row
+        except pa.ArrowInvalid:  # some value has a month 13 or an hour 25: cast row by row
             values = []
             for value in text:
                 try:
@@ -155,16 +155,16 @@ def _parse_iso(column: pa.Array) -> pa.Array:
                     values.append(None)
             return pa.array(values, pa.int64())
 
-    nine = pa.timestamp("ns")  # nine decimals are allowed in a log; microseconds are what is kept
+    nine = pa.timestamp("ns")  # a log may have nine decimals; microseconds are kept
     local = parse(pc.if_else(zoned, none, shaped), nine)
     utc = parse(pc.if_else(zoned, shaped, none), pa.timestamp("ns", tz="UTC"))
     return pc.divide(pc.coalesce(local, utc), 1000)
 
 
 def _as_int(column: pa.Array) -> pa.Array:
-    """Booleans and whole floats as int64; whatever else does not fit becomes null."""
+    """Booleans and whole floats as int64; other values become null."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        return column.cast(pa.int64(), safe=False)  # an unsigned one beyond turns negative, which nothing here may be
+        return column.cast(pa.int64(), safe=False)  # an unsigned overflow turns negative, which is refused
     if pa.types.is_floating(column.type):
         whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))
         return pc.if_else(whole, column, pa.scalar(None, column.type)).cast(pa.int64(), safe=False)

@@ -1,4 +1,4 @@
-"""Encoded rows to shuffled shards of TFRecord blocks."""
+"""Encodes rows, partitions them by shard, and writes shuffled shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clsd.pipeline.shared.threads import Threads
 
 
 def encode_rows(transform: Transform, rows: pa.Table, threads: Threads) -> EncodedRows:
-    """Checked rows as encoded ones, in their order."""
+    """Encode checked rows, in their order."""
     schema = transform.schema
     ids, values = encode(transform, rows, threads.map)
     intensity = np.full(rows.num_rows, np.nan, np.float32)
@@ -54,20 +54,20 @@ def _passthrough(schema: Schema, rows: pa.Table) -> pa.RecordBatch:
 
 
 def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[str, int]:
-    """Number of shards of each split that has rows: as many as keep a shard near ``rows_per_shard``."""
+    """Number of shards of each split with rows, for about ``rows_per_shard`` rows each."""
     return {split: max(1, round(n / rows_per_shard)) for split, (n, _) in rows.items() if n and split in SPLITS}
 
 
 def partition(
     split: npt.NDArray[np.int8], rows: EncodedRows, shards: dict[str, int], seed: int
 ) -> Iterator[tuple[tuple[str, int, int], EncodedRows]]:
-    """((split, shard, number of shards), rows). The shard is random, from the row's key and the seed alone.
+    """Partition rows: ((split, shard, number of shards), rows). The shard is a random function of the row's key and the seed.
 
     Args:
-        split: int8 ``[rows]``, a position in :data:`clsd.pipeline.preprocess.columns.SPLITS` or GAP.
+        split: int8 ``[rows]``, an index of :data:`clsd.pipeline.preprocess.columns.SPLITS` or GAP.
         rows: the rows.
         shards: number of shards by split.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     counts = [shards.get(name, 0) for name in SPLITS]
     num_shards = np.array([*counts, 0])  # GAP, -1, is the last
@@ -75,24 +75,22 @@ def partition(
     where = seeded(rows.key, seed, 0x5A4D) % np.maximum(num_shards, 1).astype(np.uint64)[split]
     code = np.where(num_shards[split] > 0, before[split] + where.astype(np.int64), num_shards.sum())
     order, starts = sorted_codes(code)
-    ordered = rows.take(order)  # moved once; what is handed on are views
+    ordered = rows.take(order)  # copied once; the parts are views
     keys = [(name, at, n) for name, n in zip(SPLITS, counts, strict=True) for at in range(n)]
-    for start, stop in pairwise([*starts, len(order)]):  # nothing for no codes at all
+    for start, stop in pairwise([*starts, len(order)]):  # no parts without codes
         if (at := int(code[order[start]])) < len(keys):
             yield keys[at], ordered.take(slice(start, stop))
 
 
 def sorted_codes(codes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The stable order of codes, none of which is negative, and where in it each code that there is begins."""
-    small = (
-        codes.astype(np.uint16) if len(codes) and codes.max() < 1 << 16 else codes
-    )  # of 16 bits NumPy sorts by radix
+    """The stable order of non-negative codes, and the start of each distinct code in it."""
+    small = codes.astype(np.uint16) if len(codes) and codes.max() < 1 << 16 else codes  # NumPy sorts 16 bits by radix
     order = np.argsort(small, kind="stable")
     return order, np.flatnonzero(np.diff(codes[order], prepend=-1))
 
 
 def statistics(schema: Schema, split: str, rows: EncodedRows) -> dict[str, tuple[int, int]]:
-    """Counts that add up: ``split/feature`` -> (missing ids or values, out-of-vocabulary ids)."""
+    """Additive counts by ``split/feature``: (rows without a value, out-of-vocabulary ids)."""
     counts = {}
     for feature in schema.categorical:
         at, vocabulary_source = rows.ids[:, schema.id_slices[feature.name]], schema.vocabulary_source(feature)
@@ -106,13 +104,13 @@ def statistics(schema: Schema, split: str, rows: EncodedRows) -> dict[str, tuple
 def write_shard(
     schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: tuple[Any, Iterable[Spilled]]
 ) -> dict[str, Any]:
-    """Write one shard in the order of the keys, aside and then in place, and describe it as ``dataset.json`` does."""
+    """Write one shard in the order of its keys, and describe it as in ``dataset.json``."""
     (split, shard, shards), parts = element
     rows = EncodedRows.concat([EncodedRows.from_batch(load(part)) for part in parts]).shuffled()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     target = as_path(directory) / name
     blocks = range(0, len(rows), rows_per_block)
-    with whole_file(target) as file:  # perhaps over that of an earlier attempt; its bytes are the same
+    with whole_file(target) as file:  # an earlier attempt may have written the same bytes
         written = write_records(
             file,
             (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),

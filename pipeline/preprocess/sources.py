@@ -37,9 +37,9 @@ from clsd.pipeline.preprocess.parsing import (
 from clsd.pipeline.shared.config import LogSettings
 from clsd.pipeline.shared.threads import ONE, Threads
 
-#: Bytes of text that are parsed at a time: beyond it, Arrow's parser falls out of the processor's cache.
+#: Bytes of text that are parsed together; a larger block falls out of the processor's cache.
 BLOCK_BYTES = 4 << 20
-#: Rows a batch, at most: what is checked, counted and laid down together.
+#: Largest number of rows per batch.
 BATCH_ROWS = 262_144
 
 
@@ -66,9 +66,9 @@ class Reader:
     """Reads input splits; a worker has one.
 
     Args:
-        logs: formats and dialects.
-        seed: of the rows' keys.
-        threads: parse blocks of text, encode columns.
+        logs: settings of the logs.
+        seed: seed of the rows' keys.
+        threads: threads that parse blocks and encode columns.
     """
 
     def __init__(self, logs: LogSettings, seed: int, threads: Threads = ONE) -> None:
@@ -96,13 +96,13 @@ class Reader:
             waiting += [part] if part is not None else []
 
     def line(self, input_split: InputSplit, position: int) -> int:
-        """Number of a row in its file, from 1; a CSV's header is a line. What stands before the piece is counted once."""
+        """Line number of a row in its file, from 1, a CSV's header included. Earlier lines are counted once per input split."""
         if self._before[0] != input_split.index:
             self._before = (input_split.index, self._lines_before(input_split))
         return self._before[1] + position + 1
 
     def _lines_before(self, input_split: InputSplit) -> int:
-        """Number of lines (or rows of a Parquet or Avro file) that stand before the piece's first."""
+        """Number of lines (or rows of Parquet or Avro) before the input split."""
         if input_split.format == "avro":
             with open_binary(input_split.path) as file:
                 return avro.records_before(file, input_split.start)
@@ -112,7 +112,7 @@ class Reader:
                 return sum(metadata.row_group(group).num_rows for group in range(input_split.start))
         if input_split.start == 0:
             return int(input_split.has_header)
-        # From the nearest place before it whose line breaks are counted: pieces of a large file would read it over and over.
+        # Continue from the nearest counted offset: the input splits of a large file would otherwise read it again and again.
         known = self._breaks.setdefault(input_split.path, {0: 0})
         at = max(place for place in known if place < input_split.start)
         breaks = known[at]
@@ -121,7 +121,7 @@ class Reader:
             while at < input_split.start and (block := file.read(min(BLOCK_BYTES, input_split.start - at))):
                 breaks, at = breaks + block.count(b"\n"), at + len(block)
         known[input_split.start] = breaks
-        # The line that the piece starts in belongs to the piece before.
+        # The line that the input split starts in belongs to the one before.
         return breaks if block.endswith(b"\n") else breaks + 1
 
     def _placed(self, input_split: InputSplit, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
@@ -157,12 +157,12 @@ class Reader:
             schema = pa.schema([(name, result[name]) for name in input_split.types])
             for block in chain(avro.blocks(input_split.path, file, input_split.start, input_split.end), [None]):
                 records += block or []
-                if len(records) >= BATCH_ROWS or block is None:  # blocks of a few hundred rows are usual
+                if len(records) >= BATCH_ROWS or block is None:  # blocks usually have a few hundred rows
                     yield from self._typed(input_split, pa.Table.from_pylist(records, schema=schema), position)
                     position, records = position + len(records), []
 
     def _typed(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[_Table | DeadLetter]:
-        """Rows of a file that has types of its own, as the types that the schema asks for; ``first`` is their position."""
+        """Cast rows of a typed format to the schema's types; ``first`` is the position of the first row."""
         target = pa.schema([*input_split.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
         table = self._placed(input_split, table.select(list(input_split.types)), first + np.arange(table.num_rows))
 
@@ -171,7 +171,7 @@ class Reader:
             return pa.table([plain(column) for column in table.columns], names=table.column_names)
 
         def cast(rows: list[int]) -> pa.Table:
-            # A dictionary would condemn every row for one bad value in it.
+            # One bad value in a dictionary would fail every row.
             part = readable().take(pa.array(rows)) if len(rows) < table.num_rows else table
             result = pa.table({f.name: _cast(part[f.name], f) for f in target})
             result.validate(full=True)
@@ -228,7 +228,7 @@ class Reader:
         return odd_json(line, input_split.types)
 
     def _blocks(self, input_split: InputSplit) -> Iterator[bytes]:
-        """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the piece in which it starts."""
+        """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the input split in which it starts."""
         with open_binary(input_split.path) as raw:
             file = decompressed(input_split.path, raw)
             if input_split.start > 0:
@@ -279,7 +279,7 @@ class _Lines:
         return self._lines[row]
 
     def shown(self, row: int) -> str:
-        """A line for a dead letter, broken UTF-8 as escapes."""
+        """A line for a dead letter; broken UTF-8 is escaped."""
         return self[row].decode("utf-8", errors="backslashreplace").rstrip("\r")
 
 
@@ -300,7 +300,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
 
 
 def _shown(value: pa.Scalar) -> Any:
-    """A value for a dead letter, broken UTF-8 as escapes."""
+    """A value for a dead letter; broken UTF-8 is escaped."""
     try:
         return value.as_py()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Which rows train, which validate, which test."""
+"""Assigns rows to the train, validation and test splits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from clsd.pipeline.shared.config import SplitSettings
 
 
 def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch:
-    """The batch with a ``_split`` int8 column: a position in :data:`clsd.pipeline.preprocess.columns.SPLITS`."""
+    """Add a ``_split`` int8 column, an index of :data:`clsd.pipeline.preprocess.columns.SPLITS`."""
     return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
 
 
 def by_hash(settings: SplitSettings, user: str, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows with equal keys stay together; a share of the keys, drawn by a seeded hash, goes to each split."""
+    """Split by a seeded hash of a key: rows with equal keys stay together, and each split gets a share of the keys."""
     keys = batch.column(USER).to_numpy() if settings.key == user else hash64(batch.column(settings.key))
     return with_split(batch, _by_share(unit_interval(seeded(keys, seed, 0x5711)), settings))
 
 
 def by_time(boundaries: tuple[int, int], gap: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Older than the first boundary: train; from the second on: test; in the last ``gap`` of a split: left out (us)."""
+    """Split by time: train before the first boundary, test from the second on; the last ``gap`` microseconds are left out."""
     times = batch.column(TIME).to_numpy()
     split = (times >= boundaries[0]).astype(np.int8) + (times >= boundaries[1])
     following = np.asarray([*boundaries, np.iinfo(np.int64).max])[split]  # the start of the split after the row's own
@@ -37,7 +37,7 @@ def by_time(boundaries: tuple[int, int], gap: int, batch: pa.RecordBatch) -> pa.
 
 
 def by_user_time(settings: SplitSettings, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Each user's newest rows test, those before validate; equal times are ordered by key.
+    """Split each user's rows by time: the newest are test, those before validation. Equal times are ordered by key.
 
     The batch must hold **all** rows of its users. A user with n rows gives round-half-up(n * share) to a split.
     """
@@ -57,7 +57,7 @@ def _by_share(u: npt.NDArray[np.float64], settings: SplitSettings) -> npt.NDArra
 
 
 def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
-    """The configured instants in microseconds, or None where shares are to be found from the data."""
+    """The configured instants in microseconds, or None if boundaries follow from shares."""
     if not settings.test_from:
         return None
 
@@ -78,15 +78,15 @@ def given_boundaries(settings: SplitSettings) -> tuple[int, int] | None:
 
 
 class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
-    """The instants from which a share of the rows is newer: counts of the distinct times, merged.
+    """The boundaries that leave the configured shares of rows after them, from merged counts of times.
 
-    Where there are more than ``most`` distinct times, they are counted by the shortest bin of a power of two of microseconds that
-    leaves no more, and a boundary is a bin's start. Of any part of the rows that bin is no longer than of all, so how the
-    counting was shared out does not matter.
+    More than ``most`` distinct times are counted in bins, of the shortest power of two of microseconds that leaves at most
+    ``most``; a boundary is then the start of a bin. The bins of a part of the rows are never longer than those of all rows,
+    so the division among workers does not matter.
 
     Args:
         settings: the shares.
-        most: distinct times that are kept; a boundary is wrong by the rows of one bin at most.
+        most: largest number of bins; a boundary is wrong by at most the rows of one bin.
     """
 
     def __init__(self, settings: SplitSettings, most: int = 1 << 20) -> None:
@@ -112,7 +112,7 @@ class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
         total = before[-1]
 
         def boundary(share: float) -> int:
-            # The first instant at or after which no more than `share` of the rows remain: equal times stay together.
+            # The first instant from which at most `share` of the rows remain; equal times stay together.
             at = int(np.searchsorted(before, total * (1 - share) - 1e-9, side="left")) + 1
             return (int(bins[at]) if at < len(bins) else int(bins[-1]) + 1) << bits
 
@@ -132,7 +132,7 @@ class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
 
 
 class _Times(NamedTuple):
-    """Rows by time: ``bins`` int64, rising, in units of 2^bits microseconds, and how many rows each has."""
+    """Rows by time: rising ``bins`` int64 in units of 2^bits microseconds, and their number of rows."""
 
     bits: int
     bins: npt.NDArray[np.int64]

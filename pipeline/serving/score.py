@@ -56,11 +56,11 @@ beam_private.shorten_waits()
 
 
 class Part(NamedTuple):
-    """Some rows of a piece.
+    """Some rows of an input split.
 
     Args:
-        input_split: its place among all pieces.
-        number: of those of one piece, in order.
+        input_split: index of the input split.
+        number: index of the part within its input split.
         materialised: the rows.
     """
 
@@ -181,8 +181,8 @@ def score(
 
 
 def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputSplit]]:
-    """The config for logs that nothing is learnt from, and their pieces: a history is what the log says it is, and the columns
-    that are no inputs are carried along where the log has them.
+    """The config for logs from which nothing is learnt, and their input splits. Histories are read from the log, and columns that
+    are not inputs are copied where the log has them.
 
     Raises:
         UserError: the config's features are not the model's, a column has the name of a score, a history is not in the log.
@@ -237,7 +237,7 @@ def build(
     """The job's graph on a Beam pipeline; everything it makes is written under ``directory``."""
     read = (
         root
-        | "Pieces" >> beam.Create(input_splits)
+        | "InputSplits" >> beam.Create(input_splits)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(Read(config, directory, threads)).with_outputs(_DEAD, main="rows")
     )
@@ -261,10 +261,10 @@ def build(
 
 def _write_part(directory: str, format: str, result: Any) -> dict[str, Any]:
     part, table = result.example, result.inference
-    # Blocks of text whose faults are looked for take their odd lines out of turn.
+    # A block of text with odd lines yields them out of order.
     table = table.sort_by(POSITION).drop_columns([KEY, POSITION])
     table = pa.table({name: plain(table[name]) for name in table.column_names})
-    name = f"part-{part.piece:05}-{part.number:05}.{format}"
+    name = f"part-{part.input_split:05}-{part.number:05}.{format}"
     with whole_file(as_path(directory) / name) as file:
         if format == "parquet":
             pq.write_table(table, file)

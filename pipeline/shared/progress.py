@@ -30,7 +30,7 @@ def warn(text: str) -> None:
 
 
 #: Counts from which progress is computed; they are not shown.
-PLANNED, READ = "pieces planned", "pieces read"
+PLANNED, READ = "input splits planned", "input splits read"
 #: The stages of preprocessing after reading, in order: the count of each, and its name.
 PREPROCESSING = (("rows counted", "counting"), ("rows encoded", "encoding"), ("rows written", "writing"))
 #: Directory, within the job's, where workers in other processes report their counts; and the seconds between reports.
