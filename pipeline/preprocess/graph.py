@@ -184,7 +184,7 @@ def build(
     schema, job, seed = config.row_schema, config.preprocess, config.seed
     read = (
         root
-        | "Pieces" >> beam.Create(input_splits)
+        | "InputSplits" >> beam.Create(input_splits)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _TALLY, main="rows")
     )

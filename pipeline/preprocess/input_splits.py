@@ -55,7 +55,7 @@ class InputSplit:
 
     Args:
         path: the file.
-        index: position among all pieces of the job; part of each row's key.
+        index: position among all input splits of the job; part of each row's key.
         format: jsonl, csv, parquet or avro.
         start, end: bytes of a text file, or the first and last-plus-one row group; end -1: all of it.
         size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
@@ -138,7 +138,7 @@ def _seconds(file: dict[str, Any]) -> float:
 
 
 def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(start, end, the piece's other arguments) for each piece of a file."""
+    """(start, end, the other arguments) of each input split of a file."""
     kind = logs.format if logs.format != "auto" else _format_of(path)
     if size == 0:
         raise UserError(path, "is empty", "leave it out of logs.files, or write the log again")

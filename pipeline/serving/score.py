@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
 
 class Read(beam.DoFn):  # type: ignore[misc]
-    """Pieces to rows that parse; those that do not go elsewhere."""
+    """Reads input splits into rows that parse; the others go to a second output."""
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
         self._reader, self._directory = Reader(config.logs, config.seed, threads), directory
