@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clsd.features.errors import UserError
     from clsd.features.schema import Schema
     from clsd.features.tf_runtime import keras, tf
-    from clsd.models import weights
+    from clsd.models import equations
     from clsd.models.confidence_model import Scores, TrainingSetup
     from clsd.models.keras_model import KerasConfidenceModel
     from clsd.models.settings import ConfidenceSettings, OptimizerSettings
@@ -49,7 +49,7 @@ _HOMES = {
     "clsd.features.errors": ["UserError"],
     "clsd.features.schema": ["Schema"],
     "clsd.features.tf_runtime": ["keras", "tf"],
-    "clsd.models": ["weights"],
+    "clsd.models": ["equations"],
     "clsd.models.confidence_model": ["Scores", "TrainingSetup"],
     "clsd.models.keras_model": ["KerasConfidenceModel"],
     "clsd.models.settings": ["ConfidenceSettings", "OptimizerSettings"],
@@ -82,6 +82,7 @@ __all__ = [
     "UserError",
     "compare",
     "dump_config",
+    "equations",
     "evaluate",
     "export",
     "fetch_logs",
@@ -94,7 +95,6 @@ __all__ = [
     "score",
     "tf",
     "train",
-    "weights",
 ]
 
 

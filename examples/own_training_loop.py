@@ -5,7 +5,7 @@ python examples/own_training_loop.py
 
 import numpy as np
 
-from clsd import keras, tf, weights
+from clsd import equations, keras, tf
 
 BLEND, DECAY = 1.0, 0.99
 
@@ -33,11 +33,11 @@ def step(ids: tf.Tensor, y: tf.Tensor, weighted: bool) -> tf.Tensor:
         s = student(ids)[:, 0]
         w = tf.ones_like(s)
         if weighted:
-            sums = weights.moment_sums(q, tf.sigmoid(s), positive=y, alpha=1.0)
+            sums = equations.moment_sums(q, tf.sigmoid(s), positive=y, alpha=1.0)
             moments.assign(DECAY * moments + (1 - DECAY) * sums)
-            c = weights.normaliser(moments, "mean")
-            w = weights.positive_weight(weights.confidence(q, tf.zeros_like(q), c), c, BLEND)
-        loss = tf.reduce_mean(weights.row_losses(s, y, w))
+            c = equations.normaliser(moments, "mean")
+            w = equations.positive_weight(equations.confidence(q, tf.zeros_like(q), c), c, BLEND)
+        loss = tf.reduce_mean(equations.row_losses(s, y, w))
     variables = student.trainable_variables
     optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
     return loss

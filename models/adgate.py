@@ -1,4 +1,7 @@
-"""AdGate: a small network over user groups that corrects the teacher's scores."""
+"""AdGate: a small network over user groups that corrects the teacher's scores.
+
+Its loss is :func:`clsd.models.equations.gate_losses`; the training step differentiates it in
+:meth:`clsd.models.confidence_model.ConfidenceModel.train_metric_sums`."""
 
 from __future__ import annotations
 

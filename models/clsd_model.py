@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from clsd.features.tf_runtime import Network, Tensor, tf
-from clsd.models import weights
+from clsd.models import equations
 from clsd.models.adgate import AdGate
 from clsd.models.backbones.registry import build_backbone
 from clsd.models.calibration import Calibrator
@@ -71,7 +71,7 @@ class ClsdModel(ConfidenceModel):
         logit = self.logit_of(self.backbone, inputs)
         g = self.correction(inputs, logit)
         weight = tf.exp(calibrator.log_weight(logit, g))
-        return self._scores(logit, weights.confidence_of_weight(weight, self.confidence_settings.blend), weight, g)
+        return self._scores(logit, equations.confidence_of_weight(weight, self.confidence_settings.blend), weight, g)
 
     def teacher_logit(self, ids: Tensor, values: Tensor) -> Tensor:
         """Log odds by the separate teacher, float32 ``[B]``."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from clsd.features.errors import UserError
 from clsd.features.keras_private import create_slots
 from clsd.features.tf_runtime import Network, Optimizer, Tensor, keras, tf
-from clsd.models import step_metrics, weights
+from clsd.models import equations, step_metrics
 from clsd.models.optimizers import build_optimizer, split_variables
 from clsd.models.replicas import num_replicas, sum_over
 from clsd.models.settings import ConfidenceSettings, OptimizerSettings
@@ -173,7 +173,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         return self._scores(logit, confidence, weight, correction)
 
     def _scores(self, logit: Tensor, confidence: Tensor, weight: Tensor, correction: Tensor) -> Scores:
-        ctr_logit = weights.calibrated_logit(logit, weight, self._log_kept)
+        ctr_logit = equations.calibrated_logit(logit, weight, self._log_kept)
         return Scores(logit, confidence, weight, correction, ctr_logit)
 
     @property
@@ -196,7 +196,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         """Mean loss, predicted and real CTR of a batch, unweighted."""
         inputs, y, valid, _ = self.unpack(data)
         s = self.logit_of(self.backbone, inputs)
-        losses = weights.row_losses(s, y, tf.ones_like(s))
+        losses = equations.row_losses(s, y, tf.ones_like(s))
         n = sum_over(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), y)]))
         return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
 
@@ -214,7 +214,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
             given = self._weighting.train(batch)
             w = given.click
             click, non_click, target = (tf.stop_gradient(x) for x in (w, given.non_click, given.target))
-            losses = weights.row_losses(s, y, click, non_click, target) * valid
+            losses = equations.row_losses(s, y, click, non_click, target) * valid
             gate_losses = given.gate_losses * given.gate_rows
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
             local = [tf.reduce_sum(column) for column in (*columns, gate_losses, given.gate_rows)]

@@ -1,6 +1,6 @@
-"""Controls: weights that lack one thing that click confidence claims to have.
+"""Controls: weightings that each remove one property from which click confidence claims to gain.
 
-A gain must be compared with them before it may be called a gain. They are for ``clsd compare``; the export refuses them.
+A gain counts only if the method beats its controls. They are for ``clsd compare``; the export refuses them.
 Columns are those of the **global** batch, ``[B]``, so a control is the same on any number of replicas.
 """
 

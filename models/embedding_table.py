@@ -1,4 +1,4 @@
-"""Embedding tables: one whose lookup cost does not depend on its length, and one of bounded length."""
+"""Embedding tables: ``Table``, whose lookup cost does not depend on its length, and one that is composed of two short tables."""
 
 from __future__ import annotations
 

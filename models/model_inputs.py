@@ -1,7 +1,7 @@
-"""Encoded rows as a backbone reads them, whole or in two parts: what N consecutive rows have in common, once, and the rest.
+"""A backbone's inputs: whole rows, or the two parts of a ``rank`` request, the user's part once and the parts of N candidates.
 
-The two parts are how ``rank`` reads a request: one user, and N candidates. What reads them adds up each part's share of a sum:
-``[v_1, v_2] W = v_1 W_1 + v_2 W_2``, of which the first is computed once a request.
+A layer computes the user's share of a sum once per request and adds it to each candidate's share:
+``[v_1, v_2] W = v_1 W_1 + v_2 W_2``.
 """
 
 from __future__ import annotations

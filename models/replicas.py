@@ -1,4 +1,4 @@
-"""Sums and columns over the replicas that take a step together. On one replica each is the value itself."""
+"""Sums and columns over all replicas of a training step. On one replica, each function returns its argument."""
 
 from __future__ import annotations
 

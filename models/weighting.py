@@ -1,4 +1,4 @@
-"""The weights of a batch's clicks, and what a served row needs of them: one class per way of weighting.
+"""The weights of a training batch's clicks, and the weight and confidence of a scored row: one class per way of weighting.
 
 A weighting has two methods. ``train`` gives the weights of a training batch; ``score`` gives the weight and the confidence
 that a click on a scored row would have. :func:`make_weighting` picks the class from the settings.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from clsd.features.tf_runtime import Tensor, tf
-from clsd.models import controls, weights
+from clsd.models import controls, equations
 from clsd.models.replicas import gather, local_slice, sum_over
 from clsd.models.settings import ConfidenceSettings
 
@@ -104,7 +104,7 @@ class ReweightedLoss(PlainWeighting):
 
     def _of_loss(self, batch: TrainingBatch, click: Tensor, non_click: Tensor) -> BatchWeights:
         # These moments only record that weighting has begun.
-        sums = sum_over(weights.moment_sums(batch.p, batch.p, batch.positive, 1.0))
+        sums = sum_over(equations.moment_sums(batch.p, batch.p, batch.positive, 1.0))
         self.model.update_moments(self.model.moments, sums, batch.weighted)
         zero = tf.zeros_like(batch.p)
         return BatchWeights(
@@ -130,7 +130,7 @@ class TruncatedLoss(ReweightedLoss):
 class ConfidenceWeighting(PlainWeighting):
     """The method: clicks are weighted by their confidence.
 
-    ``a = clip(q**alpha + g, eps c, a_max c)`` and ``w = (1 + blend a / c) / (1 + blend)``, see :mod:`clsd.models.weights`. The
+    ``a = clip(q**alpha + g, eps c, a_max c)`` and ``w = (1 + blend a / c) / (1 + blend)``, see :mod:`clsd.models.equations`. The
     moving sums behind c cover the global batch.
     """
 
@@ -144,18 +144,18 @@ class ConfidenceWeighting(PlainWeighting):
         q = self._scores(batch, taught)
         known = batch.positive * tf.cast(tf.math.is_finite(q), tf.float32)  # an intensity may be missing
         q = tf.where(tf.math.is_finite(q), q, 0.0)
-        sums = sum_over(weights.moment_sums(q, batch.p, known, settings.alpha))
+        sums = sum_over(equations.moment_sums(q, batch.p, known, settings.alpha))
         moments = model.update_moments(model.moments, sums, batch.weighted)
-        c = weights.normaliser(moments, settings.normalise)
+        c = equations.normaliser(moments, settings.normalise)
         g = model.correction(batch.inputs, q)
-        w = weights.positive_weight(self._confidence(q, g, c), c, settings.blend)
+        w = equations.positive_weight(self._confidence(q, g, c), c, settings.blend)
         if settings.source == "intensity":
             w = tf.where(known < batch.positive, 1.0, w)
         w = self._control(w, batch)
         gate_losses, gate_rows = tf.zeros_like(w), tf.zeros_like(w)
         if model.gate is not None:
-            gate_losses, counted = weights.gate_losses(
-                q, g, batch.label, weights.mean_confidence(moments), kind=settings.gate, alpha=settings.alpha
+            gate_losses, counted = equations.gate_losses(
+                q, g, batch.label, equations.mean_confidence(moments), kind=settings.gate, alpha=settings.alpha
             )
             counted = known if settings.gate == "centre" else counted * batch.valid
             gate_rows = tf.where(batch.weighted, counted, 0.0)
@@ -169,15 +169,15 @@ class ConfidenceWeighting(PlainWeighting):
             q = model.item_score(inputs)
         else:
             teacher = model.logit_of(model.teacher, inputs) if model.teacher is not None else logit
-            q = weights.on_scale(tf.sigmoid(teacher), settings.scale)
-        c = weights.normaliser(model.moments, settings.normalise)
+            q = equations.on_scale(tf.sigmoid(teacher), settings.scale)
+        c = equations.normaliser(model.moments, settings.normalise)
         g = model.correction(inputs, q)
         a = self._confidence(q, g, c)
-        return RowConfidence(a / c, weights.positive_weight(a, c, settings.blend), g)
+        return RowConfidence(a / c, equations.positive_weight(a, c, settings.blend), g)
 
     def _confidence(self, q: Tensor, g: Tensor, c: Tensor) -> Tensor:
         settings = self.settings
-        return weights.confidence(q, g, c, alpha=settings.alpha, eps=settings.eps, a_max=settings.a_max)
+        return equations.confidence(q, g, c, alpha=settings.alpha, eps=settings.eps, a_max=settings.a_max)
 
     def _control(self, w: Tensor, batch: TrainingBatch) -> Tensor:
         """Hook for controls that redistribute the weights."""
@@ -189,7 +189,7 @@ class ConfidenceWeighting(PlainWeighting):
             return tf.where(batch.label > 0, tf.maximum(batch.extras["intensity"], 0.0), 0.0)
         if self.settings.counts_items:
             return self.model.item_score(batch.inputs)
-        return weights.on_scale(taught, self.settings.scale)
+        return equations.on_scale(taught, self.settings.scale)
 
     def _teacher_probabilities(self, batch: TrainingBatch) -> Tensor:
         """sigmoid of the teacher's logit, float32 ``[B]``; 0 where nothing asks for it, and during warm-up."""
@@ -218,7 +218,7 @@ class UninformativeWeighting(ConfidenceWeighting):
     def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
         """See the class."""
         one = tf.ones_like(logit)
-        return RowConfidence(one, one * weights.mean_weight(self.model.weight_moments), tf.zeros_like(logit))
+        return RowConfidence(one, one * equations.mean_weight(self.model.weight_moments), tf.zeros_like(logit))
 
     def _control(self, w: Tensor, batch: TrainingBatch) -> Tensor:
         if self.settings.control == "constant":

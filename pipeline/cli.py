@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from clsd.features.errors import Terminated, UserError
-from clsd.pipeline.commands import data, serving, training
+from clsd.pipeline.commands import data, evaluation, serving, training
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_outcome
 from clsd.pipeline.shared.files import no_room, no_store
@@ -104,8 +104,9 @@ def run(
 
 
 for _command in (
-    *(data.dataset, data.preprocess, data.inspect, data.validate),
-    *(training.train, training.evaluate, training.compare),
+    *(data.dataset, data.preprocess, data.inspect),
+    training.train,
+    *(evaluation.evaluate, evaluation.compare, evaluation.validate),
     *(serving.export, serving.rollback, serving.predict, serving.score, serving.skew),
     run,
 ):

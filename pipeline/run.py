@@ -1,4 +1,4 @@
-"""The whole way in one call: fetch, preprocess, train, evaluate, export, predict; what is there already is used again."""
+"""All stages in one call: fetch, preprocess, train, evaluate, export, predict. Finished results are reused."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_padding_changes_nothing() -> None:
     [
         ({"source": "item", "gate": "off"}, {}, "confidence.source: item"),
         ({}, {}, "groups: are missing"),
-        ({}, {"age": 3}, "groups: age: is no input"),
+        ({}, {"age": 3}, "groups: age: is not an input"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, str], groups: dict[str, int], said: str) -> None:

@@ -1,4 +1,4 @@
-"""DIN: a history read through the eyes of the item that is shown."""
+"""DIN: attention over a history, with the shown item as the query."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Commands for data sets."""
+"""The commands of data sets: dataset, preprocess, inspect."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import click
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
-from clsd.pipeline.commands.tables import show_dataset, show_moved
+from clsd.pipeline.commands.tables import show_dataset
 from clsd.pipeline.shared.progress import say
 
 
@@ -106,28 +104,3 @@ def inspect(directory: str) -> None:
     result = Dataset.load(directory)
     show_dataset(result)
     say(f"{result.verify()} files are whole")
-
-
-@click.command()
-@click.argument("directory")
-@click.option("--against", required=True, metavar="DATASET", help="The older data set.")
-@click.option("--max-psi", default=0.25, show_default=True, help="Largest population stability index of a feature.")
-def validate(directory: str, against: str, max_psi: float) -> None:
-    """Show which features of a data set drifted since an older one.
-
-    Compares the training splits: the population stability index (PSI) of each feature, the share of missing values, and the
-    CTR. A PSI below 0.1 is usually called stable, above 0.25 a shift. Exit code 3 if a feature exceeds --max-psi. Standard
-    output has the same as JSON.
-    """
-    from clsd.pipeline.evaluation.drift import moved
-    from clsd.pipeline.shared.dataset import Dataset
-
-    old, new = Dataset.load(against), Dataset.load(directory)
-    result = moved(old, new)
-    show_moved(old, new, result, max_psi)
-    far_moved = [feature.feature for feature in result if feature.psi is not None and feature.psi > max_psi]
-    ctr = [data.log_ctr for data in (old, new)]
-    click.echo(json.dumps({"ctr": ctr, "features": [feature._asdict() for feature in result], "moved": far_moved}))
-    if far_moved:
-        say(f"drifted by more than {max_psi:g}: {', '.join(far_moved)}")
-        sys.exit(3)

@@ -1,4 +1,4 @@
-"""What the commands show in the terminal: tables and the lines beside them."""
+"""The terminal output of commands: tables, and lines beside them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.shared.progress import console, say, warn
 
 if TYPE_CHECKING:  # `clsd --help` must not wait for these
-    from clsd.pipeline.evaluation.drift import Moved
+    from clsd.pipeline.evaluation.drift import FeatureDrift
     from clsd.pipeline.run import Outcome
     from clsd.pipeline.shared.dataset import Dataset
 
 
 def show_dataset(dataset: Dataset) -> None:
-    """Rows and CTR by split, and what was not read, not known or refused."""
+    """Rows and CTR by split, unread columns, out-of-vocabulary shares, and refused rows."""
     table = Table(title=None, box=None, pad_edge=False)
     for column in ("split", "rows", "CTR", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -37,16 +37,16 @@ def show_dataset(dataset: Dataset) -> None:
         share = result["out_of_vocabulary"] / dataset.rows("train")
         if share > 0.05:
             warn(f"{name}: {share:.0%} of the training rows are out of vocabulary")
-    rows, letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
-    reasons = "".join(f"; {n} x {reason}" for reason, n in letters["reasons"].items())
+    rows, dead_letters = dataset.manifest["rows"], dataset.manifest["dead_letters"]
+    reasons = "".join(f"; {n} x {reason}" for reason, n in dead_letters["reasons"].items())
     gap = f", {rows['in_gap']:,} left out in the gap" if rows.get("in_gap") else ""
     say(f"{rows['read']:,} rows read, {rows['refused']:,} refused{reasons}{gap}")
 
 
-def show_moved(old: Dataset, new: Dataset, result: list[Moved], max_psi: float) -> None:
-    """Features that moved, those beyond the bound in red."""
+def show_drift(old: Dataset, new: Dataset, result: list[FeatureDrift], max_psi: float) -> None:
+    """The drift of each feature; features beyond the bound are red."""
     table = Table(box=None, pad_edge=False)
-    for column in ("feature", "PSI", "missing", "moved most"):
+    for column in ("feature", "PSI", "missing", "largest change"):
         table.add_column(column, justify="right" if column in ("PSI", "missing") else "left")
     for feature in result:
         known = "-" if feature.psi is None else f"{feature.psi:.3f}"
@@ -58,7 +58,7 @@ def show_moved(old: Dataset, new: Dataset, result: list[Moved], max_psi: float) 
 
 
 def show_skew(result: dict[str, Any]) -> None:
-    """Scores and features of served requests, what is out of its bound in red."""
+    """Scores and features of served requests; values out of bounds are red."""
     table = Table(box=None, pad_edge=False)
     for column in ("output", "compared", "differ", "largest difference", "served", "trained"):
         table.add_column(column, justify="left" if column == "output" else "right")
@@ -68,10 +68,10 @@ def show_skew(result: dict[str, Any]) -> None:
         table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
     if not result["scores"]:
-        warn("no row has score, ctr or confidence: only what was asked is compared")
+        warn("no row has score, ctr or confidence: only the features are compared")
     table = Table(box=None, pad_edge=False)
-    for column in ("feature", "PSI", "by chance", "missing", "unknown", "moved most"):
-        table.add_column(column, justify="left" if column in ("feature", "moved most") else "right")
+    for column in ("feature", "PSI", "by chance", "missing", "unknown", "largest change"):
+        table.add_column(column, justify="left" if column in ("feature", "largest change") else "right")
     for feature in result["features"]:
         known, red = f"{feature['psi']:.3f}", feature["feature"] in result["moved"]
         shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
@@ -86,8 +86,8 @@ def show_skew(result: dict[str, Any]) -> None:
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
-    """What ``metrics.json`` says, in one table; what is undefined with its reason below it."""
-    from clsd.pipeline.evaluation.report import summary_rows  # brings matplotlib along
+    """The metrics of ``metrics.json`` as a table; below it, the reasons of undefined values."""
+    from clsd.pipeline.evaluation.report import summary_rows  # imports matplotlib
 
     table = Table(
         title=f"{metrics['split']} split, {metrics['score']['rows']:,} rows",
@@ -104,17 +104,17 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     for label, *cells in summary_rows(metrics):
         reasons.update((label, cell) for cell in cells if cell.startswith("undefined"))
         table.add_row(label, *("-" if cell.startswith("undefined") else cell for cell in cells))
-    relation = metrics.get("intensity", {})
+    correlations = metrics.get("intensity", {})
     for name, label in (("spearman", "confidence ~ intensity"), ("given_popularity", "  given popularity")):
-        if name in relation:
-            table.add_row(label, f"{relation[name]:+.3f}", "")
+        if name in correlations:
+            table.add_row(label, f"{correlations[name]:+.3f}", "")
     console.print(table)
     for label, reason in reasons.items():
         say(f"{label} is {reason}", style="dim")
 
 
 def show_outcome(outcome: Outcome) -> None:
-    """The end of `clsd run`: the metrics, a row with its answer, and where everything lies."""
+    """The end of `clsd run`: the metrics, a row with its prediction, and the paths of all results."""
     console.print()
     show_metrics(outcome.metrics)
     say(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}")

@@ -1,4 +1,4 @@
-"""A comparison for people: a table in the terminal and a page with intervals drawn."""
+"""Show a comparison: a table for the terminal, Markdown, and an HTML page with plotted intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clsd.pipeline.shared.config_file import dump_config
 
 
 def table(comparison: dict[str, Any], reference: str) -> Table:
-    """Differences to a reference, mean ± sd over seeds; a star where the corrected p is below 1 - level."""
+    """Differences to a reference, mean ± sd over seeds. A star marks a corrected p below 1 - level."""
     shown = Table(
         title=f"against {reference}, {comparison['split']} split, {len(comparison['seeds'])} seeds: mean difference ± sd in 1e-4",
         title_justify="left",
@@ -36,7 +36,7 @@ def table(comparison: dict[str, Any], reference: str) -> Table:
 
 
 def markdown(comparison: dict[str, Any]) -> str:
-    """The differences to each reference as Markdown tables, to be kept beside the command that made them."""
+    """The differences to each reference as Markdown tables."""
     lines = []
     for reference, by_metric in comparison["differences"].items():
         metrics = [name for name in TESTED if by_metric[name]]
@@ -50,8 +50,8 @@ def markdown(comparison: dict[str, Any]) -> str:
         ]
         heads = [*(TESTED[name].label for name in metrics), *(SHOWN[name].label for name in more)]
         lines += [
-            f"Less `{reference}`, in 1e-4 (mean ± sd over {len(comparison['seeds'])} seeds; * beyond chance at "
-            f"{comparison['level']:.0%} after correction); right of them, the figures themselves:",
+            f"Difference to `{reference}`, in 1e-4 (mean ± sd over {len(comparison['seeds'])} seeds; * beyond chance at "
+            f"{comparison['level']:.0%} after correction); the columns on the right hold the metrics themselves:",
             "",
             "| variant | " + " | ".join(heads) + " |",
             "|---" * (1 + len(heads)) + "|",
@@ -65,7 +65,7 @@ def markdown(comparison: dict[str, Any]) -> str:
 
 
 def difference(comparison: dict[str, Any], reference: str, metric: str, name: str) -> str:
-    """``+13 ± 2 *``, or the reference's own mean, or why there is none."""
+    """A difference as text, such as ``+13 ± 2 *``; the mean itself for the reference; ``undefined`` if there is none."""
     if name == reference:
         return value(comparison["variants"][name], metric)
     result = comparison["differences"][reference][metric].get(name)
@@ -84,21 +84,21 @@ def beyond_chance(comparison: dict[str, Any], result: dict[str, Any]) -> bool:
 
 
 def value(variant: dict[str, Any], metric: str) -> str:
-    """A metric's mean over seeds; - where it is undefined."""
-    there = variant["metrics"].get(metric)
-    if there is None:
+    """A metric's mean over seeds as text; ``-`` if it is undefined."""
+    result = variant["metrics"].get(metric)
+    if result is None:
         return "-"
     scale = METRICS[metric].scale if metric == "seconds_per_step" else 1
-    return METRICS[metric].format.format(scale * there["mean"])
+    return METRICS[metric].format.format(scale * result["mean"])
 
 
 def render(config: Config, manifest: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """The page as HTML.
+    """The HTML page.
 
     Args:
-        config: of the comparison.
+        config: config of the comparison.
         manifest: the data set's ``dataset.json``.
-        comparison: what ``compare.json`` holds.
+        comparison: the content of ``compare.json``.
     """
     sections = []
     for reference, by_metric in comparison["differences"].items():

@@ -1,7 +1,7 @@
-"""Variants of the method against its controls, over seeds: training and measuring each pair of seed and variant.
+"""Compare variants of the method with its controls over several seeds: train and measure each pair of seed and variant.
 
-Every seed has one warm-up, from which all its variants start; so they differ in nothing but the weights. Each run leaves
-``result.json`` last, and a comparison that was killed goes on with what is missing::
+All variants of a seed start from one warm-up, so they differ in the weights only. Each run writes ``result.json`` last; a
+killed comparison resumes with the runs that are missing::
 
     compare/seed-1/warmup/  compare/seed-1/<variant>/{config.yaml, best/, scores.npz, result.json}  compare/compare.json
 """
@@ -53,17 +53,17 @@ def compare(
     controls: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train and measure every variant under every seed, and write ``compare.json``, ``compare.md`` and ``report.html``.
+    """Train and measure each variant with each seed, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
     Args:
-        config: whose ``confidence`` is the configured method.
+        config: the settings; ``confidence`` is the configured method.
         dataset: what to train and measure on.
         out: the comparison's directory.
-        variants: names beside the controls, see :mod:`clsd.pipeline.evaluation.compare_variants`.
-        seeds: trainings of each variant, with the seeds ``config.seed``, ``config.seed + 1``, ...
-        jobs: processes that train at the same time, sharing the cores.
-        controls: whether the controls are carried.
-        overwrite: train anew what was trained with other settings.
+        variants: names of variants beside the controls, see :mod:`clsd.pipeline.evaluation.compare_variants`.
+        seeds: number of trainings of each variant, with the seeds ``config.seed``, ``config.seed + 1``, …
+        jobs: number of processes that train at the same time and share the cores.
+        controls: whether to include the controls.
+        overwrite: replace runs of other settings.
 
     Returns:
         the content of compare.json.
@@ -87,7 +87,7 @@ def compare(
     tasks = [(made.model_copy(update={"seed": seed}), name, seed) for seed in numbers for name, made in chosen.items()]
     names, first = list(chosen), next(iter(chosen.values()))
     with _workers(out, jobs) as submit, _progress(len(numbers) + len(tasks)) as done:
-        # The controls come with the seed, so that the first seed is whole early; warm-ups first, they are waited for.
+        # Warm-ups come first because all runs need them. Then runs go seed by seed, so that the first seed is complete early.
         warmups = {
             seed: submit(
                 _warm_up, first.model_copy(update={"seed": seed}), dataset.directory, out, seed, names, overwrite
@@ -121,8 +121,8 @@ def _warn_of_ramp(config: Config, dataset: Dataset) -> None:
     ramp = config.confidence.tce_ramp_steps
     weighted = config.train.epochs * steps_per_epoch(config, dataset) - warmup_steps(config, dataset)
     if ramp > weighted:
-        what = f"tce reaches its share of dropped clicks after {ramp} steps and has {weighted}: so it will be close to plain"
-        hint = f"confidence.tce_ramp_steps={max(weighted // 4, 1)} is a ramp for it"
+        what = f"tce needs {ramp} steps to reach its share of dropped clicks, but has {weighted}: it will be close to plain"
+        hint = f"set confidence.tce_ramp_steps={max(weighted // 4, 1)}"
         warn(f"{what}; {hint}")
 
 
@@ -134,7 +134,7 @@ def _run_dir(out: Path, seed: int, name: str) -> Path:
 
 
 def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: list[str], overwrite: bool) -> str:
-    """Train what the variants ``names`` start from; nothing where all of their results are there."""
+    """Train the warm-up of the variants ``names``, unless all of their results are there."""
     from clsd.pipeline.training.train import WARMUP_FILE, warm_up
 
     there = not overwrite and (_run_dir(out, seed, WARMUP) / WARMUP_FILE).exists()
@@ -146,8 +146,8 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
 
 
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
-    """Train and measure one variant under one seed; nothing where its result is there, and only the second where other
-    settings of it alone made that."""
+    """Train and measure one variant with one seed, unless its result is there. If only the settings of the measurement changed,
+    measure again without training."""
     from clsd.pipeline.training.checkpoints import RUN_FILE
     from clsd.pipeline.training.train import run_fingerprint, train
 
@@ -163,14 +163,14 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
         if there != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
             raise UserError(str(run_dir), what, "pass --overwrite, or choose another --out or --runs")
-        (run_dir / RESULT_FILE).unlink()  # what follows must not be taken for whole before it is
+        (run_dir / RESULT_FILE).unlink()  # an unfinished run must not have a result
     with _logged(out, f"seed {seed} {name}"):
         if overwrite and there != fingerprint:
             shutil.rmtree(run_dir, ignore_errors=True)
         trained = train(config, dataset, run_dir, start=_run_dir(out, seed, WARMUP))
         result, scores = _measure(config, dataset, run_dir)
         np.savez(run_dir / SCORES_FILE, **scores)
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the best one stays
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the best weights stay
         keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
         kept = {key: trained[key] for key in keys}
         write_json(run_dir / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
@@ -178,13 +178,13 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
 
 
 def _measured_by(config: Config) -> str:
-    """Equal if and only if a trained model would be measured alike."""
+    """Fingerprint of the measurement: equal if and only if a model would be measured in the same way."""
     evaluated = config.evaluate.model_dump(mode="json")
     return digest_of({"evaluate": evaluated, "ndcg_at": config.compare.ndcg_at})
 
 
 def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Headline metrics of a run's kept model, as the config measures, and what a bootstrap over users needs of its scores."""
+    """Headline metrics of a run's best model, and the scores that a bootstrap over users needs."""
     import gc
 
     from clsd.features.tf_runtime import keras, tf
@@ -205,7 +205,7 @@ def _measure(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any
 
 @contextmanager
 def _logged(out: Path, title: str) -> Iterator[None]:
-    """What a run says goes to a file: many speak at once."""
+    """Send a run's output to a file, because several runs print at once."""
     with open(out / LOG_FILE, "a", encoding="utf-8") as file:
         file.write(f"== {title}\n")
         console.file = file
@@ -221,12 +221,12 @@ def _begin_worker(threads: int, parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)  # a killed comparison leaves no process that would write into the next one
+        os._exit(1)  # a killed comparison leaves no process that writes into the next one
 
     threading.Thread(target=watch, daemon=True).start()
     from clsd.features.tf_runtime import tf
 
-    tf.get_logger().setLevel("ERROR")  # each model that is measured traces anew, which is meant
+    tf.get_logger().setLevel("ERROR")  # each measured model is traced again, which is intended
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
@@ -267,7 +267,7 @@ def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
 
 
 def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], seed: int) -> dict[str, Any]:
-    """Over users, of the first seed's pair of models: each variant against the first reference."""
+    """Bootstrap over users with the first seed's models: each variant against the first reference."""
     from clsd.pipeline.evaluation.significance import bootstrap_users
 
     references = [name for name in config.compare.references if name in names]

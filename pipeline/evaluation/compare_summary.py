@@ -1,4 +1,4 @@
-"""From the results of a comparison's runs to what may be said of them: means, paired differences, tests."""
+"""Summarise the runs of a comparison: means, paired differences, tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from clsd.pipeline.shared.config import Config
 
 
 class Metric(NamedTuple):
-    """A headline metric as tables show it.
+    """How to show a headline metric.
 
     Args:
-        label: for a person.
-        format: of a value.
-        scale, unit: of a difference.
-        better: 1 where more is better, -1 where less is, 0 where neither is so said.
+        label: its name in tables.
+        format: format string of a value.
+        scale, unit: scale and unit of a difference.
+        better: 1 if more is better, -1 if less is better, 0 if neither.
     """
 
     label: str
@@ -29,7 +29,7 @@ class Metric(NamedTuple):
     better: int
 
 
-#: Tested: each is a family of comparisons of its own, corrected by Holm.
+#: Metrics with a test. The p values of each metric are corrected for the number of variants (Holm).
 TESTED: dict[str, Metric] = {
     "auc": Metric("AUC", "{:.4f}", 1e4, "1e-4", 1),
     "gauc": Metric("GAUC", "{:.4f}", 1e4, "1e-4", 1),
@@ -37,7 +37,7 @@ TESTED: dict[str, Metric] = {
     "intensity_auc": Metric("AUC of intensity within clicks", "{:.4f}", 1e4, "1e-4", 1),
     "log_loss": Metric("log loss of ctr", "{:.4f}", 1e4, "1e-4", -1),
 }
-#: Shown beside them.
+#: Metrics without a test.
 SHOWN: dict[str, Metric] = {
     "log_loss_score": Metric("log loss of score", "{:.4f}", 1e4, "1e-4", -1),
     "predicted_over_real_score": Metric("predicted / real CTR, score", "{:.3f}", 1, "", 0),
@@ -55,13 +55,13 @@ def compare_results(config: Config, results: dict[str, dict[int, Any]], bootstra
     """The content of ``compare.json``.
 
     Args:
-        config: names the references and the level.
-        results: what each run left in ``result.json``, by variant and seed.
-        bootstrap: over users, of one seed's pairs.
+        config: the settings; they name the references and the level.
+        results: the content of each ``result.json``, by variant and seed.
+        bootstrap: result of the bootstrap over users.
 
     Returns:
         seeds, level, variants (about, collapsed, epochs, metrics with mean, sd and the value of each seed), differences (by
-        reference, metric and variant: :class:`clsd.pipeline.evaluation.significance.Paired`, variant less reference), bootstrap.
+        reference, metric and variant: :class:`clsd.pipeline.evaluation.significance.Paired`, variant minus reference), bootstrap.
     """
     seeds = list(next(iter(results.values())))
     values = {name: {metric: _values(runs, metric) for metric in METRICS} for name, runs in results.items()}
@@ -94,20 +94,20 @@ def compare_results(config: Config, results: dict[str, dict[int, Any]], bootstra
 
 
 def _values(runs: dict[int, Any], metric: str) -> list[float | None]:
-    """A metric by seed; None where it is undefined."""
+    """A metric by seed; None if it is undefined."""
     if metric == "seconds_per_step":
         return [run["seconds_per_step"] for run in runs.values()]
     return [run["metrics"].get(metric) for run in runs.values()]
 
 
 def _mean_and_sd(values: list[float | None]) -> dict[str, Any]:
-    there = [v for v in values if v is not None]
-    sd = float(np.std(there, ddof=1)) if len(there) > 1 else None
-    return {"mean": float(np.mean(there)), "sd": sd, "values": values}
+    defined = [v for v in values if v is not None]
+    sd = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    return {"mean": float(np.mean(defined)), "sd": sd, "values": values}
 
 
 def _against(values: dict[str, Any], metric: str, reference: str, level: float) -> dict[str, Any]:
-    """Each variant less the reference, paired over the seeds where both have the metric; p corrected within the metric."""
+    """Each variant minus the reference, paired over the seeds in which both have the metric. p is corrected within the metric."""
     by_variant: dict[str, Paired] = {}
     for name, mine in values.items():
         pairs = [

@@ -1,4 +1,4 @@
-"""What a comparison compares: named changes of the method's settings, and the controls that it always carries."""
+"""The variants of a comparison: named changes of the method's settings, and the controls."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from clsd.pipeline.shared.config_file import parse_config
 from clsd.pipeline.training.popularity import item_feature
 
 PLAIN, CONFIGURED = "plain", "configured"
-#: Name of the directory beside the variants' own; no variant.
+#: Directory of the warm-up beside the variants' directories; not the name of a variant.
 WARMUP = "warmup"
 
 
 class Variant(NamedTuple):
-    """A variant: what it changes of ``confidence``, and what it is, in a few words for tables.
+    """A variant: its changes of ``confidence``, and a short description for tables.
 
-    A change of ``preset`` starts from that preset, every other from the config's own ``confidence``. The warm-up is the
-    config's in all of them.
+    With ``preset`` among the changes, the variant starts from that preset, otherwise from the config's ``confidence``. The
+    warm-up is always the config's.
     """
 
     changes: Mapping[str, Any]
     about: str
 
 
-#: Every comparison carries these, as far as its log has what they need.
+#: The controls of every comparison, as far as the log has the columns that they need.
 CONTROLS: dict[str, Variant] = {
     PLAIN: Variant({"teacher": "none", "gate": "off", "control": "none"}, "cross-entropy, no weights"),
-    "constant": Variant({"control": "constant"}, "every click weighs the configured method's mean"),
-    "permuted": Variant({"control": "permuted"}, "the configured weights, dealt out anew among the clicks"),
+    "constant": Variant({"control": "constant"}, "each click has the configured method's mean weight"),
+    "permuted": Variant({"control": "permuted"}, "the configured weights, permuted among the clicks"),
     "permuted-raw": Variant(
-        {"control": "permuted", "normalise": "none"}, "weights of scores as they are, dealt out anew among the clicks"
+        {"control": "permuted", "normalise": "none"}, "weights from raw scores, permuted among the clicks"
     ),
     "popularity": Variant(
         {"source": "popularity", "teacher": "self", "soften": 0.0},
-        "the item's training clicks in place of the teacher's score",
+        "the item's training clicks instead of the teacher's score",
     ),
     "rce": Variant(
-        {"control": "rce", "source": "teacher", "gate": "off"}, "R-CE: clicks weigh p^b, non-clicks (1-p)^b"
+        {"control": "rce", "source": "teacher", "gate": "off"},
+        "R-CE: a click is weighted by p^b, a non-click by (1-p)^b",
     ),
     "tce": Variant(
-        {"control": "tce", "source": "teacher", "gate": "off"}, "T-CE: the clicks of the largest loss are dropped"
+        {"control": "tce", "source": "teacher", "gate": "off"}, "T-CE: the clicks with the largest loss are dropped"
     ),
     "oracle": Variant(
         {"source": "intensity", "teacher": "self", "soften": 0.0},
-        "the click's own intensity in place of the teacher's score",
+        "the click's own intensity instead of the teacher's score",
     ),
 }
 
-#: What may be named besides.
+#: Other variants, by name.
 METHODS: dict[str, Variant] = {
-    CONFIGURED: Variant({}, "confidence as the config has it"),
+    CONFIGURED: Variant({}, "confidence as configured"),
     "stable": Variant({"preset": "stable"}, "the preset: frozen teacher, mean, blend 1, centred gate"),
     "paper": Variant({"preset": "paper"}, "the preset: self teacher, raw scores, no blend"),
     "two-level": Variant(
         {"preset": "two-level"}, "the preset: weights by the item's odds, targets softened by the teacher"
     ),
     "two-level-permuted": Variant(
-        {"preset": "two-level", "control": "permuted"}, "two-level's weights, dealt out anew among the clicks"
+        {"preset": "two-level", "control": "permuted"}, "two-level's weights, permuted among the clicks"
     ),
     "item": Variant(
         {"source": "item", "teacher": "self", "soften": 0.0, "gate": "off"},
@@ -71,28 +72,30 @@ METHODS: dict[str, Variant] = {
     "soft": Variant(
         {"preset": "two-level", "source": "teacher", "blend": 0.0}, "no weights, targets softened by the moving average"
     ),
-    "odds": Variant({"scale": "odds"}, "the teacher's odds in place of its probability"),
+    "odds": Variant({"scale": "odds"}, "the teacher's odds instead of its probability"),
     "no-gate": Variant({"gate": "off"}, "the configured method without AdGate"),
-    "gate-calibration": Variant({"gate": "calibration"}, "the configured method, its gate aiming at calibration"),
+    "gate-calibration": Variant(
+        {"gate": "calibration"}, "the configured method, with the gate trained for calibration"
+    ),
     "no-blend": Variant({"blend": math.inf}, "weights from the confidence alone"),
     "gradient-mass": Variant({"normalise": "gradient_mass"}, "the normaliser that keeps the mean prediction"),
-    "ema": Variant({"teacher": "ema"}, "the moving average of the model as its teacher"),
-    "previous": Variant({"teacher": "previous"}, "the model one step ago as its teacher"),
-    "self": Variant({"teacher": "self"}, "the same forward pass as its teacher"),
+    "ema": Variant({"teacher": "ema"}, "the moving average of the model as teacher"),
+    "previous": Variant({"teacher": "previous"}, "the model one step ago as teacher"),
+    "self": Variant({"teacher": "self"}, "the same forward pass as teacher"),
     "self-no-blend": Variant({"teacher": "self", "blend": math.inf}, "self teacher, weights from the confidence alone"),
 }
 
 
 def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[dict[str, Config], dict[str, str]]:
-    """The config of each variant, and of each control that cannot be had the reason.
+    """The config of each variant; and for each control that is impossible here, the reason.
 
     Args:
-        config: ``confidence`` is the configured method, ``compare.variants`` adds variants of the user's own.
+        config: the settings. ``confidence`` is the configured method; ``compare.variants`` holds the user's variants.
         names: variants beside the controls; empty for the configured method alone.
-        controls: whether the controls are carried.
+        controls: whether to include the controls.
 
     Raises:
-        UserError: an unknown name, a variant whose settings do not fit, or a config without weights.
+        UserError: a name is unknown, a variant's settings are invalid, or the config does not weight clicks.
     """
     if not config.confidence.weighted:
         what = "weights no clicks, so there is nothing to compare with controls"
@@ -127,7 +130,7 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
 
 
 def about(config: Config, name: str) -> str:
-    """A variant in a few words."""
+    """A short description of a variant."""
     if name in config.compare.variants:
         return ", ".join(f"{key}: {value}" for key, value in config.compare.variants[name].items())
     return {**CONTROLS, **METHODS}[name].about
@@ -155,8 +158,8 @@ def _impossible(config: Config, confidence: Mapping[str, Any]) -> tuple[str, str
 
 
 def _config_of(config: Config, name: str, confidence: Mapping[str, Any]) -> Config:
-    raw = config.model_dump(mode="python", by_alias=True)
-    raw["confidence"] = confidence
-    # A comparison wants the figures of a variant that collapses, too; it says so beside them.
-    raw["train"]["monitor"]["action"] = "warn"
-    return parse_config(raw, f"compare.variants.{name}")
+    settings = config.model_dump(mode="python", by_alias=True)
+    settings["confidence"] = confidence
+    # A comparison measures collapsed variants too, and marks them.
+    settings["train"]["monitor"]["action"] = "warn"
+    return parse_config(settings, f"compare.variants.{name}")

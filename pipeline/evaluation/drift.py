@@ -1,4 +1,4 @@
-"""How far a data set has moved from an older one: by feature, from what both keep of their training splits."""
+"""Drift between two data sets: by feature, from the statistics of their training splits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pyarrow as pa
 from clsd.features.schema import NumericFeature
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
 
-#: Least share of a bin: without it, one value that is new would move a feature by infinity.
-_LEAST = 1e-4
+#: Least share of a bin: without it, a single new value would give an infinite PSI.
+_MIN_SHARE = 1e-4
 
 
-class Moved(NamedTuple):
-    """One feature, from the older data set to the newer.
+class FeatureDrift(NamedTuple):
+    """The drift of one feature, from the older data set to the newer.
 
     Args:
-        feature: its name.
-        psi: population stability index of its training distribution, missing values among it; None where it is not known in both.
+        feature: name of the feature.
+        psi: population stability index of its training distribution, with missing values as a bin; None if it is unknown.
         missing: shares of training rows without a value, old and new.
         what: the bin or value whose share changed most, with both shares.
     """
@@ -34,16 +34,16 @@ class Moved(NamedTuple):
 
 
 def psi(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> float:
-    """sum (new - old) log(new / old) over shares of the same bins, each at least 1e-4.
+    """Population stability index: sum (new - old) log(new / old) over the shares of the bins, each at least 1e-4.
 
-    0 for equal shares; by custom, below 0.1 is called stable and above 0.25 a shift.
+    It is 0 for equal shares. By convention, a value below 0.1 is stable and one above 0.25 is a shift.
     """
-    p, q = np.maximum(old, _LEAST), np.maximum(new, _LEAST)
+    p, q = np.maximum(old, _MIN_SHARE), np.maximum(new, _MIN_SHARE)
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-def moved(old: Dataset, new: Dataset) -> list[Moved]:
-    """Every feature of either data set, the one that moved most first."""
+def drift(old: Dataset, new: Dataset) -> list[FeatureDrift]:
+    """The drift of each feature of either data set, largest first."""
     before, after = old.statistics["features"], new.statistics["features"]
     features = {feature.name: feature for data in (old, new) for feature in data.schema.features}
     result = []
@@ -51,22 +51,24 @@ def moved(old: Dataset, new: Dataset) -> list[Moved]:
         if name not in before or name not in after:
             which = "newer" if name in after else "older"
             missing = tuple(_missing(data[name]) if name in data else 1.0 for data in (before, after))
-            # What is gone is as far away as can be; what is new was not there to move.
-            gone = psi(np.array([1.0, 0.0]), np.array([0.0, 1.0])) if which == "older" else None
-            result.append(Moved(name, gone, (missing[0], missing[1]), f"only the {which} data set has it"))
+            # A removed feature drifts as far as possible; a new feature has no drift.
+            drifted = psi(np.array([1.0, 0.0]), np.array([0.0, 1.0])) if which == "older" else None
+            result.append(FeatureDrift(name, drifted, (missing[0], missing[1]), f"only the {which} data set has it"))
             continue
         missing = _missing(before[name]), _missing(after[name])
         shares = _numbers if isinstance(feature, NumericFeature) else _values
         labels, p, q = _with_missing(*(shares(name, old, new) or (["any value"], *_ONE)), missing)
-        if len(labels) == 2 and missing[0] == missing[1]:  # nothing is known but that
-            result.append(Moved(name, None, missing, ""))
+        if len(labels) == 2 and missing[0] == missing[1]:  # no statistics but the share of missing values
+            result.append(FeatureDrift(name, None, missing, ""))
             continue
-        at = int(np.argmax(np.abs(q - p)))
-        result.append(Moved(name, psi(p, q), missing, f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"))
+        largest = int(np.argmax(np.abs(q - p)))
+        result.append(
+            FeatureDrift(name, psi(p, q), missing, f"{labels[largest]}: {p[largest]:.1%} to {q[largest]:.1%}")
+        )
     return sorted(result, key=lambda m: (-(m.psi if m.psi is not None else -1.0), m.feature))
 
 
-#: Shares of one bin that holds all.
+#: Shares of a single bin.
 _ONE = np.ones(1), np.ones(1)
 
 
@@ -76,7 +78,7 @@ def _with_missing(
     q: npt.NDArray[np.float64],
     missing: tuple[float, float],
 ) -> _Bins:
-    """Shares of all rows, those without a value a bin of their own, from shares of the rows with one."""
+    """Add a bin for missing values: from shares of rows with a value to shares of all rows."""
     p, q = (np.append(shares * (1.0 - lost), lost) for shares, lost in zip((p, q), missing, strict=True))
     return [*labels, "missing"], p, q
 
@@ -90,7 +92,7 @@ _Bins = tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
-    """Shares between the old data set's quantiles, by the new one's quantile curve."""
+    """Shares of the rows between the old data set's quantiles, interpolated on each data set's quantile curve."""
     curves = [data.statistics["features"][name].get("quantiles") for data in (old, new)]
     if None in curves:
         return None
@@ -105,16 +107,16 @@ def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
 
 
 def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Values without repetition and the share of rows at or below each."""
+    """Distinct values, and the share of rows at or below each."""
     values, last = np.unique(curve[::-1], return_index=True)
     return values, np.asarray(STATISTICS_QUANTILES)[::-1][last]
 
 
 def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
-    """Shares of the old data set's most frequent values, and of all others together.
+    """Shares of the old data set's most frequent values, and of all other values.
 
-    Where only a list of the most frequent values is kept, one that is no longer on it counts as its last: it may have been
-    pushed off by one more row.
+    If only a list of the most frequent values is kept, a value that is no longer on the list gets the count of the last one:
+    a difference of one row may have pushed it off.
     """
     described = [data.statistics["features"][name] for data in (old, new)]
     if not all(result.get("values") for result in described):
@@ -124,7 +126,7 @@ def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     for result, data in zip(described, (old, new), strict=True):
         counts = dict(result["top"])
         least = result["top"][-1][1] if len(counts) == STATISTICS_TOP else 0
-        if name in data.transform.vocabularies:  # which knows what the others' most frequent values are here, too
+        if name in data.transform.vocabularies:  # a vocabulary counts all values
             vocabulary = data.transform.vocabularies[name]
             at = vocabulary.index(pa.array(top, pa.string()))
             counts |= {value: int(vocabulary.rows[i]) for value, i in zip(top, at, strict=True) if i >= 0}

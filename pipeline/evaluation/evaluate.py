@@ -1,4 +1,4 @@
-"""A trained model on held-out rows: metrics.json and report.html."""
+"""Measure a trained model on held-out rows: metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clsd.models.calibration import Calibrator
 from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
 from clsd.models.ranking import group_spread, intensity_auc, ndcg
 from clsd.pipeline.evaluation.rank_correlations import rank_correlations
-from clsd.pipeline.evaluation.report import render
+from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import read_json, whole_directory, write_json, write_text
@@ -26,7 +26,6 @@ from clsd.pipeline.training.trained_model import load_trained
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
-_CALIBRATION = ("predicted_over_real", "ece")
 
 
 def evaluate(
@@ -40,17 +39,17 @@ def evaluate(
     """Measure the best model of a run and write ``metrics.json`` and ``report.html``.
 
     Args:
-        dataset: the data set it was trained on.
+        dataset: the data set on which the run was trained.
         run: the training run's directory.
         out: directory of the two files.
-        settings: what to measure; as the run's own config says if None.
-        overwrite: replace what is in ``out``.
+        settings: what to measure; None for the settings of the run's config.
+        overwrite: replace the content of ``out``.
 
     Returns:
         the content of metrics.json.
 
     Raises:
-        UserError: no such run, another data set, no rows in that split.
+        UserError: there is no such run, it has another data set, or the split has no rows.
     """
     run = as_path(run)
     out = as_path(out)
@@ -59,7 +58,7 @@ def evaluate(
         config = config.model_copy(update={"evaluate": settings})
     split = config.evaluate.split
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(split)
-    # Without a teacher to ask, one forward pass knows the weight exactly.
+    # Without a teacher, one forward pass gives the exact weight.
     calibrator = cheap_calibrator(model, dataset) if model.asks_teacher else None
     metrics = measure_rows(config, dataset, rows, calibrator)
     metrics["split"] = split
@@ -78,9 +77,9 @@ def measure_rows(
     """All metrics of scored rows: overall, calibrated, by group, and confidence against intensity.
 
     Args:
-        config: of the run.
-        dataset: whose rows these are.
-        rows: what :meth:`clsd.pipeline.training.scoring.Scorer.score` gives.
+        config: the run's config.
+        dataset: the rows' data set.
+        rows: the result of :meth:`clsd.pipeline.training.scoring.Scorer.score`.
         calibrator: the cheap calibration, measured beside the exact one.
     """
     label, logit = rows["label"], rows["logit"]
@@ -89,8 +88,8 @@ def measure_rows(
     clicked = label > 0.5
     bins = config.evaluate.calibration_bins
     out: dict[str, Any] = {
-        "score": _plain(measure(label, logit, user)),
-        "ctr": _plain(measure(label, calibrated, user)),
+        "score": _as_json(measure(label, logit, user)),
+        "ctr": _as_json(measure(label, calibrated, user)),
         "calibration": {
             "score": calibration_curve(label, sigmoid(logit), bins).tolist(),
             "ctr": calibration_curve(label, sigmoid(calibrated), bins).tolist(),
@@ -110,15 +109,15 @@ def measure_rows(
         codes = {names.get(int(g), str(g)): int(g) for g in np.unique(ids)}
         out["groups"][group] = {
             name: {
-                **_plain(result),
-                **{f"ctr_{key}": value for key, value in corrected[name].values.items() if key in _CALIBRATION},
+                **_as_json(result),
+                **{f"ctr_{key}": value for key, value in corrected[name].values.items() if key in CALIBRATION_METRICS},
                 "confidence": _spread(rows["confidence"][clicked & (ids == codes[name])]),
             }
             for name, result in measured.items()
         }
     if calibrator is not None:
         cheap = logit - calibrator.log_weight(logit, rows["correction"]).numpy() + np.log(dataset.kept_negatives)
-        out["ctr_cheap"] = _plain(measure(label, cheap, user))
+        out["ctr_cheap"] = _as_json(measure(label, cheap, user))
         out["calibrator"] = calibrator._asdict()
     if config.row_schema.intensity:
         out["ranking"] = _ranking(config, rows, user)
@@ -135,7 +134,7 @@ def measure_rows(
 
 
 def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
-    """The headline metrics that ``clsd evaluate`` wrote of a run; None where it wrote none of this one."""
+    """The headline metrics that ``clsd evaluate`` wrote for a run; None if it did not measure this run."""
     if not (evaluation / METRICS_FILE).exists():
         return None
     metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again")
@@ -144,7 +143,7 @@ def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
 
 
 def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
-    """How the order of scores fits the intensity of the clicks: NDCG a user, and AUC among the clicks alone."""
+    """Ranking by intensity: NDCG per user, and AUC of intensity among the clicks."""
     if not np.isfinite(rows["logit"]).all():
         return {"undefined": dict.fromkeys(("ndcg", "intensity_auc"), "some predictions are not finite")}
     at = config.compare.ndcg_at
@@ -167,7 +166,7 @@ def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
 
 
 def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, float]:
-    """Largest by smallest group mean of the clicks' confidence, of the group feature where that is largest."""
+    """Ratio of the largest to the smallest mean confidence of a group's clicks; the largest ratio of all group features."""
     ids = rows["ids"][clicked]
     result = [
         group_spread(rows["confidence"][clicked], ids[:, config.row_schema.id_slices[group].start])
@@ -178,17 +177,17 @@ def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, fl
 
 
 def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
-    """Training clicks of each row's item, ``[n]``; None where no vocabulary feature names the item."""
+    """Training clicks of each row's item, ``[n]``; None without an item feature that has a vocabulary."""
     result = item_popularity(config, dataset)
     return None if result is None else result[1][ids[:, config.row_schema.id_slices[result[0]].start]]
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
+def _as_json(measured: Measured) -> dict[str, Any]:
     return {**measured.values, "undefined": measured.undefined} if measured.undefined else dict(measured.values)
 
 
 def _spread(values: Any) -> dict[str, float]:
-    """Rows, mean and quantiles of some values; rows alone where there are none."""
+    """Count, mean and quantiles of values; the count alone if there are none."""
     if len(values) == 0:
         return {"rows": 0}
     quantiles = np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9])

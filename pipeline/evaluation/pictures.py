@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG text that a page carries in itself."""
+"""The plots of the reports, as SVG text for embedding in a page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STYLE: Any = {
     "axes.labelcolor": "#333a44",
     "xtick.color": "#333a44",
     "ytick.color": "#333a44",
-    "svg.fonttype": "path",  # no font is fetched or missing where the page is read
-    "svg.hashsalt": "clsd",  # the same figures give the same bytes
+    "svg.fonttype": "path",  # text as paths: the page needs no fonts
+    "svg.hashsalt": "clsd",  # the same plot gives the same bytes
 }
 
 
 @contextmanager
 def _picture(width: float = 5.2, height: float = 3.6) -> Iterator[tuple[Any, list[str]]]:
-    """A figure's axes, and a list that holds its SVG when the block ends."""
+    """The axes of a new figure, and a list that holds its SVG after the block."""
     out: list[str] = []
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -38,12 +38,12 @@ def _picture(width: float = 5.2, height: float = 3.6) -> Iterator[tuple[Any, lis
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
-    # The declaration before, and the metadata with its addresses, are of no use inside a page.
+    # Drop the XML declaration and the metadata: an embedded SVG does not need them.
     out.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL))
 
 
 def calibration(curves: dict[str, list[list[float]]]) -> str:
-    """Real against predicted CTR in equally filled bins, on logarithmic axes."""
+    """Real against predicted CTR in bins of equally many rows, on logarithmic axes."""
     with _picture() as (axes, out):
         points = [point for curve in curves.values() for point in curve]
         positive = [v for p in points for v in p[:2] if v > 0]
@@ -91,7 +91,7 @@ def days(by_split: dict[str, list[Any]]) -> str:
 
 
 def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
-    """Median, quartiles and tenths of the clicks' confidence, a row a group."""
+    """Mean, median, quartiles and deciles of the clicks' confidence, one row per group."""
     shown = [(name, result["confidence"]) for name, result in groups.items() if result["confidence"]["rows"]]
     with _picture(height=1.2 + 0.34 * max(len(shown), 2)) as (axes, out):
         for row, (_, c) in enumerate(shown):
@@ -107,7 +107,7 @@ def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
 
 
 def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: int) -> str:
-    """Training loss and validation AUC by epoch, warm-up shaded, the kept epoch marked."""
+    """Training loss and validation AUC by epoch. The warm-up is shaded, the best epoch marked."""
     epochs = [entry["epoch"] for entry in history]
     with _picture() as (axes, out):
         if warmup_epochs > 0:
@@ -124,7 +124,7 @@ def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: i
             right = axes.twinx()
             right.spines["right"].set_visible(True)
             right.plot(*zip(*result, strict=True), color=BLUE, marker="s", markersize=3, label="validation AUC (right)")
-            right.axvline(best, color=BLUE, linewidth=1, linestyle=":", label="kept epoch")
+            right.axvline(best, color=BLUE, linewidth=1, linestyle=":", label="best epoch")
             right.set_ylabel("validation AUC")
             more = right.get_legend_handles_labels()
             lines, labels = lines + more[0], labels + more[1]
@@ -133,13 +133,13 @@ def training_curves(history: list[dict[str, Any]], warmup_epochs: float, best: i
 
 
 def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, unit: str, alpha: float) -> str:
-    """Mean difference and its interval, a row a variant; filled where the corrected p is below ``alpha``.
+    """Mean difference and its interval, one row per variant. A filled dot marks a corrected p below ``alpha``.
 
     Args:
-        differences: by variant, as ``compare.json`` has them.
-        title: the metric.
-        scale, unit: of the axis.
-        alpha: of the test.
+        differences: differences by variant, as in ``compare.json``.
+        title: label of the metric.
+        scale, unit: scale and unit of the axis.
+        alpha: significance level of the test.
     """
     with _picture(height=1.1 + 0.27 * max(len(differences), 2)) as (axes, out):
         axes.axvline(0.0, color=GREY, linewidth=1, linestyle="--")
@@ -153,17 +153,17 @@ def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, 
         axes.set_ylim(len(differences) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(f"difference, {unit}")
-        # A collapsed variant would press all others together: the axis leaves it out, a number points at it.
+        # A collapsed variant would squeeze all others: it lies outside the axis, and a number shows its value.
         ends = sorted(abs(scale * result["mean"]) for result in differences.values())
         while len(ends) > 2 and ends[-1] > 4 * ends[-2]:
             ends.pop()
-        reach = 1.6 * ends[-1] if ends and ends[-1] > 0 else 1.0
-        axes.set_xlim(-reach, reach)
+        limit = 1.6 * ends[-1] if ends and ends[-1] > 0 else 1.0
+        axes.set_xlim(-limit, limit)
         for row, result in enumerate(differences.values()):
-            if abs(scale * result["mean"]) > reach:
-                side = -reach if result["mean"] < 0 else reach
+            if abs(scale * result["mean"]) > limit:
+                edge = -limit if result["mean"] < 0 else limit
                 text = f"{scale * result['mean']:+.0f} "
                 axes.annotate(
-                    text, (side, row), color=ORANGE, va="center", ha="left" if side < 0 else "right", fontsize=9
+                    text, (edge, row), color=ORANGE, va="center", ha="left" if edge < 0 else "right", fontsize=9
                 )
     return out[0]

@@ -1,4 +1,4 @@
-"""How confidence relates to what was meant: rank correlations with the held-out intensity of the clicks."""
+"""Rank correlations of the clicks' confidence with their held-out intensity."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def spearman(x: Array, y: Array) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None for fewer than 3 rows or a constant."""
+    """Spearman's rank correlation, ties sharing their mean rank; None for fewer than 3 rows or a constant input."""
     return _pearson(rankdata(x), rankdata(y)) if len(x) >= 3 else None
 
 
 def within_user_spearman(x: Array, y: Array, user: Array) -> tuple[float | None, int]:
-    """Mean over users of Spearman's correlation of the user's rows, each weighed by its rows.
+    """Mean over users of Spearman's correlation within the user's rows, weighted by the number of rows.
 
-    Users with fewer than 3 rows, or a constant x or y, have none.
+    Users with fewer than 3 rows, or with a constant x or y, are left out.
 
     Returns:
-        (the mean, users that count); (None, 0) if there is none.
+        (the mean, number of users in it); (None, 0) if there is no such user.
     """
     order = np.argsort(user, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(user[order])) + 1) if len(order) else []
@@ -34,9 +34,9 @@ def within_user_spearman(x: Array, y: Array, user: Array) -> tuple[float | None,
 
 
 def partial_spearman(x: Array, y: Array, given: Array) -> float | None:
-    """Spearman's correlation of x and y after the ranks of ``given`` are taken out of both linearly.
+    """Partial Spearman correlation of x and y, controlled for the ranks of ``given``.
 
-    (r_xy - r_xz r_yz) / sqrt((1 - r_xz**2) (1 - r_yz**2)); None where a correlation or the root is not defined.
+    (r_xy - r_xz r_yz) / sqrt((1 - r_xz**2) (1 - r_yz**2)); None if a correlation or the root is undefined.
     """
     xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
     if xy is None or xz is None or yz is None:
@@ -48,7 +48,7 @@ def partial_spearman(x: Array, y: Array, given: Array) -> float | None:
 def rank_correlations(
     confidence: Array, intensity: Array, user: Array | None, popularity: Array | None
 ) -> dict[str, Any]:
-    """The three correlations over clicks whose intensity is known.
+    """The three correlations over the clicks with a known intensity.
 
     Args:
         confidence, intensity: ``[clicks]``.
@@ -56,7 +56,7 @@ def rank_correlations(
         popularity: training clicks of each row's item, ``[clicks]``, or None.
 
     Returns:
-        clicks, spearman, within_user, users, given_popularity; what is undefined is left out and stands in ``undefined``.
+        clicks, spearman, within_user, users, given_popularity; an undefined value is listed in ``undefined`` with the reason.
     """
     out: dict[str, Any] = {"clicks": len(confidence)}
     undefined: dict[str, str] = {}

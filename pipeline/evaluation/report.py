@@ -1,4 +1,4 @@
-"""The page a person looks at: figures, pictures and what they mean, in one file that needs no network."""
+"""The evaluation report: metrics, plots and explanations in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from clsd.pipeline.evaluation import pictures
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
 
+#: The metrics that the correction for weights changes; ranking metrics stay about equal.
+CALIBRATION_METRICS = ("predicted_over_real", "ece")
+
+#: The metrics of the report's tables: key in ``metrics.json``, label, format.
 _ROWS = (
     ("auc", "AUC", "{:.4f}"),
     ("gauc", "GAUC", "{:.4f}"),
@@ -20,7 +24,7 @@ _ROWS = (
 
 
 def environment() -> Environment:
-    """Where the pages' templates are; an unknown name in one is an error."""
+    """The Jinja environment of the templates; an undefined name raises an error."""
     return Environment(
         loader=PackageLoader("clsd.pipeline.evaluation", "templates"),
         autoescape=True,
@@ -34,9 +38,9 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], st
     """The report as HTML.
 
     Args:
-        config: of the run.
+        config: the run's config.
         manifest: the data set's ``dataset.json``.
-        metrics: what ``metrics.json`` holds.
+        metrics: the content of ``metrics.json``.
         statistics: the data set's ``statistics.json``.
     """
     run = metrics["training"]
@@ -56,6 +60,7 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], st
             metrics=metrics,
             run=run,
             rows=summary_rows(metrics),
+            group_labels=[label for _, label, _ in _group_columns(corrected)],
             groups={
                 group: [
                     (name, result, _group_cells(result, corrected, weighted)) for name, result in found_groups.items()
@@ -75,7 +80,7 @@ def render(config: Config, manifest: dict[str, Any], metrics: dict[str, Any], st
 
 
 def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, cells): kind, values, and by split missing and out of vocabulary."""
+    """(name, cells) of each feature: kind, values, and for each split the shares missing and out of vocabulary."""
     rows = []
     for name, result in statistics["features"].items():
         what = "not counted"
@@ -88,8 +93,8 @@ def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[
             what = f"{result['min']:.4g} to {result['max']:.4g}, median {result['quantiles'][middle]:.4g}"
         cells = [result["kind"], what]
         for split, described in manifest["splits"].items():
-            lacks = result["missing"].get(split)
-            cells.append(f"{lacks['rows'] / lacks['of']:.1%}" if lacks else "-")
+            missing = result["missing"].get(split)
+            cells.append(f"{missing['rows'] / missing['of']:.1%}" if missing else "-")
             unknown = described["quality"].get(name)
             cells.append(f"{unknown['out_of_vocabulary'] / described['rows']:.1%}" if unknown else "-")
         rows.append((name, cells))
@@ -97,7 +102,7 @@ def _feature_rows(manifest: dict[str, Any], statistics: dict[str, Any]) -> list[
 
 
 def summary_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
-    """(name, value as trained, value corrected for the weights, and by the cheap calibration where there is one)."""
+    """(name, value of score, value of ctr, value of the cheap calibration if there is one) of each metric."""
     columns = [metrics[part] for part in ("score", "ctr", "ctr_cheap") if part in metrics]
     return [(label, *(_cell(column, name, format) for column in columns)) for name, label, format in _ROWS]
 
@@ -108,11 +113,14 @@ def _cell(values: dict[str, Any], name: str, format: str) -> str:
     return f"undefined: {values.get('undefined', {}).get(name, 'not measured')}"
 
 
+def _group_columns(corrected: bool) -> list[tuple[str, str, str]]:
+    """(key, label, format) of a group's metrics; ``corrected``: also those of ctr that differ from those of score."""
+    of_ctr = [(f"ctr_{key}", f"{label}, ctr", format) for key, label, format in _ROWS if key in CALIBRATION_METRICS]
+    return [*_ROWS, *(of_ctr if corrected else ())]
+
+
 def _group_cells(result: dict[str, Any], corrected: bool, weighted: bool) -> list[str]:
-    shown = [(name, format) for name, _, format in _ROWS]
-    if corrected:
-        shown += [(f"ctr_{name}", format) for name, format in shown[-2:]]  # predicted / real CTR and ECE
-    cells = [_cell(result, name, format) for name, format in shown]
+    cells = [_cell(result, name, format) for name, _, format in _group_columns(corrected)]
     if weighted:
         cells.append(f"{result['confidence']['mean']:.3f}" if result["confidence"]["rows"] else "no clicks")
     return cells

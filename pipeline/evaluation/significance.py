@@ -1,4 +1,4 @@
-"""Whether two models differ by more than chance: paired t tests over seeds, Holm's correction, and a bootstrap over users."""
+"""Do two models differ beyond chance? Paired t tests over seeds, Holm's correction, and a bootstrap over users."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from clsd.models.ranking import gauc_by_user, ndcg_by_user
 
 Array: TypeAlias = npt.NDArray[Any]
 
-EQUAL = 1e-9  # differences that spread by less than this share of the largest are equal but for rounding
+#: Differences are equal up to rounding if they spread by less than this share of the largest one.
+EQUAL = 1e-9
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What n paired differences say about their mean; what is undefined is None.
+    """The mean of n paired differences, its interval and its test; an undefined value is None.
 
-    ``sd`` has n - 1 in its denominator. ``low`` and ``high`` bound the t interval of the mean. ``p`` is of the two-sided paired
-    t test that the mean is 0, ``p_corrected`` what :func:`holm` makes of it within a family.
+    ``sd`` has n - 1 in its denominator. ``low`` and ``high`` bound the t interval of the mean. ``p`` is that of the two-sided
+    paired t test for mean 0; ``p_corrected`` is corrected by :func:`holm` within a family of tests.
     """
 
     n: int
@@ -36,7 +37,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two models on the same rows, its percentile interval and its two-sided p over resampled users."""
+    """The difference of two models on the same rows, with percentile interval and two-sided p over resampled users."""
 
     difference: float
     low: float | None
@@ -48,13 +49,12 @@ def paired(differences: Sequence[float] | Array, level: float = 0.95) -> Paired:
     """Mean of paired differences, its interval mean -+ t(n - 1, (1 + level) / 2) sd / sqrt(n), and the paired t test.
 
     Args:
-        differences: ``[n]``, finite: one of a pair (a seed, a data set).
+        differences: ``[n]``, finite: one per pair, such as a seed.
         level: confidence of the interval, within (0, 1).
 
     Returns:
-        Without differences nothing is defined; of one, the mean alone. Where all differences are equal (but for rounding) sd is
-        0, the interval is the mean itself and p is None: the test divides by sd, and a metric that seeds do not move tells
-        nothing about chance.
+        Without differences nothing is defined; with one, only the mean is. If all differences are equal up to rounding, sd is 0,
+        the interval is the mean itself, and p is None: the test divides by sd.
     """
     d = np.asarray(differences, np.float64)
     n = len(d)
@@ -70,16 +70,16 @@ def paired(differences: Sequence[float] | Array, level: float = 0.95) -> Paired:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction: of m p values by rising size, the j-th becomes max over i <= j of min(1, (m - i + 1) p_i).
+    """Holm's step-down correction. Of m ascending p values, the j-th becomes max over i <= j of min(1, (m - i + 1) p_i).
 
-    Rejecting where the answer is <= alpha keeps the chance of any false rejection at most alpha, however the tests depend on
-    one another.
+    Rejecting at corrected p <= alpha bounds the probability of any false rejection by alpha, however the tests depend on each
+    other.
 
     Args:
         p_values: in [0, 1]; None (no test) stays None and does not count in m.
 
     Returns:
-        The corrected p values, in the order given.
+        the corrected p values, in the given order.
 
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
     """
@@ -93,7 +93,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 class SortedAuc:
-    """AUC whose rows weigh what their users weigh: sorted once, then O(n) for any weights.
+    """AUC with a weight per user: rows are sorted once, then each call takes O(n).
 
     (sum over clicks i of w_i (W(below i) + W(not above i)) / 2) / (sum of w over clicks * sum of w over non-clicks), W the summed
     weight of the non-clicks that score below, or not above, click i: ties count half. Whole weights are summed as whole numbers,
@@ -114,7 +114,7 @@ class SortedAuc:
         self._not_above = np.searchsorted(score[others], score[clicks], "right")
 
     def __call__(self, weight: Array) -> float:
-        """The AUC under a weight >= 0 of each user, ``[users]``; NaN where one class weighs nothing."""
+        """The AUC for weights >= 0 of the users, ``[users]``; NaN if the total weight of a class is 0."""
         up_to = np.empty(len(self._other) + 1, weight.dtype)
         up_to[0] = 0
         np.cumsum(weight[self._other], out=up_to[1:])
@@ -135,26 +135,25 @@ def bootstrap_users(
     k: int = 10,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Differences b - a of two models on the same rows, with intervals over users drawn anew with replacement.
+    """Differences b - a of two models on the same rows, with intervals by a bootstrap over users.
 
-    A round draws as many users as there are, and takes all rows of a user as often as it was drawn: rows of one user go together,
-    so that they are not counted as if each told something new. low and high are the (1 -+ level) / 2 quantiles of the rounds'
-    differences, p is 2 min(share of rounds <= 0, share >= 0), at least 1 / (rounds + 1) and at most 1. The result depends neither
-    on the order of the rows nor on what else is compared with the same seed: both models see the same users.
+    Each round draws as many users as there are, with replacement, and uses all rows of a user as often as the user was drawn.
+    So rows of one user, which are not independent, stay together. low and high are the (1 -+ level) / 2 quantiles of the
+    rounds' differences; p is 2 min(share of rounds <= 0, share >= 0), at least 1 / (rounds + 1) and at most 1. Both models see
+    the same users. The result does not depend on the order of the rows.
 
     Args:
         label: ``[n]`` of 0 and 1.
         score_a, score_b: ``[n]`` each, finite.
         user: ``[n]``; equal users are equal values.
-        rounds, seed: how often to draw, and where the draws come from.
-        gain: what NDCG@k gains by a row, ``[n]``, >= 0 or NaN; None for no NDCG.
+        rounds, seed: number of rounds, and seed of the draws.
+        gain: each row's gain in NDCG@k, ``[n]``, >= 0 or NaN; None for no NDCG.
         level: confidence of the intervals, within (0, 1).
 
     Returns:
-        ``auc`` (over all rows), ``gauc`` and, with a gain, ``ndcg``, each by :class:`Interval`; a metric that is undefined on the
-        rows is left out. Rounds in which a metric is undefined (none of its users was drawn) do not count for it. low, high and
-        p are None where fewer than two users have part in a metric (for the AUC: have clicks, or have non-clicks), as one
-        user tells nothing about others.
+        an :class:`Interval` for ``auc`` (over all rows), ``gauc`` and, with a gain, ``ndcg``. A metric that is undefined on the
+        rows is left out. A round in which a metric is undefined (none of its users was drawn) is ignored for it. low, high and p
+        are None if fewer than two users contribute to a metric (for AUC: users with clicks, and users with non-clicks).
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; whole users: Field & Welsh 2007, "Bootstrapping Clustered
     Data".
@@ -187,7 +186,7 @@ def bootstrap_users(
 
 
 def _mean_over_users(who: Array, value: Array, weight: Array) -> Callable[[Array], float]:
-    """Mean of the users' values under how often each was drawn; NaN where none was."""
+    """Mean of the users' values, weighted by how often each was drawn; NaN if none was."""
 
     def of(drawn: Array) -> float:
         w = drawn[who] * weight

@@ -129,7 +129,7 @@ def keep_share(share: float, seed: int, batch: pa.RecordBatch) -> pa.RecordBatch
     """Drop a random ``1 - share`` of the training split's non-clicks.
 
     The draw depends on the row's key and the seed alone. Validation and test rows stay, so the measured CTR is the one that a
-    served model meets; :func:`clsd.models.weights.calibrated_logit` corrects for the sampling.
+    served model meets; :func:`clsd.models.equations.calibrated_logit` corrects for the sampling.
 
     Args:
         share: share of non-clicks to keep, in (0, 1).

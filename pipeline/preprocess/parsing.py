@@ -1,4 +1,4 @@
-"""Parses lines of a log file into Arrow tables in C++, and finds the lines that do not parse."""
+"""Open log files, compressed ones too, parse their lines into Arrow tables in C++, and find the lines that do not parse."""
 
 from __future__ import annotations
 

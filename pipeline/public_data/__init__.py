@@ -1,4 +1,4 @@
-"""The data sets that come with clsd, each written as one click log with a note of where it is from."""
+"""Public data sets, each written as one click log with a note of its source."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""MovieLens ratings as click logs: every rating is a click, its stars are what the click was worth.
+"""MovieLens ratings as click logs: each rating is a click, and its stars are the click's intensity.
 
 Both tables come from example data of recommender libraries (Harper & Konstan, 2015). MovieLens 100K has ages in years;
-MovieLens 1M has only the seven age bands, so ``age`` is there the lower end of the band (1 for under 18).
+MovieLens 1M has seven age bands; there, ``age`` is the lower end of the band (1 for under 18).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sample of the Open Bandit Dataset as one click log (Saito et al., 2020).
+"""The sample of the Open Bandit Dataset (Saito et al., 2020) as one click log.
 
 Six tables of 10,000 impressions each: fashion items recommended by two policies (``random`` and ``bts``, Bernoulli
 Thompson sampling) in three campaigns (``all``, ``men``, ``women``), 24 to 30 November 2019. The data set has no user
-id: a user is known only by four hashed features, so ``user_segment`` names the users who share them, not a person.
+id, only four hashed user features; ``user_segment`` names the group of users who share them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A click log made up by a known rule, so that what a model estimates can be compared with the truth.
+"""A synthetic click log with known truth, to compare a model's estimates with.
 
-Every impression has a true ``interest`` in (0, 1): the sigmoid of the user group's base rate, the item's quality and
-how well user and item fit (the product of two short vectors). Clicks come from two sources:
+Each impression has a true ``interest`` in (0, 1): the sigmoid of the sum of the user group's base rate, the item's quality and
+the match of user and item (the product of two short vectors). Clicks come from two sources:
 
 * an accidental click happens with a probability that depends on the position alone, never on interest;
 * otherwise a true click happens with a probability proportional to interest (and at most 1).
 
-The two factors of proportion are solved for on a pilot draw so that the click rate and the share of accidental clicks
-are the settings'. Rows come in chunks with a random stream of their own each: chunk ``k`` is the same whether or not
-the others are made, and memory does not grow with the number of rows.
+A pilot draw fixes the two factors of proportion, so that the CTR and the share of accidental clicks match the settings. Each
+chunk of rows has its own random stream: chunk ``k`` does not depend on the others, and memory does not grow with the number of
+rows.
 """
 
 from __future__ import annotations

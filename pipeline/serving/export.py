@@ -1,4 +1,4 @@
-"""A trained model to a versioned SavedModel that a model server loads."""
+"""Export a trained model as a versioned SavedModel for a model server (`clsd export`)."""
 
 from __future__ import annotations
 

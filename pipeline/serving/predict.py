@@ -1,4 +1,4 @@
-"""Raw rows to scores, by an exported model alone: the way a model server answers."""
+"""Score raw rows with an exported model, as a model server would (`clsd predict`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model must reach before it is published."""
+"""The requirements that a model must meet before it is published."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Logs of any size, scored by an exported model: a Beam job around Beam's RunInference.
+"""Score logs of any size with an exported model: a Beam job around Beam's RunInference (`clsd score`).
 
-The log is read as preprocessing reads it, and the model is asked as a model server asks it, by its raw-feature signature; what
-comes out is the log's rows, in parts that are in the log's order when they are sorted by name.
+The job reads the log as preprocessing does, and calls the model's raw-feature signature as a model server does. The output
+files hold the log's rows; sorted by name, they are in the log's order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Raw rows as a model server is asked with them: by name, dtype and rank of the signature's inputs."""
+"""Raw rows as the inputs of a model server's request: by name, dtype and rank of the signature's inputs."""
 
 from __future__ import annotations
 

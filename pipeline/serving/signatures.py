@@ -1,4 +1,4 @@
-"""What an exported model answers to, by TF Serving's names and types.
+"""The signatures of an exported model, with TF Serving's names and types.
 
 ========================  ==============================================  ===========================================
 signature                 asked with                                      answers, float32 unless told

@@ -1,7 +1,7 @@
-"""Requests that a model in service answered, against what training would have made of them.
+"""Compare served requests with training (`clsd skew`).
 
-Two things go wrong between training and serving: a model that scores the same inputs otherwise, and inputs that are not what the
-model was trained on. The first is looked for row by row, the second feature by feature.
+Do training and serving give different scores for the same inputs? The check is row by row. Do served inputs differ from the
+training data? The check is feature by feature.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests that a model server warms a version up with before it serves it: real rows, every signature, several sizes."""
+"""Warm-up requests, which a model server runs before it serves a version: real rows, all signatures, several batch sizes."""
 
 from __future__ import annotations
 

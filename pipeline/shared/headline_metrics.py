@@ -1,4 +1,4 @@
-"""The metrics by which models are compared, gated and published: their names, where they stand, and which way is better."""
+"""The headline metrics, by which models are compared and published: names, place in ``metrics.json``, better direction."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class HeadlineMetric(NamedTuple):
     """One metric.
 
     Args:
-        part, key: where it stands in ``metrics.json``.
-        better: 1 where more is better, -1 where less is, 0 where neither is.
+        part, key: its place in ``metrics.json``.
+        better: 1 if more is better, -1 if less is better, 0 if neither.
     """
 
     part: str

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: each appears whole or not at all, and is looked at before it is believed."""
+"""Checkpoints of a run. Each is written whole or not at all, and verified before it is restored."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from clsd.pipeline.shared.files import (
 )
 from clsd.pipeline.shared.progress import warn
 
-#: In a run's directory: what it came to, written last; checkpoints to go on from; the kept epoch's weights.
+#: In a run's directory: its summary, written last; the checkpoints; the weights of the best epoch.
 RUN_FILE, CHECKPOINTS, BEST = "run.json", "checkpoints", "best/weights"
-#: Name of the file, written last, that says how far the run is and what the other files are.
+#: The file of a checkpoint that is written last: the run's position, and the checksums of the other files.
 STATE_FILE = "state.json"
-#: Start of the names of TensorFlow's files.
+#: Prefix of TensorFlow's checkpoint files.
 WEIGHTS = "weights"
 
 
 class Checkpoints:
-    """Those of one run, a directory each, named by the steps that were done.
+    """The checkpoints of one run: one directory each, named by the number of steps.
 
     Args:
-        directory: where they are.
-        keep: how many of the newest stay.
+        directory: directory of the checkpoints.
+        keep: number of checkpoints to keep; older ones are removed.
     """
 
     def __init__(self, directory: Path, keep: int = 0) -> None:
         self._directory, self._keep = directory, keep
 
     def save(self, step: int, write: Callable[[str], object], state: dict[str, Any]) -> None:
-        """Write one, and remove those that are too old.
+        """Write a checkpoint and remove the ones that are too old.
 
         Args:
-            step: steps done; one of as many that is there is replaced.
-            write: writes TensorFlow's files, given how their names begin.
-            state: how far the run is, of JSON's types.
+            step: number of finished steps; a checkpoint of the same step is replaced.
+            write: writes TensorFlow's files under the prefix that it is given.
+            state: the run's position, of JSON types.
 
         Raises:
-            UserError: the disk is full, or writing is not permitted; those before are as they were.
+            UserError: the disk is full, or writing is not permitted. Earlier checkpoints stay as they were.
         """
         make_directory(self._directory)
         remove_tree(self._directory / str(step))
@@ -59,33 +59,33 @@ class Checkpoints:
             remove_tree(self._directory / str(old))
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole one, as how its files' names begin and its state; None where none was begun.
+        """The newest intact checkpoint: the prefix of its files and its state. None if the run has no checkpoint.
 
-        One that is damaged is named in a warning, and the one before it is taken.
+        A damaged checkpoint is named in a warning, and the one before it is used.
 
         Raises:
-            UserError: there are some, and none of them is whole.
+            UserError: there are checkpoints, but none is intact.
         """
         steps = self._steps()
         for step in steps:
             path = self._directory / str(step)
-            problem, state = _look(path)
+            problem, state = _verify(path)
             if not problem:
                 return path / WEIGHTS, state
             warn(f"checkpoint {path} {problem}: skipped")
         if steps:
-            raise UserError(str(self._directory), "has no checkpoint that is whole", "pass --overwrite to start anew")
+            raise UserError(str(self._directory), "has no intact checkpoint", "pass --overwrite to start anew")
         return None
 
     def tidy(self, step: int) -> None:
-        """Remove what a killed process left unfinished, and damaged ones that are newer than the one that a run goes on from."""
+        """Remove what a killed process left unfinished, and damaged checkpoints newer than ``step``, the one to resume from."""
         remove_unfinished(self._directory)
         for name in _entries(self._directory):
             if name.isdigit() and int(name) > step:
                 remove_tree(self._directory / name)
 
     def _steps(self) -> list[int]:
-        """Of those that were finished; a copy to an object store that was cut short has no state yet."""
+        """Steps of the finished checkpoints, newest first. An interrupted copy to an object store has no state file."""
         numbers = sorted((int(name) for name in _entries(self._directory) if name.isdigit()), reverse=True)
         return [number for number in numbers if (self._directory / str(number) / STATE_FILE).exists()]
 
@@ -95,8 +95,8 @@ def _entries(directory: Path) -> Iterator[str]:
         yield from [entry.name for entry in directory.iterdir()]
 
 
-def _look(path: Path) -> tuple[str, dict[str, Any]]:
-    """What is wrong with a checkpoint, "" if nothing, and its state."""
+def _verify(path: Path) -> tuple[str, dict[str, Any]]:
+    """The first fault of a checkpoint ("" if it is intact) and its state."""
     try:
         saved = read_json(path / STATE_FILE, "checkpoint", "")
         for file in saved["files"]:

@@ -1,4 +1,4 @@
-"""Watches a run for collapse: weights that feed on themselves until the model predicts next to nothing."""
+"""Watch a run for collapse: weights that lower predictions, which lower the weights, until the model predicts almost 0."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from clsd.pipeline.training.run_state import RunState, as_list, as_sums
 
 
 def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
-    """Why these settings are expected to collapse at this CTR, naming them; "" if they are not.
+    """Why these settings are expected to collapse at this CTR; "" if they are not.
 
-    A teacher that is the student, or follows it, with weights from its score alone (``blend: .inf``) has its fixed point at
-    p = max(0, 2 - 1 / CTR), or max(0, 1 - c / odds(CTR)) with a normaliser c: see docs/method.md.
+    If the teacher is the student or follows it, and weights come from its score alone (``blend: .inf``), the fixed point of
+    training is p = max(0, 2 - 1 / CTR), or max(0, 1 - c / odds(CTR)) with a normaliser c. See docs/method.md.
     """
     if (
         not settings.weighted
@@ -36,9 +36,9 @@ def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
 
 
 class CollapseMonitor:
-    """Adds weighted steps up to windows, and stops a run, or warns, at a window out of bounds.
+    """Sums the metrics of weighted steps over windows, and stops the run, or warns, if a window is out of bounds.
 
-    The open window is part of the run's state, so a resumed run judges the same windows.
+    The open window is part of the run's state, so a resumed run checks the same windows.
 
     Args:
         settings: the bounds (``train.monitor``).
@@ -48,13 +48,13 @@ class CollapseMonitor:
         self._settings = settings
 
     def watch(self, state: RunState, sums: Tensor, steps: int, done: int) -> None:
-        """Add steps to the open window, and judge it once it is long enough.
+        """Add steps to the open window, and check it when it is complete.
 
         Args:
-            state: of the run; its window is moved on.
+            state: the run's state; its window is updated.
             sums: metric sums of the steps.
-            steps: their number.
-            done: steps done in all, for the message.
+            steps: number of steps.
+            done: total number of finished steps, for the message.
 
         Raises:
             UserError: the run collapsed, and ``action`` is stop.
@@ -64,18 +64,18 @@ class CollapseMonitor:
         state.window_sums = as_list(step_metrics.merged(tf.stack([as_sums(state.window_sums), sums])))
         state.window_steps += steps
         if state.window_steps >= self._settings.window_steps:
-            self._judge(state, done)
+            self._check_window(state, done)
 
     def finish(self, state: RunState, done: int) -> None:
-        """Judge the last window of a run.
+        """Check the last window of a run.
 
-        A window shorter than half says nothing, unless it is the run's only one.
+        A window shorter than half is ignored unless it is the run's only one.
         """
         window = self._settings.window_steps
         if state.weighted_steps < window or 2 * state.window_steps >= window:
-            self._judge(state, done)
+            self._check_window(state, done)
 
-    def _judge(self, state: RunState, done: int) -> None:
+    def _check_window(self, state: RunState, done: int) -> None:
         metrics = step_metrics.metrics_from(as_sums(state.window_sums))
         problem = self.problem({name: float(value) for name, value in metrics.items()})
         state.window_sums, state.window_steps = [], 0
@@ -88,10 +88,10 @@ class CollapseMonitor:
         warn(f"the run collapsed: {state.collapsed}")
 
     def problem(self, metrics: dict[str, Any]) -> str:
-        """What collapsed, with metric and bound; "" for a healthy window, or one without clicks.
+        """The metric that is out of bounds, and its bound; "" for a healthy window or one without clicks.
 
         Args:
-            metrics: what :func:`clsd.models.step_metrics.metrics_from` gives of the window.
+            metrics: the window's :func:`clsd.models.step_metrics.metrics_from`.
         """
         bounds = self._settings
         if not metrics["ctr"] > 0:
@@ -110,7 +110,7 @@ class CollapseMonitor:
             )
         if metrics["largest_weight"] < bounds.largest_weight:
             return (
-                f"no click weighs more than {metrics['largest_weight']:.3g} "
+                f"the largest weight of a click is {metrics['largest_weight']:.3g} "
                 f"(train.monitor.largest_weight: {bounds.largest_weight:g})"
             )
         return ""

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a progress bar within an epoch, and a line after each."""
+"""The terminal output of training: a progress bar within an epoch, and a line after each epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clsd.pipeline.training.run_state import RunState
 
 @contextmanager
 def epoch_bar(title: str, steps: int, state: RunState) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar over an epoch's steps while the block runs; yields ``advance(steps, text)``.
+    """Show a progress bar over an epoch's steps while the block runs; yields ``advance(steps, text)``.
 
     Args:
         title: of the epoch.
@@ -33,7 +33,7 @@ def epoch_bar(title: str, steps: int, state: RunState) -> Iterator[Callable[[int
 def report_epoch(
     state: RunState, epochs: int, metrics: dict[str, float], measured: Measured, *, weighted: bool, warming_up: bool
 ) -> None:
-    """Print the line of the epoch that was just done.
+    """Print the line of the epoch that just ended.
 
     Args:
         state: of the run, after the epoch.

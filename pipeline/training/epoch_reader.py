@@ -1,4 +1,4 @@
-"""The batches of an epoch, from any of its steps on."""
+"""Read the batches of an epoch, starting at any step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EpochReader:
     """Reads the training split for one run.
 
     Args:
-        config, dataset: of the run.
-        strategy: that the batches are distributed by.
-        model: whose teacher is asked where its scores are kept in memory.
+        config, dataset: the run's config and data set.
+        strategy: the strategy that distributes the batches.
+        model: the model; its teacher fills the teacher cache.
     """
 
     def __init__(self, config: Config, dataset: Dataset, strategy: Strategy, model: ClsdModel) -> None:
@@ -30,7 +30,7 @@ class EpochReader:
         self._teacher_lookup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def read(self, state: RunState) -> Any:
-        """An iterator over the distributed batches of the epoch that ``state`` is in, from its step on."""
+        """An iterator over the distributed batches of the current epoch, from the current step of ``state`` on."""
         config, dataset, epoch = self._config, self._dataset, state.epoch + 1
         columns: tuple[str, ...] = TRAINING_COLUMNS
         if config.confidence.weighted and config.confidence.source == "intensity":
@@ -49,8 +49,8 @@ class EpochReader:
         return iter(distribute(self._strategy, data.map(lookup) if lookup else data))
 
     def _lookup(self, state: RunState, epoch: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
-        """The lookup of teacher scores, for an epoch that is weighted from its first step on, if it pays."""
-        # Decided by where the warm-up ended, not by where a resumed run is: both must read the same.
+        """The lookup of cached teacher scores, if a cache pays off and the whole epoch is weighted; otherwise None."""
+        # The end of the warm-up decides, not the start of a resumed run: both must read the same columns.
         first_whole = -(-self._model.warmup_steps // self._steps) + 1
         epochs_left = self._config.train.epochs - first_whole + 1
         if epoch < first_whole or not teacher_cache.worth_it(self._config, self._dataset.clicks("train"), epochs_left):

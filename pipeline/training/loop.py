@@ -1,7 +1,7 @@
 """The training loop: steps, epochs, validation, checkpoints, early stopping.
 
-A run that was stopped, even by SIGKILL, continues after its newest checkpoint. It reads the rows that it would have read, and
-ends with the same weights, bit for bit on one device.
+A stopped run, even one stopped by SIGKILL, resumes after its newest checkpoint. It reads the rows that it would have read
+without the stop, and ends with the same weights; on one device they are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class TrainingLoop:
     """One training run.
 
     Args:
-        config, dataset: what is trained on what.
+        config, dataset: the run's config and data set.
         out: the run's directory.
-        strategy: the strategy that ``model`` was built under.
+        strategy: the strategy under which ``model`` was built.
         model: the model to train.
-        state: how far the run is.
+        state: the run's position.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(out / CHECKPOINTS, config.train.keep_checkpoints)
         self._last_save = time.monotonic()
         self._terminated = False
-        # Of several machines each scores all rows by itself: the same numbers, and nothing to wait for.
+        # With several machines, each scores all rows itself: the numbers are the same, and no machine waits.
         self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if workers()[0] > 1 else strategy)
         self._writes, self._machines = is_chief(), Machines(strategy)
         self._metrics_log = MetricsLog(out, config.train.tensorboard and is_chief())
@@ -68,7 +68,7 @@ class TrainingLoop:
         self._run_steps = _steps_function(strategy, model)
 
     def restore(self, weights: Path | None) -> None:
-        """Read the weights that belong to the state; what they do not hold keeps its initial value."""
+        """Restore the weights that belong to the state. Variables that are not saved keep their initial values."""
         if self._writes:
             remove_unfinished(self._out)
             self._checkpoints.tidy(self._done)
@@ -83,16 +83,16 @@ class TrainingLoop:
 
     def start_from(self, base: BaseRun) -> None:
         """Start with a model of an earlier data set, its tables expanded to this one's."""
-        # Written beside the run: a disk with room for the run has room for this.
+        # The temporary checkpoint lies beside the run: a disk with space for the run has space for it.
         beside = None if is_remote(self._out) or not self._writes else self._out
         with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
             self.restore(expand_checkpoint(base, self._model, Path(made)))
         say(f"starts with the model of {base.directory}")
 
     def fit(self, until: int | None = None) -> RunState:
-        """Train to the end, or until so many steps are done in all.
+        """Train to the end, or until ``until`` steps are done in total.
 
-        On SIGTERM, the step that is running ends, a checkpoint is written, and :class:`Terminated` is raised.
+        On SIGTERM, the running step ends, a checkpoint is written, and :class:`Terminated` is raised.
 
         Raises:
             UserError: the loss is not finite, the run collapsed, a shard is damaged, the disk is full.
@@ -112,7 +112,7 @@ class TrainingLoop:
                 signal.signal(signal.SIGTERM, before)
 
     def wait_for_chief(self) -> None:
-        """Barrier: wait for the chief's writes. A chief that is killed before them finds the others still there."""
+        """Barrier: wait for the chief's writes. If the chief is killed while it writes, the others still run and notice."""
         self._machines.gather(1)
 
     def _terminate(self, *_: Any) -> None:
@@ -120,7 +120,7 @@ class TrainingLoop:
 
     @property
     def _done(self) -> int:
-        """Steps done in all."""
+        """Total number of finished steps."""
         return self.state.steps_done(self._steps)
 
     def _fit(self, until: int | None) -> RunState:
@@ -130,7 +130,7 @@ class TrainingLoop:
         end = total if until is None else min(until, total)
         while self._done < end and not state.stopped:
             sums = self._fit_epoch(min(self._steps, end - state.epoch * self._steps))
-            if state.step < self._steps:  # a warm-up ended within the epoch
+            if state.step < self._steps:  # `until` lies within the epoch
                 self._save(sums)
                 break
             metrics = _as_floats(sums)
@@ -144,7 +144,7 @@ class TrainingLoop:
         return state
 
     def _report_start(self, total: int) -> None:
-        """Say where a resumed run is, and warn of settings that cannot do what they are meant to."""
+        """Report where a resumed run starts, and warn of settings without effect."""
         settings, state = self._config.train, self.state
         if self._done:
             within = f" and {state.step} of {self._steps} steps" if state.step else ""
@@ -158,10 +158,10 @@ class TrainingLoop:
                 warn(expected)
 
     def _fit_epoch(self, last: int) -> Tensor:
-        """Run the current epoch up to step ``last``; gives the metric sums of the epoch so far."""
+        """Run the current epoch up to step ``last`` and return the epoch's metric sums so far."""
         config, state = self._config, self.state
         iterator = self._reader.read(state)
-        warmup = self._model.warmup_steps - state.epoch * self._steps  # its end, as a step of this epoch
+        warmup = self._model.warmup_steps - state.epoch * self._steps  # end of the warm-up, as a step of this epoch
         weighted = config.confidence.weighted
         title = f"epoch {state.epoch + 1}/{config.train.epochs}"
         title += " (warm-up)" if weighted and warmup >= last else ""
@@ -181,7 +181,7 @@ class TrainingLoop:
                         state.timed_steps += steps
                 state.step += steps
                 sums = step_metrics.merged(tf.stack([sums, new_sums]))
-                # R-CE's weights are small by design, the smaller the lower the CTR: no sign of a collapse.
+                # R-CE's weights are small by design, smaller at a lower CTR, so they do not show a collapse.
                 watched = weighted and config.confidence.control != "rce" and state.step > warmup
                 self._check(metrics, new_sums, steps, watched)
                 rate = steps * config.train.batch_size / (time.perf_counter() - started)
@@ -196,14 +196,14 @@ class TrainingLoop:
         return sums
 
     def _asked_to_end(self) -> bool:
-        """Whether any machine got SIGTERM: all of them end after the same step."""
+        """Whether any machine received SIGTERM. All machines stop after the same step."""
         return any(self._machines.gather(self._terminated))
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self._last_save >= 60 * self._config.train.checkpoint_minutes
 
     def _check(self, metrics: dict[str, float], sums: Tensor, steps: int, watched: bool) -> None:
-        """Stop at a loss that is not finite, and at a collapse."""
+        """Raise if the loss is not finite or the run collapsed."""
         if not math.isfinite(metrics["loss"]):
             what = f"the loss is {metrics['loss']} by step {self._done}"
             raise UserError("train", what, "lower the learning rates, then run again")
@@ -234,7 +234,7 @@ class TrainingLoop:
         state.history.append({"epoch": state.epoch, "train": metrics, "validation": measured.values})
         after_warmup = self._done > self._model.warmup_steps
         value = measured.values.get(stopping.metric) if stopping else None
-        # An epoch of the warm-up is no candidate: what is kept must have been trained with the weights.
+        # An epoch of the warm-up is not a candidate: the best model must have been trained with weights.
         improved = (
             value is None
             or state.best_value is None
@@ -257,7 +257,7 @@ class TrainingLoop:
             self._checkpoint.write(str(aside / best.name))
 
     def _save(self, sums: Tensor | None) -> None:
-        """Write a checkpoint of model and state, with the metric sums of an epoch that is not done."""
+        """Write a checkpoint of the model and the state, with the metric sums of the unfinished epoch."""
         state = self.state
         state.epoch_sums = [] if sums is None else as_list(sums)
         if self._writes:
@@ -274,7 +274,7 @@ class TrainingLoop:
 
 
 def _steps_function(strategy: Strategy, model: ClsdModel) -> Any:
-    """A ``tf.function`` that takes several steps and gives their metric sums."""
+    """A ``tf.function`` that runs several steps and returns their metric sums."""
 
     @tf.function
     def run_steps(iterator: Any, steps: Tensor) -> Tensor:

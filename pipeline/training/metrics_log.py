@@ -1,4 +1,4 @@
-"""What a run tells of itself by step: ``metrics.jsonl`` for scripts, TensorBoard events for people."""
+"""The metrics of a run by step: ``metrics.jsonl`` for scripts, TensorBoard events for people."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
-#: Values of a group that are shown, the most frequent ones.
+#: Number of values of a group to log: the most frequent ones.
 _SHOWN = 20
 
 
 class MetricsLog:
-    """The figures of one run, each with the step after which it holds.
+    """The metrics log of one run.
 
-    A line is ``{"step": 640, "part": "train", "loss": …}``. The file is written at each checkpoint, as far as that goes: a run
-    that is killed and goes on tells each step once.
+    A line is ``{"step": 640, "part": "train", "loss": …}``. The file is written at each checkpoint, so a run that is killed and
+    resumed logs each step once.
 
     Args:
         out: directory of the run.
-        tensorboard: whether to write events, too.
+        tensorboard: whether to write TensorBoard events as well.
     """
 
     def __init__(self, out: Path, tensorboard: bool) -> None:
@@ -33,13 +33,13 @@ class MetricsLog:
         self._writer = tf.summary.create_file_writer(str(out / "tensorboard")) if tensorboard else None
 
     def resume(self, step: int) -> None:
-        """Take up what was written by so many steps, and forget what was written after them."""
+        """Read the log up to ``step`` and drop later lines."""
         if step and self._file.exists():
             lines = self._file.read_text(encoding="utf-8").splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= step]
 
     def log(self, part: str, step: int, metrics: dict[str, float]) -> None:
-        """Keep some figures of a part of the run, such as ``train`` or ``validation``."""
+        """Add the metrics of a part of the run, such as ``train`` or ``validation``."""
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
         self._lines.append(json.dumps({"step": step, "part": part, **finite}))
         if self._writer is not None:
@@ -48,16 +48,16 @@ class MetricsLog:
                     tf.summary.scalar(f"{part}/{name}", value)
 
     def write(self) -> None:
-        """Write all of it, whole or not at all."""
+        """Write the whole file atomically."""
         write_text(self._file, "".join(line + "\n" for line in self._lines))
 
 
 def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, float]:
-    """Mean confidence of the clicks of each group, by ``group=value``, of its most frequent values.
+    """Mean confidence of the clicks of each group's most frequent values, by ``group=value``.
 
     Args:
-        dataset: that the rows are of.
-        rows: as :class:`clsd.pipeline.training.scoring.Scorer` gives them.
+        dataset: the rows' data set.
+        rows: the result of :class:`clsd.pipeline.training.scoring.Scorer`.
     """
     result = {}
     clicked = rows["label"] > 0

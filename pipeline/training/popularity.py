@@ -1,4 +1,4 @@
-"""What the training split says of each item: its clicks, and the odds of a click on it."""
+"""Counts of the training split by item: clicks, and the odds of a click."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from clsd.models.clsd_model import ItemScores
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 
-#: Rows of an average item that every item starts with: about where the spread of CTR over items outweighs that of counting.
+#: Rows of an average item that are added to each item. From about this number of rows on, CTR differs more between items than
+#: by chance.
 _SMOOTHING = 20.0
 
 
 def item_feature(config: Config) -> CategoricalFeature | None:
-    """The feature that names the item, if its ids are those of a vocabulary, which knows what it counted.
+    """The item feature, if it has a vocabulary: only vocabularies hold counts.
 
-    It is ``evaluate.item``, or the one that reads the item column of sampled non-clicks; None where there is none, or it has
-    no vocabulary.
+    It is ``evaluate.item``, or the feature that reads the item column of sampled non-clicks. None if there is no such feature or
+    it has no vocabulary.
 
     Raises:
-        UserError: ``evaluate.item`` is no feature.
+        UserError: ``evaluate.item`` is not a feature.
     """
     item = config.evaluate.item
     if not item and config.preprocess.negatives:
@@ -46,7 +47,7 @@ def item_feature(config: Config) -> CategoricalFeature | None:
 
 
 def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
-    """The item's feature and training clicks by its ids, float32 ``[size]`` (0 for reserved ids); None without such a feature.
+    """The item feature and its training clicks by id, float32 ``[size]`` (0 for reserved ids); None without an item feature.
 
     Raises:
         UserError: as :func:`item_feature`.
@@ -58,14 +59,13 @@ def item_popularity(config: Config, dataset: Dataset) -> tuple[str, Any] | None:
 
 
 def item_scores(config: Config, dataset: Dataset) -> ItemScores | None:
-    """The feature that names the item, and what ``confidence.source`` counts for each of its ids, float32 ``[size]``.
+    """The item feature, and the score of each of its ids by ``confidence.source``, float32 ``[size]``.
 
-    popularity: clicks by the most clicked item's; item: the smoothed odds of a click,
-    ``(clicks + k CTR) / (non-clicks + k (1 - CTR))``, with k rows of an average item, which are all that an id without rows
-    has. None for any other source.
+    ``popularity``: ``clicks / clicks of the most clicked item``. ``item``: the smoothed odds of a click,
+    ``(clicks + k CTR) / (non-clicks + k (1 - CTR))``, smoothed by k rows of an average item. None for any other source.
 
     Raises:
-        UserError: no vocabulary feature names the item.
+        UserError: there is no item feature with a vocabulary.
     """
     source = config.confidence.source
     if not config.confidence.counts_items:
@@ -84,7 +84,7 @@ def item_scores(config: Config, dataset: Dataset) -> ItemScores | None:
 
 
 def _by_id(config: Config, dataset: Dataset, item: str, count: str) -> Any:
-    """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for the reserved ones."""
+    """A count of the item's vocabulary, ``rows`` or ``clicks``, by id; 0 for reserved ids."""
     vocabulary_source = config.row_schema.vocabulary_source(config.row_schema.feature(item))  # type: ignore[arg-type]
     return np.concatenate(
         [

@@ -1,4 +1,4 @@
-"""How far a training run is: what a checkpoint holds beside the model, the position in the data among it."""
+"""The state of a training run: everything that a checkpoint holds beside the model, such as the position in the data."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from clsd.models import step_metrics
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 
-#: Keys of ``state.json`` that are not named as the fields are.
+#: Keys of ``state.json`` that differ from the fields' names.
 _JSON_KEYS = {"epoch_sums": "totals", "window_sums": "window"}
 
 
 @dataclass
 class RunState:
-    """How far a run is.
+    """The state of a run.
 
-    ``epoch`` and ``step`` are the position in the data: an epoch's order follows from the seed and the epoch's number
-    (:mod:`clsd.features.epoch_order`), and a step reads one batch of it.
+    ``epoch`` and ``step`` are the position in the data: the seed and the epoch's number give the epoch's order
+    (:mod:`clsd.features.epoch_order`), and each step reads one batch of it.
 
     Args:
-        fingerprint: of settings and data.
-        epoch: whole epochs done.
-        step: steps done of the next epoch.
+        fingerprint: fingerprint of the settings and the data.
+        epoch: number of finished epochs.
+        step: number of finished steps of the current epoch.
         epoch_sums: metric sums of those steps.
         window_sums, window_steps: the collapse monitor's open window.
-        best_epoch, best_value: the kept epoch and its validation metric.
+        best_epoch, best_value: the best epoch and its validation metric.
         stopped: why the run ended before its last epoch.
-        collapsed: what the monitor found where it only warns.
-        weighted_steps: number of steps with weights.
-        seconds, timed_steps: time of weighted steps and their number, without the calls that traced a function.
+        collapsed: the monitor's finding, if it only warns.
+        weighted_steps: number of weighted steps.
+        seconds, timed_steps: total time and number of weighted steps, without the calls that traced a function.
         history: metrics of each epoch.
     """
 
@@ -53,11 +53,11 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def steps_done(self, steps_per_epoch: int) -> int:
-        """Steps done in all epochs."""
+        """Total number of finished steps."""
         return self.epoch * steps_per_epoch + self.step
 
     def to_json(self) -> dict[str, Any]:
-        """The state as ``state.json`` holds it."""
+        """The content of ``state.json``."""
         return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
@@ -68,19 +68,19 @@ class RunState:
 
 
 def steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    """Batches of the training split; the last one is padded."""
+    """Number of batches of the training split; the last one is padded."""
     return -(-dataset.rows("train") // config.train.batch_size)
 
 
 def warmup_steps(config: Config, dataset: Dataset) -> int:
-    """Steps of plain loss before the first weighted step."""
+    """Number of steps with plain loss before the first weighted step."""
     if config.confidence.warmup_steps is not None:
         return config.confidence.warmup_steps
     return round(config.confidence.warmup_epochs * steps_per_epoch(config, dataset))
 
 
 def as_sums(listed: list[float | None]) -> Tensor:
-    """The metric sums that :func:`as_list` made a list of; of an empty list, the sums of no batch."""
+    """The inverse of :func:`as_list`. An empty list gives the sums of no batch."""
     empty = step_metrics.empty_sums()
     if not listed:
         return empty
@@ -88,5 +88,5 @@ def as_sums(listed: list[float | None]) -> Tensor:
 
 
 def as_list(sums: Tensor) -> list[float | None]:
-    """Metric sums as JSON takes them. The extremes of a batch without clicks are infinite; they become None."""
+    """Metric sums as a list for JSON. Minimum and maximum of a batch without clicks are infinite; they become None."""
     return [None if np.isinf(value) else float(value) for value in sums.numpy()]

@@ -1,4 +1,4 @@
-"""A trained model over all rows of a split."""
+"""Score all rows of a split with a trained model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from clsd.models.calibration import Calibrator
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
 
-#: The largest batch that scoring uses; scores do not depend on it.
+#: Batch size of scoring; scores do not depend on it.
 _BATCH = 16_384
 
 
 class Scorer:
-    """Scores whole splits; compiled once and used after every epoch.
+    """Scores whole splits. It is compiled once and used after each epoch.
 
     Args:
         model: a :class:`clsd.models.clsd_model.ClsdModel`.
-        dataset: whose splits are scored.
-        strategy: the strategy that the model was built under.
+        dataset: the data set to score.
+        strategy: the strategy under which the model was built.
     """
 
     def __init__(self, model: Any, dataset: Dataset, strategy: Strategy) -> None:
@@ -40,7 +40,7 @@ class Scorer:
         self._run = run
 
     def score(self, split: str) -> dict[str, Any]:
-        """Every row of a split, in an order that the files alone decide: blocks of a few files in turn.
+        """Score each row of a split. The order depends on the files alone: blocks of a few files in turn.
 
         Returns:
             logit, confidence, weight, correction, ctr_logit, label, intensity float32 ``[n]``; user, key, timestamp int64
@@ -69,7 +69,7 @@ class Scorer:
 
 
 def cheap_calibrator(model: Any, dataset: Dataset) -> Calibrator | None:
-    """Fitted on the validation split of a trained model; None where there are not rows enough."""
+    """A calibrator fitted on the validation split; None if the split has too few rows."""
     if not dataset.rows("validation"):
         return None
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score("validation")
@@ -78,11 +78,11 @@ def cheap_calibrator(model: Any, dataset: Dataset) -> Calibrator | None:
 
 @contextmanager
 def reading(dataset: Dataset) -> Iterator[None]:
-    """Turn TensorFlow's word for a damaged record into one that names the file."""
+    """Turn TensorFlow's error for a damaged record into one that names the file."""
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.UnknownError):
-        dataset.verify()  # finds the file and raises; if it finds nothing, the error was another one
+        dataset.verify()  # raises and names the file; if all files are intact, the error has another cause
         raise
     except tf.errors.NotFoundError as error:
         if all(size is not None for size in sizes(dataset.directory, dataset.shards()).values()):

@@ -1,4 +1,4 @@
-"""TensorFlow's profiler around some calls of the training step."""
+"""Profile some calls of the training step with TensorFlow's profiler."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from clsd.features.tf_runtime import tf
 
-#: Calls that are not profiled: they build and warm what the step needs.
-_WARMING = 2
+#: Number of first calls that are not profiled: they trace the function and warm caches.
+_SKIPPED_CALLS = 2
 
 
 class StepProfiler:
-    """Traces some calls of the step by TensorFlow's profiler, after two that build and warm what they need.
+    """Profiles some calls of the step, after two calls that trace the function and warm caches.
 
     Args:
-        out: directory of the run; the trace goes where TensorBoard looks.
-        calls: how many; 0 for none.
+        out: directory of the run; the trace is written where TensorBoard finds it.
+        calls: number of calls to profile; 0 for none.
     """
 
     def __init__(self, out: Path, calls: int) -> None:
@@ -25,17 +25,17 @@ class StepProfiler:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around each call."""
-        if self._calls and self._seen == _WARMING:
+        """Context of one call."""
+        if self._calls and self._seen == _SKIPPED_CALLS:
             tf.profiler.experimental.start(self._target)
             self._on = True
         yield
         self._seen += 1
-        if self._seen == _WARMING + self._calls:
+        if self._seen == _SKIPPED_CALLS + self._calls:
             self.close()
 
     def close(self) -> None:
-        """Write the trace, if one is running."""
+        """Write the trace if the profiler is running."""
         if self._on:
             tf.profiler.experimental.stop()
         self._on = False

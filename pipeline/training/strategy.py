@@ -1,4 +1,4 @@
-"""Replicas: every GPU of the machine, or logical CPU devices; and the machines that train together, as TF_CONFIG names them."""
+"""Replicas (the machine's GPUs, or logical CPU devices), and the workers of a multi-machine job, named by TF_CONFIG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clsd.features.errors import TryAgainError, UserError
 from clsd.features.tf_runtime import Strategy, Tensor, keras, tf
 from clsd.pipeline.shared.progress import say
 
-#: What a collective of several machines ends with where one of them is gone.
+#: The errors of a collective if one of its machines is gone.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -25,12 +25,12 @@ _LOST = (
 
 
 def workers() -> tuple[int, int]:
-    """(how many processes train together, which of them this is), by ``TF_CONFIG``; (1, 0) without one.
+    """(number of workers, index of this worker) by ``TF_CONFIG``; (1, 0) without it.
 
-    The first of them, the chief, is the one that writes.
+    Worker 0, the chief, writes the run's files.
 
     Raises:
-        UserError: TF_CONFIG is not JSON of a cluster of workers alone.
+        UserError: TF_CONFIG is not the JSON of a cluster that has workers only.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text:
@@ -58,11 +58,11 @@ def workers() -> tuple[int, int]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Where several machines work together: what TensorFlow raises if one of them is lost, told as that.
+def lost_machines_reported() -> Iterator[None]:
+    """Turn TensorFlow's errors into one clear error if a machine of a multi-machine job is lost.
 
     Raises:
-        TryAgainError: one is lost.
+        TryAgainError: a machine is lost.
     """
     try:
         yield
@@ -76,10 +76,10 @@ def together() -> Iterator[None]:
 
 
 class Machines:
-    """The machines that train together, at a moment of the program that all of them come to.
+    """Collectives over the machines of a job; all of them must reach each call.
 
     Args:
-        strategy: of the training.
+        strategy: the training's strategy.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -87,7 +87,7 @@ class Machines:
 
         @tf.function
         def gather(value: Tensor) -> Tensor:
-            # The identity is on the replica's device; a value from the host is on none.
+            # tf.identity places the value on the replica's device.
             context = tf.distribute.get_replica_context
             result = strategy.run(lambda x: context().all_gather(tf.identity(x), axis=0), args=(value,))
             return strategy.experimental_local_results(result)[0]
@@ -95,19 +95,19 @@ class Machines:
         self._gather = gather
 
     def gather(self, value: int) -> list[int]:
-        """The values of all machines, one number below 2**32 each. A barrier: it waits for all of them."""
+        """The values of all machines, in order; a value is below 2**32. It is a barrier: it waits for all of them."""
         if self._num_workers == 1:
             return [value]
         return [int(gathered) for gathered in self._gather(tf.constant([value], tf.int64)).numpy()]
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process writes the run's files."""
     return workers()[1] == 0
 
 
 def distribute(strategy: Strategy, data: Any) -> Any:
-    """Global batches as each replica's rows of them. Every machine reads all and keeps its own: the batches are the same."""
+    """Split global batches over the replicas. Each machine reads all batches and keeps its own rows, so batches do not change."""
     num_workers, worker = workers()
     if num_workers == 1:
         return strategy.experimental_distribute_dataset(data)
@@ -125,17 +125,17 @@ def distribute(strategy: Strategy, data: Any) -> Any:
 
 
 def make_strategy(replicas: int, batch_size: int) -> Strategy:
-    """A MirroredStrategy over ``replicas`` devices; one device needs no mirror; several machines by TF_CONFIG.
+    """The distribution strategy: MirroredStrategy, OneDeviceStrategy for one device, MultiWorkerMirroredStrategy with TF_CONFIG.
 
-    GPUs if the machine has any (untried by the authors: they had none), else logical CPU devices, which share the cores and
-    serve to test that a step is the same on one and on several replicas.
+    The devices are the machine's GPUs if it has any, otherwise logical CPU devices. Those share the cores; they exist to test
+    that a step gives the same result on one replica and on several.
 
     Args:
-        replicas: 0 for every GPU, or one CPU device.
-        batch_size: global batch; it must divide evenly, so that no replica's rows count more than another's.
+        replicas: number of devices; 0 for all GPUs, or for one CPU device.
+        batch_size: global batch size; it must divide by the number of replicas, so that all rows count the same.
 
     Raises:
-        UserError: more replicas than GPUs, a batch that does not divide, CPU devices already made otherwise.
+        UserError: more replicas than GPUs, a batch that does not divide, or TensorFlow already runs with other CPU devices.
     """
     if workers()[0] > 1:
         return _of_several_machines(batch_size)
@@ -153,12 +153,12 @@ def make_strategy(replicas: int, batch_size: int) -> Strategy:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
     _make_logical_cpus(count)
     devices = [f"/cpu:{i}" for i in range(count)]
-    # Summing on one device: collectives among logical CPUs break when a process makes a second strategy.
+    # Sum on one device: collectives of logical CPUs fail when a process makes a second strategy.
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def _of_several_machines(batch_size: int) -> Strategy:
-    """Every GPU of each machine, or one CPU device of each; waits until all of them are there."""
+    """All GPUs of each machine, or one CPU device of each. Waits until all machines are there."""
     with _ended_by_ctrl_c():
         say(f"waiting for all {workers()[0]} machines")
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -168,7 +168,7 @@ def _of_several_machines(batch_size: int) -> Strategy:
 
 @contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process at once: TensorFlow waits where Python's handlers are not heard. SIGTERM it takes for itself."""
+    """Let Ctrl-C end the process at once: Python's handlers do not run while TensorFlow waits. SIGTERM is TensorFlow's own."""
     before = signal.getsignal(signal.SIGINT)
     heard = threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN
     if heard:
@@ -201,18 +201,18 @@ def _make_logical_cpus(count: int) -> None:
 
 
 def make_reproducible(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and TensorFlow; and, if asked, make every op deterministic: same seed and machine, same weights."""
+    """Seed Python, NumPy and TensorFlow. If ``deterministic``, the same seed on the same machine gives the same weights."""
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 
 
 def compile_by_xla(on: bool) -> None:
-    """Whether XLA compiles clusters of a function's ops, on CPUs too; to be said before the functions are first called.
+    """Turn XLA's auto-clustering on or off, on CPUs too. Call it before the first call of any ``tf.function``.
 
-    Clusters, because XLA has no kernels for the sparse updates of tables: these and the input stay TensorFlow's own.
+    XLA has no kernels for sparse updates of embedding tables, so it cannot compile the whole step.
     """
-    flag = "--tf_xla_cpu_global_jit"  # TensorFlow reads it when it first compiles
+    flag = "--tf_xla_cpu_global_jit"  # TensorFlow reads it at the first compilation
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if on and flag not in flags:
         os.environ["TF_XLA_FLAGS"] = f"{flags} {flag}".strip()

@@ -1,4 +1,4 @@
-"""A frozen teacher's scores of the training clicks, computed once and looked up by the reader ever after."""
+"""The cache of a frozen teacher's scores of the training clicks: computed once, then looked up by the reader."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _BATCH = 16_384
 
 
 def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
-    """Whether a cache is cheaper than asking the teacher in each step.
+    """Whether a cache is cheaper than running the teacher in each step.
 
-    Filling it costs what asking costs in one epoch, so it pays from the second one on; only a teacher that no longer
-    changes can be cached, and only its scores of clicks, which the gate's calibration is not content with.
+    Filling the cache costs as much as running the teacher for one epoch, so it pays off from the second epoch on. Only a
+    teacher that no longer changes can be cached. The cache holds scores of clicks alone; the calibration gate and soft labels
+    need all rows.
     """
     settings = config.confidence
     asked = settings.source == "teacher" and settings.control in ("none", "constant", "permuted")
@@ -31,7 +32,7 @@ def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
 
 
 def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
-    """Keys int64 ``[clicks]`` and teacher's scores q float32 ``[clicks]`` of the training split's clicks."""
+    """Keys int64 ``[clicks]`` and teacher scores q float32 ``[clicks]`` of the clicks in the training split."""
 
     @tf.function
     def score(batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -48,7 +49,7 @@ def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
 
 
 def lookup(keys: Any, scores: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What the reader maps over its batches: ``key`` goes, ``teacher`` float32 ``[B]`` comes, 0 for a non-click."""
+    """A function for ``tf.data`` map: it replaces ``key`` by ``teacher`` float32 ``[B]``, which is 0 for a non-click."""
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.int64), tf.constant(scores, tf.float32)), 0.0
     )

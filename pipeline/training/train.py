@@ -1,4 +1,4 @@
-"""A data set to a trained model."""
+"""Train a model on a data set (`clsd train`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ from clsd.pipeline.training.checkpoints import CHECKPOINTS, RUN_FILE, Checkpoint
 from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.popularity import item_feature
 from clsd.pipeline.training.run_state import RunState, steps_per_epoch, warmup_steps
-from clsd.pipeline.training.strategy import compile_by_xla, is_chief, make_reproducible, make_strategy, together
+from clsd.pipeline.training.strategy import (
+    compile_by_xla,
+    is_chief,
+    lost_machines_reported,
+    make_reproducible,
+    make_strategy,
+)
 from clsd.pipeline.training.trained_model import build_model
 from clsd.pipeline.training.warm_start import load_base_run, require_compatible
 
@@ -46,15 +52,15 @@ def train(
     start: Path | None = None,
     base: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train; a run that was stopped, killed too, goes on after its newest checkpoint and ends as if it had not been.
+    """Train a model. A stopped or killed run resumes after its newest checkpoint, with the result of an uninterrupted run.
 
     Args:
         config: the whole run's settings.
         dataset: what to train on.
         out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
-        overwrite: start anew whatever is in ``out``.
-        start: what :func:`warm_up` left for this config: the warm-up is taken from there. The run ends as without it.
-        base: a finished run on the data set whose ids this one keeps, or the model exported from one: the run begins with it, see
+        overwrite: start anew, whatever is in ``out``.
+        start: directory of :func:`warm_up` for this config, from which the warm-up is taken. The result does not change.
+        base: a finished run on the base of this data set, or the model exported from it, to begin with. See
             :mod:`clsd.pipeline.training.warm_start`.
 
     Returns:
@@ -62,7 +68,7 @@ def train(
 
     Raises:
         UserError: the config does not fit the data set, ``out`` holds another run, the disk is full, a shard is damaged, the
-            run collapsed, no checkpoint is whole.
+            run collapsed, no checkpoint is intact.
         Terminated: by SIGTERM, after a checkpoint.
     """
     out, base = as_path(out), as_path(base) if base else None
@@ -73,7 +79,9 @@ def train(
     if before:
         require_compatible(config, dataset, before)
     fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
-    require_ours(out, (RUN_FILE, "config.yaml", LOCK))  # the lock alone: another machine of the job was here first
+    require_ours(
+        out, (RUN_FILE, "config.yaml", LOCK)
+    )  # the lock may be there alone: another machine of the job was first
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
@@ -83,7 +91,7 @@ def train(
             str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
         )
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
-    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), together():
+    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), lost_machines_reported():
         state, weights = (RunState(fingerprint), None) if overwrite else _load_state(out, fingerprint, start, warmup)
         loop = _make_loop(config, dataset, out, state, overwrite=overwrite)
         if before and weights is None:
@@ -110,16 +118,16 @@ def train(
 
 
 def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = False) -> None:
-    """Train the warm-up alone, once, as a start for every config that differs from this one in ``confidence`` only.
+    """Train the warm-up once, as the start of all configs that differ from this one in ``confidence`` only.
 
     Args:
-        config: its ``confidence`` says how long the warm-up is; all else of it is left out.
+        config: the settings; of ``confidence``, only the length of the warm-up is used.
         dataset: what to train on.
-        out: directory; a warm-up that was stopped goes on, one that is done is left alone.
-        overwrite: start anew where ``out`` holds a warm-up of other settings or data.
+        out: directory. A stopped warm-up is resumed, a finished one is left alone.
+        overwrite: start anew if ``out`` holds a warm-up of other settings or data.
 
     Raises:
-        UserError: as :func:`train`, and a warm-up that leaves no step to weigh.
+        UserError: as :func:`train`; or the warm-up takes all steps of the training.
     """
     steps, total = warmup_steps(config, dataset), config.train.epochs * steps_per_epoch(config, dataset)
     if steps >= total:
@@ -128,23 +136,28 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
     config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
     with clear_errors(str(out)), alone_in(out):
-        there = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
-        anew = there is not None and there[1]["fingerprint"] != fingerprint
-        state, weights = (RunState(fingerprint), None) if anew else _load_state(out, fingerprint)
-        if (out / WARMUP_FILE).exists() and not anew:
+        newest = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
+        other = newest is not None and newest[1]["fingerprint"] != fingerprint
+        state, weights = (RunState(fingerprint), None) if other else _load_state(out, fingerprint)
+        if (out / WARMUP_FILE).exists() and not other:
             return
-        loop = _make_loop(config, dataset, out, state, overwrite=anew)
+        loop = _make_loop(config, dataset, out, state, overwrite=other)
         loop.restore(weights)
         loop.fit(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
 
 def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
-    """Equal if and only if the same training would run; ``base`` is the fingerprint of the run that it begins with."""
+    """Fingerprint of a training: equal if and only if the trainings are. ``base`` is the fingerprint of the run to begin with."""
     parts = config.model_dump(
         mode="json", include={"seed", "row_schema", "model", "confidence", "train"}, by_alias=True
     )
-    for name in ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "profile_calls"):  # how and not what
+    for name in (
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "tensorboard",
+        "profile_calls",
+    ):  # they do not change the result
         parts["train"].pop(name)
     parts["dataset"] = dataset.manifest["fingerprint"]
     if base:
@@ -155,28 +168,28 @@ def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
 
 
 def _warmup_config(config: Config, dataset: Dataset) -> Config:
-    """The same for all configs that differ in ``confidence`` only and warm up for as many steps."""
+    """The config of the warm-up: equal for all configs that differ in ``confidence`` only and warm up for as many steps."""
     plain = ConfidenceSettings(preset="plain", warmup_steps=warmup_steps(config, dataset))
     return config.model_copy(update={"confidence": plain})
 
 
 def _load_state(
-    out: Path, fingerprint: str, start: Path | None = None, begun: str = ""
+    out: Path, fingerprint: str, start: Path | None = None, start_fingerprint: str = ""
 ) -> tuple[RunState, Path | None]:
-    """Where a run stands, and the weights that belong to it; ``begun`` is the fingerprint of ``start``."""
-    if there := Checkpoints(out / CHECKPOINTS).newest():
-        weights, state = there[0], RunState.from_json(there[1])
+    """A run's state and the weights that belong to it; ``start_fingerprint`` is the fingerprint of ``start``."""
+    if newest := Checkpoints(out / CHECKPOINTS).newest():
+        weights, state = newest[0], RunState.from_json(newest[1])
         if state.fingerprint != fingerprint:
             raise UserError(
                 str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
             )
         return state, weights
-    # A warm-up of no steps left no checkpoint.
-    there = Checkpoints(start / CHECKPOINTS).newest() if start else None
-    if there is None:
+    # A warm-up of 0 steps leaves no checkpoint.
+    newest = Checkpoints(start / CHECKPOINTS).newest() if start else None
+    if newest is None:
         return RunState(fingerprint), None
-    weights, state = there[0], RunState.from_json(there[1])
-    if state.fingerprint != begun:
+    weights, state = newest[0], RunState.from_json(newest[1])
+    if state.fingerprint != start_fingerprint:
         raise UserError(str(start), "is the warm-up of other settings or data", "pass --overwrite")
     state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
     state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
@@ -191,7 +204,7 @@ def _make_loop(config: Config, dataset: Dataset, out: Path, state: RunState, *, 
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset, config.train.precision)
     if is_chief():
-        if overwrite:  # not before all that can be refused has been looked at
+        if overwrite:  # only after all checks have passed
             clear(out)
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", versions())

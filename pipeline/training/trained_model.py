@@ -1,4 +1,4 @@
-"""The model that a config describes, and the one that a finished run kept."""
+"""Build the model of a config, and load the best model of a finished run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from clsd.pipeline.training.run_state import warmup_steps
 
 
 def build_model(config: Config, dataset: Dataset, precision: str = "float32") -> ClsdModel:
-    """The model that a config describes, for a data set; to be called inside the strategy's scope.
+    """Build the model of a config for a data set. Call it inside the strategy's scope.
 
-    Its layers compute in float32, those of a model in training in ``train.precision``: rounding that depends on the batch is
-    no matter there, but a served model must score as the evaluated one.
+    Only training passes ``train.precision``; evaluation and serving compute in float32. Rounding may depend on the batch in
+    training, but a served model must give the scores that were evaluated.
 
     Raises:
-        UserError: ``confidence.source`` asks for items, and no vocabulary feature names them.
+        UserError: ``confidence.source`` needs an item feature with a vocabulary, and there is none.
     """
     transform = dataset.transform
     names = [*(f.name for f in config.row_schema.categorical), *(f.name for f in config.row_schema.bucketed)]

@@ -1,9 +1,9 @@
-"""A finished run, or the model exported from it, as the start of a run on the next data set: every id that was known keeps
-its vectors.
+"""Warm start: begin a run on the next data set with a finished run, or with the model exported from it.
 
-The next data set keeps the ids of the one before (`clsd preprocess --base`), so its tables are the old ones with rows added at
-the end. Those rows, and their slots in the optimizers, begin as a new model's do; everything else begins as it ended. An
-exported model holds what serving reads: the optimizers begin anew then, and so does a teacher that serving does not ask.
+The next data set keeps the ids of the one before (`clsd preprocess --base`), so its embedding tables are the old ones with rows
+added at the end. New rows and their optimizer slots are initialised as in a new model; all other values are restored. An
+exported model holds only what serving reads. With one, the optimizers start anew, and so does a teacher that serving does not
+use.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from clsd.pipeline.shared.files import read_json
 from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config, newest_version, versions_in
 from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
 
-#: Not taken over: where a run stands, what its weights were normalised by, the scores of items, which its data set counted, the
-#: gate's optimizer, which counts its own steps, and what the settings say of the optimizers.
+#: Variables that are not restored: the run's position, the moments that normalise weights, the items' scores (counted on the
+#: data set), the gate's optimizer (it counts its own steps), and the hyperparameters of the optimizers (they are settings).
 _ANEW = (
     "model/step/",
     "model/moments/",
@@ -37,19 +37,19 @@ _ANEW = (
     *(f"_optimizer/{name}/" for name in ("learning_rate", "decay", "beta_1", "beta_2", "epsilon", "momentum")),
 )
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-#: How the name of a variable ends in TensorFlow's files.
+#: Suffix of a variable's name in TensorFlow's checkpoints.
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class BaseRun(NamedTuple):
-    """What a run begins with.
+    """The run that a warm start begins with.
 
     Args:
-        directory: of the earlier run or of the exported version.
-        fingerprint, dataset_fingerprint: of that run and of what it was trained on.
-        model: its settings.
-        weights: how the names of the files of its weights begin.
-        names: by the name that a variable has in a run's checkpoint, the one that it has in these files.
+        directory: directory of the earlier run or of the exported version.
+        fingerprint, dataset_fingerprint: fingerprints of that run and of its data set.
+        model: its model settings.
+        weights: prefix of the files of its weights.
+        names: maps a variable's name in a run's checkpoint to its name in these files.
     """
 
     directory: Path
@@ -61,10 +61,10 @@ class BaseRun(NamedTuple):
 
 
 def load_base_run(directory: Path) -> BaseRun:
-    """A finished run, an exported version, or the newest of a directory of those.
+    """Load a finished run, an exported version, or the newest version in a directory of versions.
 
     Raises:
-        UserError: it is none of them.
+        UserError: the directory is none of these.
     """
     register_file_systems([directory])
     if (directory / PROVENANCE_FILE).exists() or versions_in(directory):
@@ -86,32 +86,32 @@ def load_base_run(directory: Path) -> BaseRun:
 
 
 def names_in_checkpoint(model: ClsdModel) -> dict[int, str]:
-    """The names that a run's checkpoint gives the variables of its model, by the variables' ``id``.
+    """The names of a model's variables in a run's checkpoint, by the variables' ``id``.
 
-    TensorFlow names a value by the shortest way to it over the attributes of objects, escaping dots and slashes.
+    TensorFlow names a value by the shortest path of attributes to it, with dots and slashes escaped.
     """
     root = tf.train.Checkpoint(model=model)
-    view, result, ways = tf.train.TrackableView(root), {}, deque([(root, "")])
+    view, result, queue = tf.train.TrackableView(root), {}, deque([(root, "")])
     seen = {id(root)}
-    while ways:
-        parent, way = ways.popleft()
+    while queue:
+        parent, prefix = queue.popleft()
         for name, child in view.children(parent).items():
             if id(child) in seen:
                 continue
             seen.add(id(child))
-            path = f"{way}{name.replace('.', '..').replace('/', '.S')}"
+            path = f"{prefix}{name.replace('.', '..').replace('/', '.S')}"
             if isinstance(child, tf.Variable):
                 result[id(child)] = f"{path}{VALUE}"
-            ways.append((child, f"{path}/"))
+            queue.append((child, f"{path}/"))
     return result
 
 
 def require_compatible(config: Config, dataset: Dataset, base: BaseRun) -> None:
-    """Refuse a start whose ids or model are not those of this data set and config.
+    """Refuse a warm start with other ids or another model than those of this data set and config.
 
     Args:
-        config, dataset: of the run that is to begin.
-        base: what it is to begin with.
+        config, dataset: config and data set of the new run.
+        base: the earlier run.
 
     Raises:
         UserError: naming what differs.
@@ -125,45 +125,45 @@ def require_compatible(config: Config, dataset: Dataset, base: BaseRun) -> None:
 
 
 def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
-    """An earlier model's weights, as this model has them: those of the rows that are new are this model's own.
+    """Write a checkpoint of an earlier model's weights in this model's shapes. New rows keep this model's initial values.
 
     Args:
         base: the earlier model.
-        model: of the next data set, not trained.
+        model: the untrained model of the next data set.
         out: directory for the checkpoint.
 
     Returns:
-        how the names of the checkpoint's files begin.
+        the prefix of the checkpoint's files.
 
     Raises:
-        UserError: a variable that the earlier run has in another shape.
+        UserError: a variable has another shape in the earlier run, or is missing there.
     """
     model.create_slots()
     fresh = tf.train.load_checkpoint(tf.train.Checkpoint(model=model).write(str(out / "fresh")))
     before, tensors = tf.train.load_checkpoint(str(base.weights)), {}
-    there = before.get_variable_to_shape_map()
-    shapes = {name: there[at] for name, at in base.names.items() if at in there}
+    before_shapes = before.get_variable_to_shape_map()
+    shapes = {name: before_shapes[old] for name, old in base.names.items() if old in before_shapes}
     for name in fresh.get_variable_to_shape_map():
-        mine, then = fresh.get_tensor(name), name
+        mine, old_name = fresh.get_tensor(name), name
         if name not in shapes:
-            # A table that was short enough is one of remainders now, whose first quotient is 1: the same vectors.
-            then = name.replace("/remainder/embeddings/", "/embeddings/")
-        # Dropout counts its calls, and serving has none.
-        free = ".OPTIMIZER_SLOT" in name or "/quotient/embeddings/" in name or name.endswith(f"/calls{VALUE}")
-        kept = name.startswith("model/backbone/") and not free
-        if kept and then not in shapes:
+            # A table that was not split before is the table of remainders now. Its first quotient is 1, so vectors are the same.
+            old_name = name.replace("/remainder/embeddings/", "/embeddings/")
+        # Dropout counts its calls; an exported model has no dropout.
+        optional = ".OPTIMIZER_SLOT" in name or "/quotient/embeddings/" in name or name.endswith(f"/calls{VALUE}")
+        required = name.startswith("model/backbone/") and not optional
+        if required and old_name not in shapes:
             what = f"has no {name.split('/.ATTRIBUTES')[0].removeprefix('model/')}: another version wrote it"
             raise UserError(str(base.directory), what, "train it again, or start without --base")
-        if name == _GRAPH or then not in shapes or any(anew in name for anew in _ANEW):
+        if name == _GRAPH or old_name not in shapes or any(anew in name for anew in _ANEW):
             tensors[name] = mine
             continue
-        theirs = before.get_tensor(base.names[then])
+        theirs = before.get_tensor(base.names[old_name])
         if np.shape(theirs)[1:] != np.shape(mine)[1:] or np.shape(theirs)[:1] > np.shape(mine)[:1]:
             what = f"has {list(np.shape(theirs))} values of {name.split('/.ATTRIBUTES')[0]}, and this run {list(np.shape(mine))}"
             raise UserError(str(base.directory), what, "start anew, or with the same model and settings")
         tensors[name] = np.concatenate([theirs, mine[len(theirs) :]]) if np.ndim(mine) else theirs
-    made = out / "grown"
+    expanded = out / "expanded"
     tf.raw_ops.SaveV2(
-        prefix=str(made), tensor_names=[*tensors], shape_and_slices=[""] * len(tensors), tensors=[*tensors.values()]
+        prefix=str(expanded), tensor_names=[*tensors], shape_and_slices=[""] * len(tensors), tensors=[*tensors.values()]
     )
-    return made
+    return expanded

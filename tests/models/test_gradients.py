@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import tf
-from clsd.models import weights
+from clsd.models import equations
 from clsd.models.adgate import AdGate
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import auc, sigmoid
@@ -126,7 +126,7 @@ def test_fact_6_each_side_of_the_wall_has_the_gradient_of_its_own_loss_alone(
     centre = float(model.moments[1] / model.moments[0])
 
     def ctr_loss() -> Any:
-        return tf.reduce_mean(weights.row_losses(model(batch), y, scores.weight.numpy()))
+        return tf.reduce_mean(equations.row_losses(model(batch), y, scores.weight.numpy()))
 
     def gate_loss() -> Any:
         g = model.gate(model.group_ids(ModelInputs.of(model.spec, ids, numbers)))
@@ -149,7 +149,7 @@ def test_fact_6_nothing_has_a_gradient_across_the_wall(
     with tf.GradientTape(persistent=True) as tape:
         s = model(batch)
         result = model._weighting.train(_as_training_batch(model, batch, tf.sigmoid(s)))  # p keeps its gradient here
-        ctr_loss = tf.reduce_sum(weights.row_losses(s, batch["label"], result.click))
+        ctr_loss = tf.reduce_sum(equations.row_losses(s, batch["label"], result.click))
         gate_loss = tf.reduce_sum(result.gate_losses * result.gate_rows)
     backbone, gates = model.backbone.trainable_variables, model.gate.trainable_variables
     assert [g for g in tape.gradient(ctr_loss, gates) if g is not None] == []
@@ -240,7 +240,7 @@ def test_fact_6_a_gate_that_the_ctr_loss_reaches_runs_away(bound: float | None) 
             g = g if bound is None else bound * tf.tanh(g)
             w = (q + g) / centre  # no stop_gradient
             logit = tf.gather(s, x)
-            loss = tf.reduce_mean(weights.row_losses(logit, y, w))
+            loss = tf.reduce_mean(equations.row_losses(logit, y, w))
         for variable, gradient in zip(
             [s, *gate.trainable_variables], tape.gradient(loss, [s, *gate.trainable_variables]), strict=True
         ):

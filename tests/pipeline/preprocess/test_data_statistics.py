@@ -16,7 +16,7 @@ from clsd.features.errors import UserError
 from clsd.features.schema import Schema
 from clsd.pipeline.cli import main
 from clsd.pipeline.evaluation import pictures
-from clsd.pipeline.evaluation.drift import moved, psi
+from clsd.pipeline.evaluation.drift import drift, psi
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, Dataset
@@ -134,8 +134,8 @@ def drifted(small_config: Config, small_log: Path, tmp_path_factory: pytest.Temp
 
 
 def test_drift_finds_what_moved_and_nothing_else(small_dataset: Dataset, drifted: Dataset) -> None:
-    assert all(feature.psi in (None, 0.0) for feature in moved(small_dataset, small_dataset))
-    result = {feature.feature: feature for feature in moved(small_dataset, drifted)}
+    assert all(feature.psi in (None, 0.0) for feature in drift(small_dataset, small_dataset))
+    result = {feature.feature: feature for feature in drift(small_dataset, drifted)}
     assert result["price"].psi > 0.5 and result["age_band"].psi > 0.1  # type: ignore[operator]
     assert set([*result][:2]) == {"price", "hour"}
     assert result["hour"].psi > 1 and result["hour"].what == "missing: 0.0% to 20.0%"  # type: ignore[operator]
@@ -162,7 +162,7 @@ def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, sm
         config = small_config.model_copy(update={"logs": logs, "rows": schema})
         parts.append(preprocess(config, tmp_path / f"dataset-{half}"))
     for old, new in (parts, parts[::-1]):
-        result = {feature.feature: feature.psi for feature in moved(old, new)}
+        result = {feature.feature: feature.psi for feature in drift(old, new)}
         assert 0 < result["hour"] < 0.1 and 0 < result["item_id"] < 0.25, result  # type: ignore[operator]
         assert 0 < result["user_id"] < 0.25, result  # type: ignore[operator]
         assert old.statistics["features"]["hour"]["distinct"] == 24
@@ -177,12 +177,12 @@ def test_a_feature_that_vanished_has_moved(small_dataset: Dataset, small_config:
     schema = Schema.model_validate({**small_config.row_schema.model_dump(mode="python"), "features": features})
     logs = small_config.logs.model_copy(update={"files": [str(tmp_path / "log.jsonl")]})
     new = preprocess(small_config.model_copy(update={"logs": logs, "rows": schema}), tmp_path / "dataset")
-    result = {feature.feature: feature for feature in moved(small_dataset, new)}
+    result = {feature.feature: feature for feature in drift(small_dataset, new)}
     for name in ("age_band", "price"):
         assert result[name].psi > 5, result[name]  # type: ignore[operator]
         assert result[name].what == "missing: 0.0% to 100.0%" or result[name].missing == (0.0, 1.0)
     assert result["tags"].psi > 5 and result["tags"].what == "only the older data set has it"  # type: ignore[operator]
-    assert {f.feature: f.what for f in moved(new, small_dataset)}["tags"] == "only the newer data set has it"
+    assert {f.feature: f.what for f in drift(new, small_dataset)}["tags"] == "only the newer data set has it"
 
 
 def test_validate_tells_a_person_and_a_script(small_dataset: Dataset, drifted: Dataset) -> None:

@@ -215,6 +215,6 @@ def test_the_command_leaves_with_3_where_something_moved(
     asked = [{k: v for k, v in row.items() if k not in ("score", "ctr", "confidence")} for row in moved]
     log = str(_log(tmp_path / "asked.jsonl", asked))
     ignored = CliRunner().invoke(main, [*command, log, "--ignore", "price"])
-    assert ignored.exit_code == 0 and "only what was asked is compared" in ignored.stderr
+    assert ignored.exit_code == 0 and "only the features are compared" in ignored.stderr
     wrong = CliRunner().invoke(main, [*command, log, "--ignore", "prise"])
     assert wrong.exit_code == 2 and "did you mean 'price'?" in wrong.stderr

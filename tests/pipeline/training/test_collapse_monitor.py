@@ -43,7 +43,7 @@ PAPER = {"confidence": {"preset": "paper"}, "train": {"epochs": 8, "monitor": {"
             "the weights leave 0.07 of the clicks effective (train.monitor.effective_clicks: 0.1)",
         ),
         ({"largest_weight": 0.101}, ""),
-        ({"largest_weight": 0.05}, "no click weighs more than 0.05 (train.monitor.largest_weight: 0.1)"),
+        ({"largest_weight": 0.05}, "the largest weight of a click is 0.05 (train.monitor.largest_weight: 0.1)"),
         # A window without clicks says nothing: all figures of clicks are 0 in it.
         ({"ctr": 0.0, "predicted_ctr": 0.0, "effective_clicks": 0.0, "largest_weight": 0.0}, ""),
     ],

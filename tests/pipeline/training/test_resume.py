@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     for path in (run / "checkpoints").glob("*/weights.index"):
         path.write_bytes(b"")
     (run / "run.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoints: has no checkpoint that is whole; pass --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoints: has no intact checkpoint; pass --overwrite"):
         train(config, tiny_dataset, run)
 
 

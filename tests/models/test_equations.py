@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from clsd.features.tf_runtime import tf
-from clsd.models import weights
+from clsd.models import equations
 
 UNBOUNDED = {"eps": 1e-9, "a_max": 1e9}
 
@@ -40,8 +40,8 @@ def _optimum(eta: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _expected_loss(s: Any, eta: Any, w: Any) -> Any:
-    click = weights.row_losses(s, tf.ones_like(s), w)
-    return eta * click + (1 - eta) * weights.row_losses(s, tf.zeros_like(s), w)
+    click = equations.row_losses(s, tf.ones_like(s), w)
+    return eta * click + (1 - eta) * equations.row_losses(s, tf.zeros_like(s), w)
 
 
 # ---------------------------------------------------------------- fact 1
@@ -52,8 +52,8 @@ def test_fact_1_raw_self_distillation_has_the_gradient_of_generalised_cross_entr
     s = tf.linspace(-3.0, 3.0, 25)  # q**alpha stays within the bounds
 
     def distilled(s: Any) -> Any:
-        a = weights.confidence(tf.sigmoid(s), 0.0, 1.0, alpha=alpha)
-        return weights.row_losses(s, tf.ones_like(s), weights.positive_weight(a, 1.0, math.inf))
+        a = equations.confidence(tf.sigmoid(s), 0.0, 1.0, alpha=alpha)
+        return equations.row_losses(s, tf.ones_like(s), equations.positive_weight(a, 1.0, math.inf))
 
     generalised = _gradient(lambda s: (1.0 - tf.sigmoid(s) ** alpha) / alpha, s)
     np.testing.assert_allclose(_gradient(distilled, s), generalised, atol=1e-6)
@@ -61,7 +61,7 @@ def test_fact_1_raw_self_distillation_has_the_gradient_of_generalised_cross_entr
 
 def test_fact_1_raw_self_distillation_leaves_cross_entropy_on_negatives() -> None:
     s = tf.linspace(-3.0, 3.0, 25)
-    distilled = _gradient(lambda s: weights.row_losses(s, tf.zeros_like(s), tf.sigmoid(s)), s)
+    distilled = _gradient(lambda s: equations.row_losses(s, tf.zeros_like(s), tf.sigmoid(s)), s)
     np.testing.assert_allclose(distilled, _gradient(lambda s: -tf.math.log(1.0 - tf.sigmoid(s)), s), atol=1e-6)
 
 
@@ -70,7 +70,9 @@ def test_row_losses_are_weighted_cross_entropy() -> None:
     s, w, y = rng.normal(size=200), rng.uniform(0.1, 5, 200), rng.integers(0, 2, 200).astype(float)
     p = _sigmoid(s)
     by_hand = -(y * w * np.log(p) + (1 - y) * np.log(1 - p))
-    np.testing.assert_allclose(weights.row_losses(tf.constant(s), tf.constant(y), tf.constant(w)), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(
+        equations.row_losses(tf.constant(s), tf.constant(y), tf.constant(w)), by_hand, rtol=1e-12
+    )
 
 
 def test_non_clicks_have_a_weight_of_their_own() -> None:
@@ -78,11 +80,11 @@ def test_non_clicks_have_a_weight_of_their_own() -> None:
     s, w, v, y = rng.normal(size=200), rng.uniform(0.1, 5, 200), rng.uniform(0.1, 5, 200), rng.integers(0, 2, 200) * 1.0
     p = _sigmoid(s)
     by_hand = -(y * w * np.log(p) + (1 - y) * v * np.log(1 - p))
-    np.testing.assert_allclose(weights.row_losses(*(tf.constant(x) for x in (s, y, w, v))), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(equations.row_losses(*(tf.constant(x) for x in (s, y, w, v))), by_hand, rtol=1e-12)
 
 
 def test_row_losses_stay_finite_at_extreme_logits() -> None:
-    losses = weights.row_losses(tf.constant([-1e4, 1e4]), tf.constant([1.0, 0.0]), tf.ones([2]))
+    losses = equations.row_losses(tf.constant([-1e4, 1e4]), tf.constant([1.0, 0.0]), tf.ones([2]))
     np.testing.assert_array_equal(losses, [1e4, 1e4])
 
 
@@ -99,19 +101,19 @@ def test_fact_2_weighted_optimum_has_w_times_the_odds_and_calibrated_logit_undoe
         s.assign_sub(tf.clip_by_value(_gradient(lambda s: _expected_loss(s, eta, w), s) / curvature, -1.0, 1.0))
     odds = np.exp(s.numpy())
     np.testing.assert_allclose(odds, (w * eta / (1 - eta)).numpy(), rtol=1e-9)
-    np.testing.assert_allclose(tf.sigmoid(weights.calibrated_logit(s, w)), eta, rtol=1e-9)
+    np.testing.assert_allclose(tf.sigmoid(equations.calibrated_logit(s, w)), eta, rtol=1e-9)
 
 
 def test_fact_2_calibrated_logit_undoes_the_sampling_of_non_clicks() -> None:
     eta, w, kept = np.array([0.001, 0.02, 0.5]), np.array([0.3, 1.0, 4.0]), 0.1
     sampled = eta / (eta + kept * (1 - eta))  # the CTR of the training data
     s = _logit(_optimum(sampled, w))
-    np.testing.assert_allclose(_sigmoid(weights.calibrated_logit(s, w, math.log(kept)).numpy()), eta, rtol=1e-9)
+    np.testing.assert_allclose(_sigmoid(equations.calibrated_logit(s, w, math.log(kept)).numpy()), eta, rtol=1e-9)
 
 
 def test_mean_weight_is_the_ratio_of_its_sums_and_1_before_any() -> None:
-    assert float(weights.mean_weight(tf.constant([8.0, 6.0]))) == 0.75
-    assert float(weights.mean_weight(tf.zeros([2]))) == 1.0
+    assert float(equations.mean_weight(tf.constant([8.0, 6.0]))) == 0.75
+    assert float(equations.mean_weight(tf.zeros([2]))) == 1.0
 
 
 # ---------------------------------------------------------------- fact 3
@@ -122,8 +124,8 @@ def _self_taught(eta: np.ndarray, rounds: int, blend: float, c: float | None) ->
     p = eta.copy()
     for _ in range(rounds):
         centre = float(np.sum(eta * p) / np.sum(eta)) if c is None else c
-        a = weights.confidence(tf.constant(p), 0.0, tf.constant(centre, tf.float64), **UNBOUNDED)
-        p = _optimum(eta, weights.positive_weight(a, centre, blend).numpy())
+        a = equations.confidence(tf.constant(p), 0.0, tf.constant(centre, tf.float64), **UNBOUNDED)
+        p = _optimum(eta, equations.positive_weight(a, centre, blend).numpy())
     return p
 
 
@@ -141,7 +143,7 @@ def test_fact_3_fixed_point_of_the_raw_self_teacher_has_no_gradient() -> None:
     s = tf.constant(_logit(2 - 1 / ETA[ETA > 0.5]))
 
     def loss(s: Any) -> Any:
-        a = weights.confidence(tf.sigmoid(s), 0.0, tf.ones([], tf.float64), **UNBOUNDED)
+        a = equations.confidence(tf.sigmoid(s), 0.0, tf.ones([], tf.float64), **UNBOUNDED)
         return _expected_loss(s, eta, a)
 
     np.testing.assert_allclose(_gradient(loss, s), 0.0, atol=1e-12)
@@ -178,9 +180,9 @@ def _population(normalise: str, blend: float) -> tuple[np.ndarray, np.ndarray, n
     q = np.clip(eta * rng.uniform(0.6, 1.6, 400), 0.01, 0.99)
     p = eta
     for _ in range(200):  # gradient_mass depends on p, which depends on it
-        moments = weights.moment_sums(tf.constant(q), tf.constant(p), tf.constant(eta), 1.0)
-        c = weights.normaliser(moments, normalise)
-        w = weights.positive_weight(weights.confidence(q, 0.0, c, **UNBOUNDED), c, blend).numpy()
+        moments = equations.moment_sums(tf.constant(q), tf.constant(p), tf.constant(eta), 1.0)
+        c = equations.normaliser(moments, normalise)
+        w = equations.positive_weight(equations.confidence(q, 0.0, c, **UNBOUNDED), c, blend).numpy()
         p = _optimum(eta, w)
     return eta, w, p
 
@@ -205,30 +207,30 @@ def test_fact_4_gradient_mass_keeps_the_mean_prediction(blend: float) -> None:
 def test_moment_sums_are_sums_over_the_positives() -> None:
     rng = np.random.default_rng(3)
     q, p, y = rng.random(40), rng.random(40), rng.integers(0, 2, 40).astype(float)
-    sums = weights.moment_sums(tf.constant(q), tf.constant(p), tf.constant(y), 0.5)
+    sums = equations.moment_sums(tf.constant(q), tf.constant(p), tf.constant(y), 0.5)
     at = y == 1
     root = np.sqrt(q[at])
     np.testing.assert_allclose(sums, [at.sum(), root.sum(), (root * (1 - p[at])).sum(), (1 - p[at]).sum()], rtol=1e-12)
 
 
 def test_moment_sums_without_positives_are_zero() -> None:
-    assert not weights.moment_sums(tf.constant([0.2, 0.7]), tf.constant([0.1, 0.6]), tf.zeros([2]), 1.0).numpy().any()
+    assert not equations.moment_sums(tf.constant([0.2, 0.7]), tf.constant([0.1, 0.6]), tf.zeros([2]), 1.0).numpy().any()
 
 
 @pytest.mark.parametrize(("kind", "c"), [("mean", 0.3), ("gradient_mass", 0.25), ("none", 1.0)])
 def test_normaliser_is_the_ratio_that_its_kind_names(kind: str, c: float) -> None:
-    assert float(weights.normaliser(tf.constant([10.0, 3.0, 2.0, 8.0]), kind)) == pytest.approx(c, rel=1e-6)
+    assert float(equations.normaliser(tf.constant([10.0, 3.0, 2.0, 8.0]), kind)) == pytest.approx(c, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mean", "gradient_mass", "none"])
 def test_normaliser_is_one_before_any_positive(kind: str) -> None:
-    assert float(weights.normaliser(tf.zeros([4]), kind)) == 1.0
+    assert float(equations.normaliser(tf.zeros([4]), kind)) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["mean", "gradient_mass"])
 def test_normaliser_of_vanished_confidence_stays_above_zero(kind: str) -> None:
-    c = weights.normaliser(tf.constant([10.0, 0.0, 0.0, 10.0]), kind)
-    w = weights.positive_weight(weights.confidence(tf.zeros([3]), 0.0, c), c, math.inf)
+    c = equations.normaliser(tf.constant([10.0, 0.0, 0.0, 10.0]), kind)
+    w = equations.positive_weight(equations.confidence(tf.zeros([3]), 0.0, c), c, math.inf)
     assert float(c) > 0 and np.isfinite(w).all()
 
 
@@ -237,12 +239,12 @@ def test_normaliser_of_vanished_confidence_stays_above_zero(kind: str) -> None:
 
 def test_confidence_is_clipped_in_units_of_c() -> None:
     q, g = tf.constant([0.0, 0.1, 0.9, 0.5]), tf.constant([-3.0, 0.0, 0.4, -0.3])
-    a = weights.confidence(q, g, 0.2, eps=0.02, a_max=5.0)
+    a = equations.confidence(q, g, 0.2, eps=0.02, a_max=5.0)
     np.testing.assert_allclose(a, [0.02 * 0.2, 0.1, 5.0 * 0.2, 0.2], rtol=1e-6)
 
 
 def test_gate_is_added_after_the_power() -> None:
-    a = weights.confidence(tf.constant([0.25]), tf.constant([0.1]), 1.0, alpha=0.5)
+    a = equations.confidence(tf.constant([0.25]), tf.constant([0.1]), 1.0, alpha=0.5)
     np.testing.assert_allclose(a, [0.6], rtol=1e-6)
 
 
@@ -250,7 +252,7 @@ def test_fact_6_confidence_passes_no_gradient_to_teacher_or_gate() -> None:
     q, g = tf.constant([0.3]), tf.constant([0.1])
     with tf.GradientTape() as tape:
         tape.watch([q, g])
-        a = weights.confidence(q, g, 0.3)
+        a = equations.confidence(q, g, 0.3)
     assert tape.gradient(a, [q, g]) == [None, None]
 
 
@@ -258,20 +260,20 @@ def test_fact_6_confidence_passes_no_gradient_to_teacher_or_gate() -> None:
     ("blend", "expected"), [(0.0, [1, 1, 1]), (1.0, [0.75, 1, 2]), (3.0, [0.625, 1, 2.5]), (math.inf, [0.5, 1, 3])]
 )
 def test_blend_runs_from_one_to_the_confidence_alone(blend: float, expected: list[float]) -> None:
-    w = weights.positive_weight(tf.constant([0.1, 0.2, 0.6]), 0.2, blend)
+    w = equations.positive_weight(tf.constant([0.1, 0.2, 0.6]), 0.2, blend)
     np.testing.assert_allclose(w, expected, rtol=1e-6)
 
 
 def test_centre_gate_loss_counts_positives_against_the_mean_confidence() -> None:
     q, g, y = tf.constant([0.25, 0.36]), tf.constant([0.1, -0.2]), tf.constant([1.0, 0.0])
-    losses, counted = weights.gate_losses(q, g, y, 0.4, kind="centre", alpha=0.5)
+    losses, counted = equations.gate_losses(q, g, y, 0.4, kind="centre", alpha=0.5)
     np.testing.assert_allclose(losses, [(0.5 + 0.1 - 0.4) ** 2, (0.6 - 0.2 - 0.4) ** 2], atol=1e-7)
     np.testing.assert_array_equal(counted, y)
 
 
 def test_calibration_gate_loss_counts_every_row_against_its_label() -> None:
     q, g, y = tf.constant([0.25, 0.36]), tf.constant([0.1, -0.2]), tf.constant([1.0, 0.0])
-    losses, counted = weights.gate_losses(q, g, y, 0.4, kind="calibration", alpha=0.5)
+    losses, counted = equations.gate_losses(q, g, y, 0.4, kind="calibration", alpha=0.5)
     np.testing.assert_allclose(losses, [(0.35 - 1) ** 2, 0.16**2], atol=1e-7)
     np.testing.assert_array_equal(counted, [1.0, 1.0])
 
@@ -281,6 +283,6 @@ def test_fact_6_gate_loss_reaches_the_gate_alone(kind: str) -> None:
     q, g, centre = tf.constant([0.3, 0.6]), tf.constant([0.1, 0.1]), tf.constant(0.2)
     with tf.GradientTape() as tape:
         tape.watch([q, g, centre])
-        losses, _ = weights.gate_losses(q, g, tf.ones([2]), centre, kind=kind, alpha=1.0)
+        losses, _ = equations.gate_losses(q, g, tf.ones([2]), centre, kind=kind, alpha=1.0)
     to_q, to_g, to_centre = tape.gradient(losses, [q, g, centre])
     assert to_q is None and to_centre is None and (to_g.numpy() != 0).all()
