@@ -18,7 +18,7 @@ from clsd.pipeline.shared.progress import add, say, say_there_already, warn, wat
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run keeps what: one folder a stage, under ``runs/<name>``.
+    """The directories of a run's results: one per stage, under ``runs/<name>``.
 
     Args:
         root: ``runs/<name>``.
@@ -54,13 +54,13 @@ class Paths:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left.
+    """The result of a run.
 
     Args:
-        paths: where.
+        paths: directories of the results.
         metrics: content of metrics.json.
-        model: the exported version.
-        row, prediction: the golden row that the model likes best, and what the exported model says of it.
+        model: directory of the exported version.
+        row, prediction: the golden row with the highest CTR, and the exported model's prediction for it.
     """
 
     paths: Paths
@@ -71,10 +71,10 @@ class Outcome:
 
 
 def fetch_logs(config: Config, *, overwrite: bool = False) -> None:
-    """Write the public data set that the config names to where the config reads it.
+    """Write the public data set of the config (``logs.dataset``) to the file that the config reads.
 
     Raises:
-        UserError: the config's files are no single file, or the data set cannot be fetched.
+        UserError: ``logs.files`` is not a single file, or the data set cannot be fetched.
     """
     from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 
@@ -108,13 +108,13 @@ def fetch_logs(config: Config, *, overwrite: bool = False) -> None:
 
 
 def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: list[str] | None = None) -> Outcome:
-    """All stages, each skipped where its result is there and was made from the same settings and data.
+    """Run all stages. A stage is skipped if its result is there, with the same settings and data.
 
     Args:
         config: the whole run's settings.
         paths: where results go.
-        overwrite: make anew what was made from other settings, instead of refusing.
-        beam_options: passed through to the preprocessing job.
+        overwrite: replace results of other settings instead of refusing.
+        beam_options: options of Beam for the preprocessing job.
     """
     from clsd.pipeline.preprocess.input_splits import plan
     from clsd.pipeline.preprocess.job import is_made, preprocess
@@ -135,9 +135,9 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     from clsd.pipeline.training.train import run_fingerprint, train
 
     _say(3, "train", str(paths.train))
-    mark = run_fingerprint(config, dataset)
-    there = _json_or_none(paths.train / RUN_FILE)
-    same = there is not None and there["fingerprint"] == mark
+    fingerprint = run_fingerprint(config, dataset)
+    finished = _json_or_none(paths.train / RUN_FILE)
+    same = finished is not None and finished["fingerprint"] == fingerprint
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate
@@ -147,11 +147,11 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     metrics = _json_or_none(paths.evaluation / METRICS_FILE)
     if (
         metrics
-        and metrics["training"]["fingerprint"] == mark
+        and metrics["training"]["fingerprint"] == fingerprint
         and metrics["settings"] == config.evaluate.model_dump(mode="json")
     ):
         say_there_already()
-    else:  # cheap to make again from the model, so an older report is no loss
+    else:  # it is fast, so an older report may be replaced
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
     from clsd.pipeline.serving.export import PublishingRequirements, export, is_of, withdrawn
@@ -159,10 +159,10 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     from clsd.pipeline.shared.model_versions import GOLDEN_FILE, versions_in
 
     _say(5, "export", str(paths.export))
-    result = [version for version in versions_in(paths.export) if is_of(version, mark, config.export)]
-    gone = None if result else withdrawn(paths.export, mark, config.export)
+    result = [version for version in versions_in(paths.export) if is_of(version, fingerprint, config.export)]
+    gone = None if result else withdrawn(paths.export, fingerprint, config.export)
     if gone is not None:
-        warn(f"{gone} is of this run and was taken out of service: not exported again")
+        warn(f"{gone} is a withdrawn version of this run: not exported again")
         result = versions_in(paths.export)[-1:]
     if result:
         model = result[-1]
@@ -170,7 +170,11 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
             say_there_already()
     else:
         model = export(
-            dataset, paths.train, paths.export, settings=config.export, gates=PublishingRequirements(headline(metrics))
+            dataset,
+            paths.train,
+            paths.export,
+            settings=config.export,
+            requirements=PublishingRequirements(headline(metrics)),
         )
 
     _say(6, "predict", str(model))

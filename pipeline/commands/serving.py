@@ -74,8 +74,8 @@ def export(
     config, paths, result, run = results(config_path, overrides, runs, dataset_dir, run_dir)
     target = as_path(out) if out else paths.export
     metrics = known_headline(as_path(evaluation) if evaluation else paths.evaluation, run)
-    gates = PublishingRequirements(metrics, require, as_path(against) if against else None)
-    click.echo(job(result, run, target, version=version, settings=config.export, gates=gates, keep=keep))
+    requirements = PublishingRequirements(metrics, require, as_path(against) if against else None)
+    click.echo(job(result, run, target, version=version, settings=config.export, requirements=requirements, keep=keep))
 
 
 @click.command()

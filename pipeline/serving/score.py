@@ -44,12 +44,12 @@ from clsd.pipeline.shared.log_writer import json_lines
 from clsd.pipeline.shared.model_versions import exported_config
 from clsd.pipeline.shared.threads import ONE, Threads
 
-#: What says that a directory of scores is whole, and what they are of.
+#: The file that marks a complete directory of scores and describes it.
 SCORES_FILE = "scores.json"
-#: Rows that the model is asked for at a time.
-ASKED_ROWS = 8192
+#: Number of rows per call of the model.
+BATCH_ROWS = 8192
 _DEAD = "dead"
-#: What is counted after reading, and what the stage is called.
+#: The count of the stage after reading, and the stage's name.
 SCORING = (("rows scored", "scoring"),)
 
 beam_private.shorten_waits()
@@ -83,8 +83,8 @@ class Read(beam.DoFn):  # type: ignore[misc]
                     yield beam.pvalue.TaggedOutput(_DEAD, materialised)
                 progress.add("rows refused", 1, self._directory)
             else:
-                for place_of in spill(self._directory, [part.rows]):
-                    yield Part(input_split.index, number, place_of)
+                for spilled in spill(self._directory, [part.rows]):
+                    yield Part(input_split.index, number, spilled)
                     number += 1
             progress.add("rows read", 1 if isinstance(part, DeadLetter) else part.rows.num_rows, self._directory)
         for materialised in dead_letters.rest():
@@ -93,20 +93,20 @@ class Read(beam.DoFn):  # type: ignore[misc]
 
 
 class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[misc]
-    """An exported version, asked by ``serving_default``.
+    """Beam's handler of an exported version; it calls ``serving_default``.
 
     Args:
-        schema: which column each input reads.
+        schema: the schema; it says which column each input reads.
         model: directory of the version.
-        directory: the job's.
+        directory: directory of the job.
     """
 
     def __init__(self, schema: Schema, model: str, directory: str) -> None:
-        super().__init__(max_batch_size=1)  # each element is many rows already
+        super().__init__(max_batch_size=1)  # each element holds many rows already
         self._schema, self._model, self._directory = schema, model, directory
 
     def load_model(self) -> Any:
-        """The model, once a worker."""
+        """Load the model, once per worker."""
         from clsd.pipeline.serving.predict import Predictor
 
         return Predictor(as_path(self._model))
@@ -118,9 +118,9 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
         for part in batch:
             table = pa.Table.from_batches([load(part.materialised)])
             answers: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
-            for at in range(0, table.num_rows, ASKED_ROWS):
-                inputs = serving_arrays(self._schema, table.slice(at, ASKED_ROWS), model.inputs)
-                for name, values in model.ask(inputs).items():
+            for at in range(0, table.num_rows, BATCH_ROWS):
+                inputs = serving_arrays(self._schema, table.slice(at, BATCH_ROWS), model.inputs)
+                for name, values in model.call(inputs).items():
                     answers[name].append(values)
             for name, values in answers.items():
                 table = table.append_column(name, pa.chunked_array(values, pa.float32()))
@@ -141,18 +141,18 @@ def score(
     """Score the config's logs.
 
     Args:
-        config: where the logs are, and what their rows mean to the model.
+        config: the logs and their schema.
         model: an exported version.
-        out: directory of the parts, of ``dead_letters.jsonl.gz`` where lines did not parse, and of scores.json.
+        out: directory of the output files, of ``dead_letters.jsonl.gz`` if lines did not parse, and of scores.json.
         format: parquet or jsonl.
-        overwrite: replace what is there.
-        beam_options: passed through to Beam.
+        overwrite: replace the content of ``out``.
+        beam_options: options of Beam.
 
     Returns:
-        the content of scores.json: rows, parts, and of the scores each the mean.
+        the content of scores.json: rows, parts, and the mean of each score.
 
     Raises:
-        UserError: of the logs, the model or the disk.
+        UserError: a fault of the logs, the model or the disk.
     """
     model = as_path(model)
     out = as_path(out)
@@ -191,7 +191,7 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
     theirs = {f.name: f for f in config.row_schema.inputs}
     for feature in exported.row_schema.inputs:
         mine = theirs.get(feature.name)
-        # A log may have as text what a request has as a list, as a CSV must.
+        # A log may hold text where a request holds a list; a CSV file must.
         split = getattr(mine, "separator", "") and not getattr(feature, "separator", "") and feature.dtype == "string"  # type: ignore[union-attr]
         for what in ("kind", "dtype", *(() if split else ("separator",))):
             if getattr(mine, what, None) != getattr(feature, what, None):
@@ -200,27 +200,29 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
                     "rows.features", said, "describe the log's features as the model's, or leave out --config"
                 )
     dumped = config.row_schema.model_dump(mode="json", by_alias=True)
-    made = [feature.source for feature in config.row_schema.histories]
+    histories = [feature.source for feature in config.row_schema.histories]
     for feature in dumped["features"]:
         if feature.get("clicks_of"):
             feature["clicks_of"] = ""
     roles = ("label", "user", "timestamp", "intensity")
-    inputs = [f for f in dumped["features"] if (f["column"] or f["name"]) not in made]
+    inputs = [f for f in dumped["features"] if (f["column"] or f["name"]) not in histories]
     bare = Schema.model_validate({**dumped, "features": inputs, **dict.fromkeys(roles, ""), "passthrough": []})
     input_splits = plan(config.logs, bare)
-    there = [{*input_split.unread, *input_split.types} for input_split in input_splits]
+    columns_of_splits = [{*input_split.unread, *input_split.types} for input_split in input_splits]
 
     def has(column: str) -> bool:
-        return all(column in columns for columns in there)
+        return all(column in columns for columns in columns_of_splits)
 
-    for column in made:
+    for column in histories:
         if not has(column):
-            what = f"has no column '{column}', which preprocessing made of the log's own clicks and a request brings"
-            raise UserError(input_splits[0].path, what, "write into the log the history that the model is to see")
+            what = (
+                f"has no column '{column}': preprocessing derived it from the clicks of the log, but scoring reads it"
+            )
+            raise UserError(input_splits[0].path, what, "add the history to the log")
     kept = {role: dumped[role] if has(dumped[role]) else "" for role in roles}
     carried = [name for name in dumped["passthrough"] if has(name)]
     if lost := [name for name in dumped["passthrough"] if not has(name)]:
-        progress.warn(f"the logs have no column {', '.join(lost)} (rows.passthrough): not carried along")
+        progress.warn(f"the logs have no column {', '.join(lost)} (rows.passthrough): not copied")
     rows = Schema.model_validate({**dumped, **kept, "passthrough": carried})
     return config.model_copy(update={"row_schema": rows}), plan(config.logs, rows)
 
@@ -234,7 +236,7 @@ def build(
     format: str,
     threads: Threads = ONE,
 ) -> None:
-    """The job's graph on a Beam pipeline; everything it makes is written under ``directory``."""
+    """Build the job's Beam graph; all its files are written under ``directory``."""
     read = (
         root
         | "InputSplits" >> beam.Create(input_splits)
@@ -269,7 +271,7 @@ def _write_part(directory: str, format: str, result: Any) -> dict[str, Any]:
         if format == "parquet":
             pq.write_table(table, file)
         else:
-            for batch in table.combine_chunks().to_batches(max_chunksize=ASKED_ROWS):
+            for batch in table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS):
                 file.write("".join(json_lines(batch).to_pylist()).encode())
     sums = {name: float(pc.sum(table[name].cast(pa.float64())).as_py()) for name in OUTPUTS}
     return {"file": name, "rows": table.num_rows, "sums": sums}

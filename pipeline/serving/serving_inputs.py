@@ -14,24 +14,24 @@ from clsd.features.errors import UserError
 from clsd.features.schema import MISSING_INT, NumericFeature, Schema
 from clsd.features.tokens import arrow_type, as_float32, as_type
 
-#: What a model says of a row.
+#: The outputs of a model for a row.
 OUTPUTS = ("score", "ctr", "confidence")
 
 
 def serving_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[str, list[Any]]:
-    """Columns of a raw table as lists for the inputs ``names``; missing is "", the int sentinel, or None for a number.
+    """Columns of a raw table as lists for the inputs ``names``. A missing value is "", the int sentinel, or None for a number.
 
     Args:
-        schema: which column each input reads.
-        table: raw rows, columns as :func:`clsd.features.encode.arrow_type` says.
+        schema: the schema; it says which column each input reads.
+        table: raw rows, with columns of the types of :func:`clsd.features.tokens.arrow_type`.
         names: inputs of the signature.
     """
     out: dict[str, list[Any]] = {}
     for name in names:
         feature = schema.feature(name)
         kind = arrow_type(feature)
-        there = feature.source in table.schema.names
-        column = table[feature.source].cast(kind).to_pylist() if there else [None] * table.num_rows
+        has_column = feature.source in table.schema.names
+        column = table[feature.source].cast(kind).to_pylist() if has_column else [None] * table.num_rows
         if isinstance(feature, NumericFeature):
             out[name] = [value if value is not None and math.isfinite(value) else None for value in column]
         elif pa.types.is_list(kind):
@@ -42,35 +42,38 @@ def serving_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[st
 
 
 def require_free_names(columns: Iterable[str]) -> None:
-    """Refuse columns that have the name of a score, where rows and their scores stand side by side.
+    """Refuse columns with the name of a score, because rows and scores are written side by side.
 
     Raises:
         UserError: naming the column.
     """
     for column in columns:
         if column in OUTPUTS:
-            what = f"a column is named '{column}', as a score of the model is"
+            what = f"a column has the name of a score, '{column}'"
             raise UserError("rows", what, "rename it in the log, and the feature's `column` with it")
 
 
 def serving_arrays(schema: Schema, table: pa.Table, signature: dict[str, Any]) -> dict[str, Any]:
-    """Columns of a raw table as arrays of a signature's dtypes, without a Python object for each number.
+    """Columns of a raw table as arrays of a signature's dtypes; fast, because it makes no Python objects for numbers.
 
     Args:
-        schema: which column each input reads.
-        table: raw rows, columns as :func:`clsd.features.tokens.arrow_type` says, dictionary-encoded or not; one may be missing.
-        signature: ``tf.TensorSpec`` by name, of ``serving_default``.
+        schema: the schema; it says which column each input reads.
+        table: raw rows, with columns of the types of :func:`clsd.features.tokens.arrow_type`, dictionary-encoded or not. A
+            column may be absent.
+        signature: the ``tf.TensorSpec`` of each input of ``serving_default``.
     """
     out = {}
     for name in signature:
         feature = schema.feature(name)
         kind = arrow_type(feature)
-        there = feature.source in table.schema.names
-        column = as_type(table[feature.source], kind) if there else pa.chunked_array([pa.nulls(table.num_rows, kind)])
+        has_column = feature.source in table.schema.names
+        column = (
+            as_type(table[feature.source], kind) if has_column else pa.chunked_array([pa.nulls(table.num_rows, kind)])
+        )
         if isinstance(feature, NumericFeature):
             out[name] = as_float32(column)
             continue
-        if pa.types.is_string(kind) and signature[name].shape.rank == 2:  # a log's text of what a request has as a list
+        if pa.types.is_string(kind) and signature[name].shape.rank == 2:  # text in the log, a list in a request
             column = pc.split_pattern(column, getattr(feature, "separator", ""))
         elif not pa.types.is_list(kind):
             out[name] = _filled(column)
@@ -97,18 +100,18 @@ def _present(value: Any, dtype: str) -> Any:
 
 
 def as_arrays(inputs: dict[str, list[Any]], signature: dict[str, Any]) -> dict[str, Any]:
-    """Lists as arrays of a signature's dtypes; ragged lists are padded, missing numbers become NaN.
+    """Lists as arrays of a signature's dtypes. Ragged lists are padded; missing numbers become NaN.
 
     Args:
-        inputs: by name, equally long.
-        signature: ``tf.TensorSpec`` by name.
+        inputs: lists by name, of equal length.
+        signature: the ``tf.TensorSpec`` of each input.
     """
     return {name: _as_array(inputs[name], spec.dtype.name, spec.shape.rank) for name, spec in signature.items()}
 
 
 def _as_array(values: list[Any], dtype: str, rank: int) -> Any:
     shape = [len(values)]
-    for _ in range(rank - 2):  # a request's candidates, as many in each
+    for _ in range(rank - 2):  # candidates; each request has as many
         shape.append(len(values[0]) if values else 0)
         values = [value for row in values for value in row]
     if rank > 1:

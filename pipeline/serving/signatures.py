@@ -1,12 +1,12 @@
 """The signatures of an exported model, with TF Serving's names and types.
 
 ========================  ==============================================  ===========================================
-signature                 asked with                                      answers, float32 unless told
+signature                 inputs                                          outputs, float32 unless noted
 ========================  ==============================================  ===========================================
 ``serving_default``       raw columns, ``[rows]`` or ``[rows, any]``      ``score``, ``ctr``, ``confidence``, ``[rows]``
 ``serialized_examples``   ``examples``, serialized ``tf.train.Example``s  the same
-``rank``                  a row of raw columns a request, and N values    the same, ``[requests, N]``
-                          of each candidate's column, ``[requests, N]``
+``rank``                  one row of raw columns per request, and N       the same, ``[requests, N]``
+                          values of candidate columns, ``[requests, N]``
 ``classify``              ``inputs``, Examples                            ``classes`` string and ``scores``, ``[rows, 2]``
 ``regress``               ``inputs``, Examples                            ``outputs``, the CTR, ``[rows]``
 ========================  ==============================================  ===========================================
@@ -28,7 +28,7 @@ from clsd.pipeline.serving.serving_inputs import OUTPUTS
 from clsd.pipeline.shared.model_versions import MODEL_FILE
 from clsd.pipeline.training.warm_start import VALUE, names_in_checkpoint
 
-#: The classes that ``classify`` tells the probabilities of.
+#: The classes of ``classify``.
 CLASSES = ("no click", "click")
 Score: TypeAlias = Callable[[ModelInputs], Scores]
 
@@ -36,16 +36,16 @@ _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/se
 
 
 class ServingModel(tf.Module):  # type: ignore[misc]
-    """Raw rows in; ``score``, ``ctr`` and ``confidence`` out.
+    """The exported model: raw rows in; ``score``, ``ctr`` and ``confidence`` out.
 
-    score = sigmoid(s), to rank by; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, how much
-    a click on the row would be believed (1 is the mean click).
+    score = sigmoid(s), for ranking; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, the
+    confidence that a click on the row would have (1 for the mean click).
 
     Args:
-        transform: the raw-feature transform, whose tables become assets.
-        spec: of the model's inputs.
-        score: rows to :class:`clsd.models.confidence_model.Scores`, by a model on one device.
-        candidates: the features of ``rank`` that differ between a request's candidates; without any there is no ``rank``.
+        transform: the raw-feature transform; its tables become assets.
+        spec: the model's inputs.
+        score: function from rows to :class:`clsd.models.confidence_model.Scores`, on one device.
+        candidates: the features that differ between the candidates of a ``rank`` request; without any, there is no ``rank``.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         }
         if candidates:
             self.answers["rank"] = _concrete(lambda **raw: of_requests(raw), **transform.rank_signature(candidates))
-        # What the graph reads: the Keras objects would bring their optimizers, training graphs and unasked teachers along.
+        # Only the variables that the graph reads: the Keras objects would add optimizers, training graphs and unused teachers.
         self.weights = list(self.answers["serving_default"].variables)
 
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
-        """The inputs' ``tf.TensorSpec`` by name, by signature."""
+        """By signature: the ``tf.TensorSpec`` of each input by name."""
         named = {"serialized_examples": "examples", "classify": "inputs", "regress": "inputs"}
         result = {name: answer.structured_input_signature for name, answer in self.answers.items()}
         return {name: {named[name]: a[0]} if name in named else dict(k) for name, (a, k) in result.items()}
 
     def names(self, model: ClsdModel) -> dict[str, str]:
-        """The name of each weight in the SavedModel's files, by that in a run's checkpoint: to train on from here."""
+        """Maps the name of a weight in a run's checkpoint to its name in the SavedModel, for a warm start."""
         theirs = names_in_checkpoint(model)
         return {
             theirs[id(weight)]: f"weights/{at}{VALUE}" for at, weight in enumerate(self.weights) if id(weight) in theirs
@@ -115,11 +115,11 @@ def _concrete(function: Callable[..., Any], /, *specs: Any, **named: Any) -> Any
 
 
 def _finish(directory: Path) -> None:
-    """Say in a SavedModel what TensorFlow 2 has no words for: which signatures are TF Serving's classify and regress, and what
-    stands for a raw input that a request leaves out, for the server and for a session that feeds by names."""
+    """Add to a SavedModel what TensorFlow 2 cannot express: which signatures are TF Serving's classify and regress, and the
+    default of each raw input, both for a server and for a session that feeds inputs by name."""
     from tensorflow.core.protobuf import (
         saved_model_pb2,
-    )  # not before clsd.features.tf_runtime, which TensorFlow must not precede
+    )  # after clsd.features.tf_runtime, which must come before TensorFlow
 
     saved = saved_model_pb2.SavedModel.FromString((directory / MODEL_FILE).read_bytes())
     (meta,) = saved.meta_graphs
@@ -136,5 +136,5 @@ def _finish(directory: Path) -> None:
             node.op = "PlaceholderWithDefault"
             node.input.append(default.name)
     (directory / MODEL_FILE).write_bytes(saved.SerializeToString())
-    # It is the fingerprint of the file as it was, and nothing needs it.
+    # The fingerprint of the unchanged file; nothing needs it.
     (directory / "fingerprint.pb").unlink(missing_ok=True)

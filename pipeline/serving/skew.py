@@ -45,23 +45,23 @@ def skew(
 ) -> dict[str, Any]:
     """Compare a log of served requests with a training run and its data set.
 
-    A feature's stability index is held against ``max_psi`` after what chance alone makes of so few rows is taken off.
+    A feature's PSI minus the PSI that chance gives for so few rows is compared with ``max_psi``.
 
     Args:
         log: JSON lines, or TFRecords of TF Serving's PredictionLog.
-        dataset, run: that the model in service is from.
-        max_difference: of a score; what is more differs, and so does what is no number.
-        max_psi: stability index of a feature; one that has more moved.
-        model: the exported version in service, whose settings say how it scores; the run's own config does if None.
-        ignore: features that may move.
+        dataset, run: the data set and the run of the served model.
+        max_difference: largest difference of a score; a score that is not finite differs too.
+        max_psi: largest PSI of a feature, beyond chance.
+        model: the served version, for its export settings; None for those of the run's config.
+        ignore: features that may drift.
 
     Returns:
-        rows; scores (by output: how many were compared, how many differ, the largest difference and its row, from 1, None where
-        it is no number); features (the one that moved most first: psi, how much of it may be chance, shares that are
-        missing, shares that training does not know, each of training and served); and the names under differ and moved.
+        rows; scores (by output: number compared, number that differ, the largest difference, or None if it is not finite, and
+        its row, from 1); features (largest PSI first: psi, chance, and for training and serving the shares of missing and of
+        unknown values); and the names of outputs and features that are out of bounds, under differ and moved.
 
     Raises:
-        UserError: of the log, the run or the model.
+        UserError: a fault of the log, the run or the model.
     """
     schema = dataset.schema
     require_free_names([name for f in schema.features for name in (f.name, f.source)])
@@ -82,9 +82,9 @@ def skew(
     table = _as_table(schema, rows, str(log))
     try:
         expected = trainer_scores(dataset, trained.spec, scoring_of(config, dataset, trained), table)
-    except pa.ArrowInvalid as error:  # a text of numbers, of which one is none
-        what = f"holds a value that a log is refused for ({error})"
-        raise UserError(str(log), what, "see which of the requests it is of, and fix the client") from None
+    except pa.ArrowInvalid as error:  # text with a part that is not a number
+        what = f"holds a value that is invalid in a log ({error})"
+        raise UserError(str(log), what, "find the request, and fix the client") from None
     scores, differ = {}, []
     for name in OUTPUTS:
         known = np.array([row.get(name) is not None for row in rows])
@@ -128,13 +128,13 @@ def _finite(value: Any) -> float | None:
 
 
 class Compared(NamedTuple):
-    """One feature as it was trained on and as it was asked, both encoded.
+    """One feature in training and in serving, both encoded.
 
     Args:
-        feature: its name.
-        psi: population stability index, missing and unknown values among the bins.
-        chance: what the index of so few rows of the trained distribution stays below, 19 times of 20.
-        missing, unknown: shares of rows without a value, and with one that no vocabulary has, trained and served.
+        feature: name of the feature.
+        psi: population stability index, with missing and unknown values as bins.
+        chance: the 95 % quantile of the PSI of as many rows drawn from the training distribution.
+        missing, unknown: shares of rows without a value and with an unknown value, in training and in serving.
         what: the bin or value whose share differs most, with both shares.
     """
 
@@ -147,26 +147,28 @@ class Compared(NamedTuple):
 
 
 def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
-    """Every input of the model, the one that moved most first: the training split by its first shard, which is a random part of
-    it, and the requests as training would have encoded them."""
+    """Compare each input of the model; the largest PSI comes first.
+
+    The first shard, a random part of the training split, stands for training. The requests are encoded as in training.
+    """
     (batch,) = table.combine_chunks().to_batches()
     served: tuple[Any, Any] = encode(dataset.transform, batch)
     rows = dataset.read("train", shards=1)
     trained: tuple[Any, Any] = rows.ids, rows.values
     result, numeric = [], [f.name for f in dataset.schema.numeric]
     for feature in dataset.schema.inputs:
-        sides: list[Any] = []
+        twins: list[Any] = []
         for ids, values in (trained, served):
             if feature.name in dataset.schema.id_slices:
-                sides.append(ids[:, dataset.schema.id_slices[feature.name]])
+                twins.append(ids[:, dataset.schema.id_slices[feature.name]])
             else:
-                sides.append(values[:, numeric.index(feature.name)])
+                twins.append(values[:, numeric.index(feature.name)])
         compare = _ids if feature.name in dataset.schema.id_slices else _numbers
-        labels, p, q = compare(dataset, feature, *sides)
-        absent = _missing(dataset, feature, batch, *sides)
-        unknown = _unknown(dataset, feature, *sides)
-        at = int(np.argmax(np.abs(q - p)))
-        what = f"{labels[at]}: {p[at]:.1%} to {q[at]:.1%}"
+        labels, p, q = compare(dataset, feature, *twins)
+        absent = _missing(dataset, feature, batch, *twins)
+        unknown = _unknown(dataset, feature, *twins)
+        largest = int(np.argmax(np.abs(q - p)))
+        what = f"{labels[largest]}: {p[largest]:.1%} to {q[largest]:.1%}"
         result.append(Compared(feature.name, psi(p, q), _chance(p, table.num_rows), absent, unknown, what))
     return sorted(result, key=lambda compared: (-compared.psi, compared.feature))
 
@@ -177,7 +179,7 @@ def _chance(shares: Any, rows: int) -> float:
 
 
 def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
-    """Shares of the most frequent ids of training, and of all others together."""
+    """Shares of the most frequent ids of training, and of all other ids."""
     counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
     top = np.argsort(-counts[0], kind="stable")[:STATISTICS_TOP]
     top = top[counts[0][top] > 0]
@@ -193,7 +195,7 @@ def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[lis
 
 
 def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
-    """Shares between the quantiles of training, of scaled numbers; a missing one is the mean."""
+    """Shares between the quantiles of training, of scaled numbers. A missing number is the mean."""
     cuts = np.unique(np.quantile(trained, STATISTICS_QUANTILES[1:-1]))
     shares = [
         np.diff([0, *np.searchsorted(np.sort(x), cuts, side="right"), len(x)]) / len(x) for x in (trained, served)
@@ -221,14 +223,14 @@ def _unknown(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple
 
 
 def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Table:
-    """The inputs of the rows as columns of the log, those that no row has left out."""
+    """The inputs of the rows as columns of the log, without the columns that no row has."""
     columns: dict[str, pa.Array] = {}
     for feature in schema.features:
         if not any(feature.name in row or feature.source in row for row in rows):
             continue
         kind = arrow_type(feature)
         result = [row.get(feature.name, row.get(feature.source)) for row in rows]
-        if not pa.types.is_list(kind):  # in an Example one value is a list, too
+        if not pa.types.is_list(kind):  # in an Example, a single value is a list too
             result = [(value[0] if value else None) if isinstance(value, list) else value for value in result]
         try:
             columns[feature.source] = pa.array(result, kind)
@@ -243,7 +245,7 @@ def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Tabl
     return pa.table(columns)
 
 
-#: What Arrow raises for a value that is none of a type.
+#: The errors of Arrow for a value that does not fit a type.
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
@@ -256,7 +258,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Inputs and outputs of each row, by name; ``ranks`` are those of a single request's inputs."""
+    """Inputs and outputs of each row, by name; ``ranks`` are the ranks of the inputs of ``serving_default``."""
     try:
         with log.open("rb") as file:
             recorded = begins_as_records(file.read(12))
@@ -277,11 +279,11 @@ def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:
 
 
 def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[str, Any]]:
-    """The rows of a ``PredictionLog``; a request that brings no answer has inputs alone."""
+    """The rows of a ``PredictionLog``. A request without a response has inputs only."""
     from google.protobuf.message import DecodeError
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-    from clsd.features.tf_runtime import tf  # TensorFlow must not come first
+    from clsd.features.tf_runtime import tf  # before TensorFlow itself
 
     try:
         log = PredictionLog.FromString(record)
@@ -301,7 +303,7 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
                 rows = [_of_example(tf.train.Example.FromString(example)) for example in arrays["examples"].ravel()]
             except DecodeError:
                 raise UserError(
-                    where, "holds something other than a tf.train.Example", "see what the client sent"
+                    where, "holds something other than a tf.train.Example", "check what the client sent"
                 ) from None
         else:
             rows = _of_arrays(arrays, ranks)
@@ -320,8 +322,8 @@ def _rows_of(record: bytes, ranks: dict[str, int], where: str) -> Iterator[dict[
 
 
 def _of_arrays(arrays: dict[str, Any], ranks: dict[str, int]) -> list[dict[str, Any]]:
-    """Rows of a request's tensors, one for each of its candidates where it has some, which a dimension more tells; one row
-    stands for all."""
+    """Rows of a request's tensors. An input with an additional dimension has one value per candidate; inputs with a single row
+    are broadcast to all rows."""
     cells = {
         name: array if array.ndim > ranks.get(name, array.ndim) else np.expand_dims(array, 1)
         for name, array in arrays.items()

@@ -8,21 +8,20 @@ from typing import Any
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.serving.serving_inputs import as_arrays
 
-#: Rows, or candidates, of the requests.
+#: Numbers of rows, or of candidates, of the requests.
 SIZES = (1, 16, 128)
-#: As the server calls the model; a server that calls it otherwise warms it up all the same.
+#: The model's name in the requests; a server runs them under any name.
 MODEL_NAME = "clsd"
 
 
 def warmup_requests(signatures: dict[str, dict[str, Any]], golden: dict[str, Any]) -> Iterator[bytes]:
-    """Serialized ``PredictionLog`` of TF Serving, each with a request.
+    """Serialized ``PredictionLog`` messages of TF Serving, with one request each.
 
     Args:
-        signatures: the inputs' ``tf.TensorSpec`` by name, by signature.
-        golden: as :func:`clsd.pipeline.serving.export.golden_rows` gives them, over again where there are
-            too few; of no rows none is made.
+        signatures: by signature, the ``tf.TensorSpec`` of each input.
+        golden: the result of :func:`clsd.pipeline.serving.export.golden_rows`; rows are repeated if there are too few.
     """
-    # After clsd.features.tf_runtime, which TensorFlow must not precede.
+    # After clsd.features.tf_runtime, which must come before TensorFlow.
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
     columns = signatures["serving_default"]
@@ -51,18 +50,18 @@ def warmup_requests(signatures: dict[str, dict[str, Any]], golden: dict[str, Any
 
 
 def examples(inputs: dict[str, list[Any]], signature: dict[str, Any]) -> list[Any]:
-    """Rows as ``tf.train.Example``, each without what is missing in it.
+    """Rows as ``tf.train.Example``, without missing values.
 
     Args:
-        inputs: lists by name, as :func:`clsd.pipeline.serving.serving_inputs.serving_inputs` gives them.
-        signature: of ``serving_default``.
+        inputs: lists by name, the result of :func:`clsd.pipeline.serving.serving_inputs.serving_inputs`.
+        signature: the ``tf.TensorSpec`` of each input of ``serving_default``.
     """
     out = []
     for row in range(len(next(iter(inputs.values()), []))):
         example = tf.train.Example()
         for name, spec in signature.items():
             value = inputs[name][row]
-            if value is None:  # a list of no numbers would be one too few
+            if value is None:  # a float list needs a value
                 continue
             values = value if isinstance(value, list) else [value]
             feature = example.features.feature[name]

@@ -14,7 +14,7 @@ import pytest
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.job import preprocess
-from clsd.pipeline.serving.export import _fly_canary, export
+from clsd.pipeline.serving.export import _run_canary, export
 from clsd.pipeline.serving.predict import Predictor, read_rows
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
@@ -60,15 +60,15 @@ def test_the_canary_refuses_a_model_that_scores_otherwise(model: Path, golden: d
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(wrong))
     with pytest.raises(UserError, match=r"the canary's scores differ from the trainer's by (1\.9|2\.0)"):
-        _fly_canary(model, path, 1e-5)
-    _fly_canary(model, model / "assets.extra" / "golden.json", 1e-5)
+        _run_canary(model, path, 1e-5)
+    _run_canary(model, model / "assets.extra" / "golden.json", 1e-5)
 
 
 def test_the_canary_fails_on_a_model_that_cannot_be_loaded(model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(model, tmp_path / "3"))
     (broken / "assets" / "item_id.txt").unlink()
     with pytest.raises(UserError, match="the canary failed"):
-        _fly_canary(broken, broken / "assets.extra" / "golden.json", 1e-5)
+        _run_canary(broken, broken / "assets.extra" / "golden.json", 1e-5)
 
 
 def test_a_version_is_never_replaced(model: Path, small_dataset: Dataset, small_run: Path) -> None:

@@ -105,7 +105,9 @@ def test_an_export_that_does_not_pass_publishes_nothing(
     models = tmp_path / "models"
 
     def publish(version: int, **gates: Any) -> Path:
-        return export(small_dataset, small_run, models, version=version, gates=PublishingRequirements(metrics, **gates))
+        return export(
+            small_dataset, small_run, models, version=version, requirements=PublishingRequirements(metrics, **gates)
+        )
 
     with pytest.raises(OutOfBoundsError, match=r"--require auc>=0.99: the model has auc 0\.\d+; nothing was published"):
         publish(1, require=["auc>=0.99"])
@@ -121,7 +123,7 @@ def test_an_export_that_does_not_pass_publishes_nothing(
     with pytest.raises(OutOfBoundsError, match=r"--against .*2: auc 0\.\d+ is worse than 0\.\d+ of the version served"):
         publish(3, against=models)
     with pytest.raises(UserError, match="needs metrics of the model; run `clsd evaluate` first"):
-        export(small_dataset, small_run, models, version=3, gates=PublishingRequirements(require=["auc>=0"]))
+        export(small_dataset, small_run, models, version=3, requirements=PublishingRequirements(require=["auc>=0"]))
     assert [version.name for version in versions_in(models)] == ["1", "2"]
     export(small_dataset, small_run, models, version=4, keep=2)
     assert sorted(entry.name for entry in models.iterdir()) == [".lock", "2", "4"]
@@ -209,7 +211,7 @@ def test_what_was_taken_out_of_service_is_not_exported_again(
     assert export(small_dataset, small_run, tmp_path, version=3, settings=other).name == "3"
 
 
-@pytest.mark.parametrize("moment", ["_fly_canary", "warmup_requests", "golden_rows"])
+@pytest.mark.parametrize("moment", ["_run_canary", "warmup_requests", "golden_rows"])
 def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
     small_dataset: Dataset, small_run: Path, tmp_path: Path, moment: str
 ) -> None:

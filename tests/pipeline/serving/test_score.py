@@ -138,7 +138,7 @@ def test_columns_with_the_name_of_a_score_and_features_that_are_not_the_models_a
 ) -> None:
     config = _of(small_export, small_log)
     named = config.row_schema.model_copy(update={"passthrough": ["ctr"]})
-    with pytest.raises(UserError, match="a column is named 'ctr', as a score of the model is; rename it"):
+    with pytest.raises(UserError, match="a column has the name of a score, 'ctr'; rename it"):
         score(config.model_copy(update={"row_schema": named}), small_export, tmp_path / "out")
     settings["rows"]["features"] = [f for f in settings["rows"]["features"] if f["name"] != "price"]
     settings["export"] = {}
@@ -162,7 +162,7 @@ def test_a_csv_has_as_text_what_the_model_has_as_a_list(
     score(parse_config(settings, "config"), small_export, tmp_path / "out")
     answers = Predictor(small_export).predict(rows[:60])
     np.testing.assert_allclose(_read(tmp_path / "out")["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
-    assert "the logs have no column accidental (rows.passthrough): not carried along" in capsys.readouterr().err
+    assert "the logs have no column accidental (rows.passthrough): not copied" in capsys.readouterr().err
 
 
 def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
@@ -185,7 +185,7 @@ def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
     answers = Predictor(model).predict(told)
     _assert_scored(_read(tmp_path / "out"), told, {name: [answer[name] for answer in answers] for name in OUTPUTS})
     pq.write_table(pa.Table.from_pylist(rows[:60]), tmp_path / "log.parquet")
-    with pytest.raises(UserError, match="has no column 'history', which preprocessing made of the log's own clicks"):
+    with pytest.raises(UserError, match="has no column 'history': preprocessing derived it from the clicks of the log"):
         score(_of(model, tmp_path / "log.parquet"), model, tmp_path / "other")
 
 
