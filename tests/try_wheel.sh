@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel and tries it as a user would: in a fresh environment, away from the checkout, beside packages of the same
-# names as clsd's folders. The heavy libraries are those of the development environment.
+# Build the wheel and try it as a user would: in a fresh environment, away from the checkout, in a project that has packages with
+# the names of clsd's folders.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${BIN:-$root/.venv/bin}
@@ -9,16 +9,10 @@ trap 'rm -rf "$away"' EXIT
 
 "$bin/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$away/wheels" "$root"
 "$bin/python" -m venv "$away/venv"
-"$away/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$away"/wheels/clsd-*.whl
-# The development environment's libraries, without its editable clsd.
-"$bin/python" - "$away" <<'PYTHON'
-import site, sys
-from pathlib import Path
-
-away, libraries = Path(sys.argv[1]), Path(site.getsitepackages()[0])
-here = next((away / "venv" / "lib").glob("python*/site-packages"))
-(here / "libraries.pth").write_text(f"{libraries}\n")
-PYTHON
+# With uv the libraries come from its cache, in seconds; pip downloads them.
+"$bin/uv" pip install --quiet --python "$away/venv/bin/python" --constraint "$root/constraints.txt" "$away"/wheels/clsd-*.whl \
+|| PIP_CONSTRAINT='' "$away/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --constraint "$root/constraints.txt" "$away"/wheels/clsd-*.whl
 
 # A user's project with packages named as clsd's folders.
 mkdir -p "$away/project/features" "$away/project/models" "$away/project/pipeline"

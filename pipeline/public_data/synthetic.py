@@ -233,7 +233,7 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def _position_weight(positions: _Ints) -> _Floats:
-    """Relative probability of an accidental click by position; the last one, near the thumb, has three times that of the first."""
+    """Relative probability of an accidental click by position: the last one, near the thumb, has three times the first one's."""
     return 1 + 2 * (positions - 1) / (POSITIONS - 1)
 
 
