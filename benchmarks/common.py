@@ -1,7 +1,7 @@
-"""What every benchmark shares: paired rounds, medians, a table, and the last line that a script reads.
+"""What all benchmarks share: paired rounds, medians, a table, and the last lines for scripts.
 
-Both sides are measured in one run, in turn (A B B A ...), so that a machine that slows down slows both. The last line is
-``name ratio goal holds|falls short`` (one a goal, where a script has several); the exit code is 1 where a goal falls short.
+Both sides are measured in one run, in turn (A B B A ...), so that a machine that slows down slows both. The last lines are
+``name ratio goal holds|falls short``, one per goal. The exit code is 1 if a goal is missed.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""Rows a second of training, and the AUC it ends with, against what else there is.
+"""Rows per second of training, and the AUC after it, compared with other libraries.
 
-The same rows, 1 M of 20 categorical features of 100 to 500,000 values and 10 numbers; batches of 4,096, one epoch, DeepFM
-(16; 256-128-64) and DCN-v2 (3 cross layers), on the CPU. Each side is a program of its own in `benchmarks/sides/`, in its own
-usual style and with its own defaults; all but those with Adagrad by Adam, of the rate that is best for the side on another log of
-this kind (`--choose-rates`, 45 minutes), so that none is judged by a rate that suits another:
+All sides train on the same rows: 1 M rows with 20 categorical features of 100 to 500,000 values and 10 numbers, in batches of
+4,096, for one epoch, with DeepFM (16; 256-128-64) and DCN-v2 (3 cross layers), on the CPU. Each side is a program in
+`benchmarks/sides/`, in its own usual style and with its own defaults. All sides but those with Adagrad use Adam, with the rate
+that is best for the side on another log of this kind (`--choose-rates`, 45 minutes), so that no side has a rate that suits
+another:
 
-- clsd: `clsd train` from the shards on disk, without confidence, `lazy_adam` for the tables (chosen on another log's validation
-  split against adagrad, whose AUC after one epoch was lower by 0.02 to 0.04); the same with Adagrad, as the loop by hand has it;
-  and the same with `train.precision: mixed_bfloat16`, which no goal is about;
+- clsd: `clsd train` from the shards on disk, without confidence, with `lazy_adam` for the tables (chosen on another log's
+  validation split; with adagrad, the AUC after one epoch was lower by 0.02 to 0.04); also with Adagrad, as in the loop by hand;
+  and with `train.precision: mixed_bfloat16`, which has no goal;
 - by hand: a loop over arrays in memory with Adagrad, written for this one model: the limit;
-- Keras: a model of Keras' layers, `fit` on arrays, Adam;
+- Keras: a model of Keras layers, `fit` on arrays, Adam;
 - DeepCTR 0.9.4 (TensorFlow) and FuxiCTR 2.3.10 (PyTorch).
 
-The peers get an environment of their own, made at the first run, 8 GB, with this project's versions as constraints. A side's
-clock starts after its first 20 steps; what it does before its first step and after its last is not timed.
+The first run creates an environment for the peers, 8 GB, with this project's versions as constraints. A side's clock starts
+after its first 20 steps and stops after its last step.
 
     python benchmarks/peers.py [--quick] [--json FILE] [--environment DIR] [--choose-rates]
 """

@@ -1,17 +1,17 @@
-"""Rows a second of `clsd preprocess` against the usual Beam pipeline, and against the same work done by hand.
+"""Rows per second of `clsd preprocess`, compared with the usual Beam pipeline and with the same work written by hand.
 
-A synthetic log of 20 categorical and 10 numeric features, as JSON lines and as Parquet; every side writes what it makes:
+The input is a synthetic log of 20 categorical and 10 numeric features, as JSON lines and as Parquet. All sides write their
+results:
 
-- usual: ReadFromText, json.loads and one tf.train.Example a row in DoFns, WriteToTFRecord; no vocabularies. Its rate does
+- usual: ReadFromText, json.loads and one tf.train.Example per row in DoFns, WriteToTFRecord; no vocabularies. Its rate does
   not depend on the number of rows, so it gets a fiftieth of them;
-- jsonl, parquet: `clsd preprocess` in one process, the same engine as the usual one, with as many threads as there are cores;
-- by hand: pyarrow and NumPy in one process, all rows in memory: Parquet, vocabularies, encoding, permutation, blocks;
-- one, two: parquet by one and by two worker processes, of one thread each; and the same of a log four times as long, where
-  starting and ending them, some two seconds, weighs less.
+- jsonl, parquet: `clsd preprocess` in one process, on the same engine as the usual pipeline, with one thread per core;
+- by hand: pyarrow and NumPy in one process, with all rows in memory: Parquet, vocabularies, encoding, permutation, blocks;
+- one, two: parquet with one and with two worker processes of one thread each; and the same for a log four times as long, for
+  which the two seconds of process starts matter less.
 
-What a side wrote in the round before is removed, and the disk's debts paid, before its clock starts.
-
-Before anything is timed, the job and the work by hand are shown to write the same number of rows with as large vocabularies.
+Before a side's clock starts, the files of its last round are removed and the disk's write cache is flushed. Before all
+measurements, the benchmark checks that the job and the work by hand write the same number of rows and equal vocabulary sizes.
 
     python benchmarks/preprocess.py [--quick] [--json FILE]
 """

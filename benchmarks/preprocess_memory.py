@@ -1,6 +1,6 @@
-"""Peak memory of `clsd preprocess`, of a log and of one four times as long.
+"""Peak memory of `clsd preprocess`, for a log and for one four times as long.
 
-One process each, started anew; what it had resident at most, the mapped files that rows wait in between the stages included.
+Each measurement is a new process. Its peak resident memory includes the memory-mapped files of rows between the stages.
 
     python benchmarks/preprocess_memory.py [--quick] [--json FILE]
 """

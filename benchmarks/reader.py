@@ -1,7 +1,7 @@
-"""Rows a second of our block records against one tf.train.Example a row, parsed by batch and row by row.
+"""Rows per second of block records, compared with one tf.train.Example per row, parsed by batch and row by row.
 
-The same rows (20 categorical, 10 numeric features and a label) are read from disk three ways by tf.data, each to batches of
-dense tensors; before anything is timed, the three are shown to give the same numbers.
+tf.data reads the same rows (20 categorical features, 10 numeric features and a label) from disk in three ways, each into batches
+of dense tensors. Before all measurements, the benchmark checks that the three give the same numbers.
 
     python benchmarks/reader.py [--quick] [--json FILE]
 """

@@ -1,15 +1,15 @@
-"""Latency of an exported model: one user and many candidates by `rank`, the same as repeated rows, and the model on encoded ids.
+"""Latency of an exported model: one user and many candidates with `rank`, with repeated rows, and the model on encoded ids.
 
-The model is DeepFM by the preset `stable`, whose scores ask the teacher too, over 20 categorical and 10 numeric features, of
-which 7 and 3 are the candidate's. It is asked as a model server asks it, by TensorFlow's C API in a process without Python's
-TensorFlow (`tests/e2e/c_session.py`), with one request at a time. Sides, for 1, 100 and 1,000 candidates:
+The model is DeepFM with the preset `stable`, whose scores need the teacher, over 20 categorical and 10 numeric features, of which
+7 and 3 are the candidate's. It is called as in a model server: with TensorFlow's C API, in a process without Python's TensorFlow
+(`tests/e2e/c_session.py`), one request at a time. Sides, for 1, 100 and 1,000 candidates:
 
-- rank: the user's values once, and the candidates';
-- repeated: `serving_default`, the user's values in every row;
-- encoded: as rank, of a user and candidates that are encoded already: what is left without the raw-feature transform;
-- backbone: one forward pass of encoded rows, without teacher and AdGate.
+- rank: the user's values once, and the candidates' values;
+- repeated: `serving_default`, with the user's values in each row;
+- encoded: as rank, with a user and candidates that are already encoded: the time without the raw-feature transform;
+- backbone: one forward pass on encoded rows, without teacher and AdGate.
 
-Weights are those of a new model: how long a score takes does not depend on them.
+The weights are those of a new model; latency does not depend on them.
 
     python benchmarks/serving.py [--quick] [--json FILE]
 """

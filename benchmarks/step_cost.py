@@ -1,15 +1,14 @@
-"""What a step of the method costs, in units of a plain cross-entropy step of the same backbone.
+"""The cost of a step of the method, in units of a plain cross-entropy step of the same backbone.
 
-Three sides a backbone and CTR, each trained as `clsd train` does it (the strategy, the loop's function of several steps, the
-iterator it takes batches from), after the warm-up:
+There are three sides per backbone and CTR. Each is trained as in `clsd train` (the strategy, the loop's function of several
+steps, the iterator of batches), after the warm-up:
 
 - plain: `preset: plain`;
-- asked: `preset: stable`; the frozen teacher is asked for the scores of a batch's clicks in each step;
-- cached: the same; the scores are looked up by `teacher_cache.lookup`, which tf.data maps over the batches within
-  the measured time, in a table that also holds the scores of a million other clicks. This is what an epoch after the first
-  weighted one runs, so it is the side that the goals without a suffix are about.
+- asked: `preset: stable`; the frozen teacher scores a batch's clicks in each step;
+- cached: the same, but `teacher_cache.lookup` looks the scores up within the measured time, in a table that also holds the scores
+  of a million other clicks. Each epoch after the first weighted one runs like this, so the goals without a suffix refer to it.
 
-Batches are made before and lie in memory. Before anything is timed, the sides are shown to compute what they should.
+Batches lie in memory. Before all measurements, the benchmark checks that the sides compute what they should.
 
     python benchmarks/step_cost.py [--quick] [--json FILE]
 """

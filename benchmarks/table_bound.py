@@ -1,8 +1,8 @@
-"""What it costs in AUC to bound a table: composed of two short ones, or hashed into fewer bins, against a row an id.
+"""The cost in AUC of a bounded table: composed of two short tables, or hashed into fewer bins, compared with one row per id.
 
-The log of `benchmarks/peers.py`, 1.25 M rows whose clicks follow every id a little, DeepFM for one epoch; tables of at most
-25,000 rows instead of up to 500,000, a seventh of all rows. Both bounded sides spend as many rows: the composed one a few
-more, its quotients. Medians over seeds; the goal is that composing costs no more than hashing does.
+The log is that of `benchmarks/peers.py`: 1.25 M rows whose clicks depend on each id a little. DeepFM trains for one epoch, with
+tables of at most 25,000 rows instead of up to 500,000: a seventh of all rows. Both bounded sides use as many rows; the composed
+one needs a few more for its quotients. The result is a median over seeds; the goal is that composing costs no more than hashing.
 
     python benchmarks/table_bound.py [--quick] [--json FILE]
 """

@@ -1,7 +1,7 @@
-"""What a step costs as a table grows: one with 10 M rows against one with 10,000, on one device and mirrored on two.
+"""The cost of a step as a table grows: a table of 10 M rows compared with one of 10,000, on one device and mirrored on two.
 
-DeepFM with one feature of that many values beside 19 others, trained as `clsd train` does it, on batches that lie in memory; that
-feature's ids are drawn evenly from the whole table. Every optimizer for tables, the default one also mirrored.
+DeepFM has one feature with that many values and 19 others. It is trained as in `clsd train`, on batches in memory; the ids of the
+feature are drawn evenly from the whole table. All optimizers for tables are measured, the default one also mirrored.
 
     python benchmarks/table_growth.py [--quick] [--json FILE]
 """

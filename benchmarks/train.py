@@ -1,7 +1,7 @@
-"""Whether the reader keeps up: steps on a data set's shards against the same steps on one batch over and over.
+"""Does the reader keep up? Steps on a data set's shards, compared with the same steps on one repeated batch.
 
-A synthetic data set of 20 categorical and 10 numeric features; the model is DeepFM in one case, DCN-v2 in the other, trained as
-`clsd train` does it, on all cores of the machine, which the reader and the step share.
+The data set is synthetic, with 20 categorical and 10 numeric features. The models, DeepFM and DCN-v2, are trained as in
+`clsd train`, on all cores of the machine, which the reader and the step share.
 
     python benchmarks/train.py [--quick] [--json FILE]
 """

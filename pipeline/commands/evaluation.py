@@ -36,7 +36,7 @@ from clsd.pipeline.shared.progress import console, say
 def evaluate(
     config_path: str, overrides: tuple[str, ...], runs: str, dataset_dir: str, run_dir: str, out: str, overwrite: bool
 ) -> None:
-    """Evaluate the kept model on held-out rows: metrics.json and report.html."""
+    """Evaluate the best model of a run on held-out rows: metrics.json and report.html."""
     from clsd.pipeline.evaluation.evaluate import evaluate as job
 
     config, paths, dataset, run = results(config_path, overrides, runs, dataset_dir, run_dir)
@@ -90,7 +90,7 @@ def compare(
     config, paths = load(config_path, overrides, runs)
     target = local_path(out or paths.compare)
     names = [name.strip() for name in variants.split(",") if name.strip()]
-    dataset = job(
+    comparison = job(
         config,
         Dataset.load(dataset_dir or paths.dataset),
         target,
@@ -100,9 +100,9 @@ def compare(
         controls=not no_controls,
         overwrite=overwrite,
     )
-    for reference in dataset["differences"]:
-        # Where nobody's screen bounds the lines, they are not folded.
-        console.print(table(dataset, reference), width=console.width if console.is_terminal else 160, crop=False)
+    for reference in comparison["differences"]:
+        # Without a terminal, lines are not wrapped.
+        console.print(table(comparison, reference), width=console.width if console.is_terminal else 160, crop=False)
     click.echo(target / REPORT_FILE)
 
 

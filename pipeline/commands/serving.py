@@ -62,7 +62,7 @@ def export(
     keep: int | None,
     evaluation: str,
 ) -> None:
-    """Export the kept model as a SavedModel.
+    """Export the best model of a run as a SavedModel.
 
     A process without clsd must reproduce its scores before the version appears. Exit code 3, and nothing is published, if the
     model misses --require or --against.

@@ -45,5 +45,5 @@ def train(
     target = as_path(out) if out else paths.train
     dataset = Dataset.load(dataset_dir or paths.dataset)
     run = job(config, dataset, target, overwrite=overwrite, base=as_path(base) if base else None)
-    say(f"epoch {run['best_epoch']} of {run['epochs']} is kept ({run['stopped']})")
+    say(f"best epoch: {run['best_epoch']} of {run['epochs']} ({run['stopped']})")
     click.echo(target)

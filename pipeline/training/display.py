@@ -52,4 +52,4 @@ def report_epoch(
     mark = "  warm-up" if warming_up else f"  [green]{kept}[/green]" if state.best_epoch == state.epoch else ""
     say("  ".join(shown) + mark)
     if state.stopped:
-        say(f"stopped early: {state.stopped}; epoch {state.best_epoch} is kept")
+        say(f"stopped early: {state.stopped}; the best epoch is {state.best_epoch}")
