@@ -7,7 +7,6 @@ replica sees the same shapes and no row is dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from clsd.features.epoch_order import EpochOrder, Start
 from clsd.features.records import is_gzipped, offset_of, open_records, read_records
@@ -161,7 +160,7 @@ def _from_record(file: str, record: int) -> TfDataset:
     return tf.data.Dataset.from_generator(rest, output_signature=tf.TensorSpec([], tf.string))
 
 
-def _records(files: Any, compression: str) -> TfDataset:
+def _records(files: Tensor, compression: str) -> TfDataset:
     return tf.data.TFRecordDataset(files, compression, buffer_size=_BUFFER)
 
 

@@ -1,7 +1,7 @@
-"""Every use of private names of TensorFlow and Keras, in one place.
+"""Every use of private names of TensorFlow and Keras.
 
-Written for tensorflow 2.16.2 and tf_keras 2.16.0. tests/features/test_private_names.py fails where one of these names changes its
-meaning, so an upgrade starts there.
+Written for tensorflow 2.16.2 and tf_keras 2.16.0. tests/features/test_private_names.py fails if the meaning of one of these names
+changes, so an upgrade starts there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tensorflow.python.autograph.core import config as _autograph
 from tf_keras.src import backend as _backend
 from tf_keras.src.utils import tf_utils as _tf_utils
 
-#: Versions that these names were read in.
+#: Versions for which this file was written.
 WRITTEN_FOR = {"tensorflow": "2.16", "tf-keras": "2.16"}
 
 
 def patch() -> None:
-    """Mend two faults of tf_keras 2.16; calling it again changes nothing.
+    """Repair two faults of tf_keras 2.16. It may be called several times.
 
     - AutoGraph of TensorFlow 2.16 converts the source of tf_keras itself, which makes the first step take up to a minute.
     - tf_keras draws seeds with ``randint(1, 1e9)``; Python 3.12 refuses the float.
@@ -36,7 +36,7 @@ def _draw_seed() -> int:
 
 
 def all_layers(model: Any, include_self: bool = True) -> Iterable[Any]:
-    """Every layer of a model or layer, nested ones too."""
+    """All layers of a model or layer, including nested ones."""
     layers: Iterable[Any] = model._flatten_layers(include_self=include_self)
     return layers
 
@@ -47,7 +47,7 @@ def create_slots(optimizer: Any, variables: list[Any]) -> None:
 
 
 def set_dtype_policy(layer: Any, policy: Any) -> None:
-    """Change what a layer that exists computes in."""
+    """Change the precision in which an existing layer computes."""
     layer._set_dtype_policy(policy)
 
 

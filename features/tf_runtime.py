@@ -41,6 +41,9 @@ Network: TypeAlias = Any
 Optimizer: TypeAlias = Any
 Strategy: TypeAlias = Any
 TfDataset: TypeAlias = Any
+Variable: TypeAlias = Any
+#: Columns of a batch, or raw inputs, by name.
+Batch: TypeAlias = dict[str, Tensor]
 
 
 def register_file_systems(paths: Iterable[str | Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from clsd.features.errors import UserError
 from clsd.features.keras_private import create_slots
-from clsd.features.tf_runtime import Network, Optimizer, Tensor, keras, tf
+from clsd.features.tf_runtime import Network, Optimizer, Tensor, Variable, keras, tf
 from clsd.models import equations, step_metrics
 from clsd.models.optimizers import build_optimizer, split_variables
 from clsd.models.replicas import num_replicas, sum_over
@@ -231,7 +231,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         self.step.assign_add(1)
         return sums
 
-    def _apply_gradients(self, tape: Any, objective: Tensor) -> None:
+    def _apply_gradients(self, tape: tf.GradientTape, objective: Tensor) -> None:
         tables, dense = self._groups.tables, self._groups.dense
         gate = self.gate.trainable_variables if self.gate is not None else []
         gradients = tape.gradient(objective, [*tables, *dense, *gate])
@@ -246,7 +246,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         if self._teacher_updates is not None:
             self._teacher_updates.after_update(self.step)
 
-    def update_moments(self, moments: Any, batch_sums: Tensor, weighted: Tensor) -> Tensor:
+    def update_moments(self, moments: Variable, batch_sums: Tensor, weighted: Tensor) -> Tensor:
         """Move moving sums towards those of the global batch, and give their new value.
 
         They rest during warm-up, and at a batch without clicks (``batch_sums[0]`` 0).
@@ -273,7 +273,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         self._teacher_updates.copy()
 
     @staticmethod
-    def _check_output(output: Any) -> None:
+    def _check_output(output: Tensor) -> None:
         shape = tuple(getattr(output, "shape", ()))
         if shape not in ((2,), (2, 1)) or output.dtype != tf.float32:
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"

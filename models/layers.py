@@ -35,7 +35,7 @@ class FieldEmbedding(keras.layers.Layer):  # type: ignore[misc]
         self.tables = {table: _table(size, dim, rows, f"table_{table}") for table, (size, rows) in sizes.items()}
         self._numbers = [field.name for field in fields if field.kind == "number"]
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         """Create the vectors of the numeric fields."""
         if self._numbers:
             self.number_vectors = self.add_weight(
@@ -84,7 +84,7 @@ class NumberVectors(keras.layers.Layer):  # type: ignore[misc]
         self._dim = dim
         self._there = False
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         """Create the vectors."""
         self._there = input_shape[-1] > 0
         if self._there:
@@ -120,7 +120,7 @@ class Flat(keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         """Create the numbers' scales."""
         start = keras.initializers.Constant(0.01)
         self.scales = self.add_weight(name="scales", shape=(input_shape[1][-1],), initializer=start)
@@ -157,7 +157,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         self._rate = rate
         self._seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         """Create the count of calls."""
         self.calls = self.add_weight(
             name="calls",

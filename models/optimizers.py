@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clsd.features.keras_private import all_layers
-from clsd.features.tf_runtime import Optimizer, Tensor, keras, tf
+from clsd.features.tf_runtime import Network, Optimizer, Tensor, Variable, keras, tf
 from clsd.models.settings import OptimizerSettings
 
 _Legacy: Any = keras.optimizers.legacy.Optimizer
@@ -35,15 +35,15 @@ class _OfRows(_Legacy):  # type: ignore[misc]
         super().__init__(name)
         self._set_hyper("learning_rate", learning_rate)
 
-    def _resource_apply_sparse(self, grad: Tensor, var: Any, indices: Tensor, apply_state: Any = None) -> Tensor:
+    def _resource_apply_sparse(self, grad: Tensor, var: Variable, indices: Tensor, apply_state: Any = None) -> Tensor:
         """Update some rows; ``indices`` has no duplicates."""
         rate = self._get_hyper("learning_rate", tf.float32)
         return _add(var, indices, -rate * self._direction(grad, var, indices))
 
-    def _resource_apply_dense(self, grad: Tensor, var: Any, apply_state: Any = None) -> Tensor:
+    def _resource_apply_dense(self, grad: Tensor, var: Variable, apply_state: Any = None) -> Tensor:
         return self._resource_apply_sparse(grad, var, tf.range(tf.shape(grad)[0]))
 
-    def _direction(self, grad: Tensor, var: Any, rows: Tensor) -> Tensor:
+    def _direction(self, grad: Tensor, var: Variable, rows: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ class RowwiseAdagrad(_OfRows):
             start = tf.constant_initializer(0.1)
             self.add_slot(var, "accumulator", start, shape=[*var.shape[:1], *[1] * (var.shape.rank - 1)])
 
-    def _direction(self, grad: Tensor, var: Any, rows: Tensor) -> Tensor:
+    def _direction(self, grad: Tensor, var: Variable, rows: Tensor) -> Tensor:
         accumulator = self.get_slot(var, "accumulator")
         squares = tf.reduce_mean(tf.square(grad), axis=list(range(1, grad.shape.rank)), keepdims=True)
         with tf.control_dependencies([_add(accumulator, rows, squares)]):
@@ -84,7 +84,7 @@ class LazyAdam(_OfRows):
         for var in var_list:  # both moments in one slot, so a row is read and written once
             self.add_slot(var, "moments", shape=[var.shape[0], 2, *var.shape[1:]])
 
-    def _direction(self, grad: Tensor, var: Any, rows: Tensor) -> Tensor:
+    def _direction(self, grad: Tensor, var: Variable, rows: Tensor) -> Tensor:
         t, slot = tf.cast(self.iterations + 1, tf.float32), self.get_slot(var, "moments")
         decays = tf.reshape(tf.constant([0.9, 0.999]), [2, *[1] * (grad.shape.rank - 1)])
         now = decays * _rows(slot, rows) + (1.0 - decays) * tf.stack([grad, tf.square(grad)], axis=1)
@@ -105,7 +105,7 @@ def _set(variable: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)
 
 
-def split_variables(model: Any) -> tuple[list[Tensor], list[Tensor]]:
+def split_variables(model: Network) -> tuple[list[Variable], list[Variable]]:
     """Split trainable variables into (tables, dense); tables are weights of ``Embedding`` layers, anywhere in the model."""
     layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     tables = {id(variable) for layer in layers for variable in layer.trainable_variables}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from clsd.features.tf_runtime import Network, Tensor, tf
 from clsd.models.settings import ConfidenceSettings
@@ -52,12 +52,12 @@ class TeacherUpdates:
             mine.assign(decay * mine + (1.0 - decay) * theirs if mine.dtype.is_floating else theirs)
 
 
-def _across(update: Any) -> None:
+def _across(update: Callable[[], object]) -> None:
     # Variables of users' models have no aggregation, so copies are made in cross-replica context.
     tf.distribute.get_replica_context().merge_call(lambda strategy: update())
 
 
-def _where(due: Tensor, update: Any) -> None:
+def _where(due: Tensor, update: Callable[[], object]) -> None:
     def updated() -> Tensor:
         update()  # in a graph, automatic control dependencies run the assignments
         return tf.constant(0)

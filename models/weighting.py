@@ -6,12 +6,15 @@ that a click on a scored row would have. :func:`make_weighting` picks the class 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clsd.features.tf_runtime import Tensor, tf
 from clsd.models import controls, equations
 from clsd.models.replicas import gather, local_slice, sum_over
 from clsd.models.settings import ConfidenceSettings
+
+if TYPE_CHECKING:
+    from clsd.models.confidence_model import ConfidenceModel
 
 
 class TrainingBatch(NamedTuple):
@@ -69,14 +72,13 @@ class PlainWeighting:
         model: a :class:`clsd.models.confidence_model.ConfidenceModel`, which holds the variables and the networks.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ConfidenceModel) -> None:
         self.model = model
 
     @property
     def settings(self) -> ConfidenceSettings:
         """The method's settings."""
-        settings: ConfidenceSettings = self.model.confidence_settings
-        return settings
+        return self.model.confidence_settings
 
     def train(self, batch: TrainingBatch) -> BatchWeights:
         """The weights of a training batch; 1 during warm-up."""
@@ -229,7 +231,7 @@ class UninformativeWeighting(ConfidenceWeighting):
         return w
 
 
-def make_weighting(settings: ConfidenceSettings, model: Any) -> PlainWeighting:
+def make_weighting(settings: ConfidenceSettings, model: ConfidenceModel) -> PlainWeighting:
     """The weighting that the settings describe, over a model's variables and networks."""
     if not settings.weighted:
         return PlainWeighting(model)

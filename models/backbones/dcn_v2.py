@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import tensorflow_recommenders as tfrs
 
@@ -72,7 +72,7 @@ class DCNv2(keras.Model):  # type: ignore[misc]
 class _Cross(tfrs.layers.dcn.Cross):  # type: ignore[misc]
     """tensorflow-recommenders' layer, whose matrices compute in what the layer computes in and not in float32."""
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         super().build(input_shape)
         for dense in all_layers(self, include_self=False):
             set_dtype_policy(dense, self.dtype_policy)

@@ -82,7 +82,7 @@ class _Bilinear(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._kind = kind
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: tf.TensorShape) -> None:
         _, fields, dim = input_shape
         pairs = list(itertools.combinations(range(fields), 2))
         self._left, self._right = (tuple(side) for side in zip(*pairs, strict=True))

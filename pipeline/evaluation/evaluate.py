@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from clsd.features.paths import as_path
 from clsd.features.tf_runtime import tf
@@ -23,6 +24,8 @@ from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
+
+Array: TypeAlias = npt.NDArray[Any]
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -72,7 +75,7 @@ def evaluate(
 
 
 def measure_rows(
-    config: Config, dataset: Dataset, rows: dict[str, Any], calibrator: Calibrator | None = None
+    config: Config, dataset: Dataset, rows: dict[str, Array], calibrator: Calibrator | None = None
 ) -> dict[str, Any]:
     """All metrics of scored rows: overall, calibrated, by group, and confidence against intensity.
 
@@ -142,7 +145,7 @@ def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
     return headline(metrics) if metrics["training"]["fingerprint"] == mine else None
 
 
-def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
+def _ranking(config: Config, rows: dict[str, Array], user: Array | None) -> dict[str, Any]:
     """Ranking by intensity: NDCG per user, and AUC of intensity among the clicks."""
     if not np.isfinite(rows["logit"]).all():
         return {"undefined": dict.fromkeys(("ndcg", "intensity_auc"), "some predictions are not finite")}
@@ -165,7 +168,7 @@ def _ranking(config: Config, rows: dict[str, Any], user: Any) -> dict[str, Any]:
     return {"at": at, "users": users, **out, **({"undefined": undefined} if undefined else {})}
 
 
-def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, float]:
+def _spreads(config: Config, rows: dict[str, Array], clicked: Array) -> dict[str, float]:
     """Ratio of the largest to the smallest mean confidence of a group's clicks; the largest ratio of all group features."""
     ids = rows["ids"][clicked]
     result = [
@@ -176,7 +179,7 @@ def _spreads(config: Config, rows: dict[str, Any], clicked: Any) -> dict[str, fl
     return {"group_spread": max(known)} if known else {}
 
 
-def _popularity(config: Config, dataset: Dataset, ids: Any) -> Any:
+def _popularity(config: Config, dataset: Dataset, ids: Array) -> Array | None:
     """Training clicks of each row's item, ``[n]``; None without an item feature that has a vocabulary."""
     result = item_popularity(config, dataset)
     return None if result is None else result[1][ids[:, config.row_schema.id_slices[result[0]].start]]
@@ -186,7 +189,7 @@ def _as_json(measured: Measured) -> dict[str, Any]:
     return {**measured.values, "undefined": measured.undefined} if measured.undefined else dict(measured.values)
 
 
-def _spread(values: Any) -> dict[str, float]:
+def _spread(values: Array) -> dict[str, float]:
     """Count, mean and quantiles of values; the count alone if there are none."""
     if len(values) == 0:
         return {"rows": 0}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clsd.features.serving_transform import ServingTransform, missing
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Batch, Tensor, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import Scores
 from clsd.models.input_spec import InputSpec
@@ -56,24 +56,24 @@ class ServingModel(tf.Module):  # type: ignore[misc]
         self.spec = spec
         self.candidates = list(candidates)
 
-        def answer(rows: ModelInputs, shape: Any = None) -> dict[str, Any]:
+        def answer(rows: ModelInputs, shape: Tensor = None) -> Batch:
             scores = score(rows)
             result = zip(
                 OUTPUTS, (tf.sigmoid(scores.logit), tf.sigmoid(scores.ctr_logit), scores.confidence), strict=True
             )
             return {name: tf.identity(x if shape is None else tf.reshape(x, shape), name=name) for name, x in result}
 
-        def of_rows(raw: dict[str, Any]) -> dict[str, Any]:
+        def of_rows(raw: Batch) -> Batch:
             return answer(ModelInputs(spec, transform(raw)))
 
-        def of_examples(examples: Any) -> dict[str, Any]:
+        def of_examples(examples: Tensor) -> Batch:
             return of_rows(transform.parse_examples(examples))
 
-        def of_requests(raw: dict[str, Any]) -> dict[str, Any]:
+        def of_requests(raw: Batch) -> Batch:
             request, columns, shape = transform.rank(raw, candidates)
             return answer(ModelInputs(spec, columns, request), shape)
 
-        def classify(inputs: Any) -> dict[str, Any]:
+        def classify(inputs: Tensor) -> Batch:
             ctr = of_examples(inputs)["ctr"]
             classes = tf.broadcast_to(tf.constant([CLASSES]), [tf.shape(ctr)[0], 2])
             return {"classes": classes, "scores": tf.stack([1.0 - ctr, ctr], axis=1)}

@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from clsd.features.encode import encode
@@ -31,6 +32,8 @@ from clsd.pipeline.shared.files import read_json
 from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.trained_model import load_trained
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 def skew(
@@ -173,12 +176,12 @@ def _features(dataset: Dataset, table: pa.Table) -> list[Compared]:
     return sorted(result, key=lambda compared: (-compared.psi, compared.feature))
 
 
-def _chance(shares: Any, rows: int) -> float:
+def _chance(shares: Array, rows: int) -> float:
     drawn = np.random.default_rng(0).multinomial(rows, shares / shares.sum(), 200) / rows
     return float(np.quantile([psi(shares, result) for result in drawn], 0.95))
 
 
-def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+def _ids(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
     """Shares of the most frequent ids of training, and of all other ids."""
     counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
     top = np.argsort(-counts[0], kind="stable")[:STATISTICS_TOP]
@@ -194,7 +197,7 @@ def _ids(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[lis
     return [*(names.get(int(i), str(i)) for i in top), "all others"], shares[0], shares[1]
 
 
-def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[list[str], Any, Any]:
+def _numbers(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
     """Shares between the quantiles of training, of scaled numbers. A missing number is the mean."""
     cuts = np.unique(np.quantile(trained, STATISTICS_QUANTILES[1:-1]))
     shares = [
@@ -204,7 +207,9 @@ def _numbers(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple
     return [f"{low:.3g} to {high:.3g}, scaled" for low, high in pairwise(ends)], shares[0], shares[1]
 
 
-def _missing(dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Any, served: Any) -> tuple[float, float]:
+def _missing(
+    dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Array, served: Array
+) -> tuple[float, float]:
     if feature.name in dataset.schema.id_slices:
         absent = [np.mean(((ids == MISSING_ID) | (ids == PADDING_ID)).all(axis=1)) for ids in (trained, served)]
         return float(absent[0]), float(absent[1])
@@ -214,7 +219,7 @@ def _missing(dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Any
     return counted["rows"] / max(counted["of"], 1), asked
 
 
-def _unknown(dataset: Dataset, feature: Any, trained: Any, served: Any) -> tuple[float, float]:
+def _unknown(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[float, float]:
     if isinstance(feature, NumericFeature) or dataset.schema.vocabulary_source(feature).encoding == "hash":
         return 0.0, 0.0
     first = first_value_id(dataset.schema.vocabulary_source(feature))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clsd.features.input_pipeline import TRAINING_COLUMNS, read_batches
-from clsd.features.tf_runtime import Strategy
+from clsd.features.tf_runtime import Batch, Strategy
 from clsd.models.clsd_model import ClsdModel
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
@@ -27,7 +27,7 @@ class EpochReader:
     def __init__(self, config: Config, dataset: Dataset, strategy: Strategy, model: ClsdModel) -> None:
         self._config, self._dataset, self._strategy, self._model = config, dataset, strategy, model
         self._steps = steps_per_epoch(config, dataset)
-        self._teacher_lookup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self._teacher_lookup: Callable[[Batch], Batch] | None = None
 
     def read(self, state: RunState) -> Any:
         """An iterator over the distributed batches of the current epoch, from the current step of ``state`` on."""
@@ -48,7 +48,7 @@ class EpochReader:
         )
         return iter(distribute(self._strategy, data.map(lookup) if lookup else data))
 
-    def _lookup(self, state: RunState, epoch: int) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    def _lookup(self, state: RunState, epoch: int) -> Callable[[Batch], Batch] | None:
         """The lookup of cached teacher scores, if a cache pays off and the whole epoch is weighted; otherwise None."""
         # The end of the warm-up decides, not the start of a resumed run: both must read the same columns.
         first_whole = -(-self._model.warmup_steps // self._steps) + 1

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
-from clsd.features.tf_runtime import Strategy, tf
+from clsd.features.tf_runtime import Batch, Strategy, tf
 from clsd.models.calibration import Calibrator
+from clsd.models.clsd_model import ClsdModel
+from clsd.models.confidence_model import Scores
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
+
+Array: TypeAlias = npt.NDArray[Any]
 
 #: Batch size of scoring; scores do not depend on it.
 _BATCH = 16_384
@@ -28,18 +33,19 @@ class Scorer:
         strategy: the strategy under which the model was built.
     """
 
-    def __init__(self, model: Any, dataset: Dataset, strategy: Strategy) -> None:
+    def __init__(self, model: ClsdModel, dataset: Dataset, strategy: Strategy) -> None:
         self._dataset, self._strategy = dataset, strategy
         replicas = strategy.num_replicas_in_sync
         self._batch = -(-_BATCH // replicas) * replicas
 
         @tf.function
-        def run(batch: dict[str, Any]) -> Any:
-            return strategy.run(lambda b: model.score(b["ids"], b["values"]), args=(batch,))
+        def run(batch: Batch) -> Scores:
+            scores: Scores = strategy.run(lambda b: model.score(b["ids"], b["values"]), args=(batch,))
+            return scores
 
         self._run = run
 
-    def score(self, split: str) -> dict[str, Any]:
+    def score(self, split: str) -> dict[str, Array]:
         """Score each row of a split. The order depends on the files alone: blocks of a few files in turn.
 
         Returns:
@@ -68,7 +74,7 @@ class Scorer:
         return {name: value[real] for name, value in whole.items()}
 
 
-def cheap_calibrator(model: Any, dataset: Dataset) -> Calibrator | None:
+def cheap_calibrator(model: ClsdModel, dataset: Dataset) -> Calibrator | None:
     """A calibrator fitted on the validation split; None if the split has too few rows."""
     if not dataset.rows("validation"):
         return None

@@ -8,10 +8,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from clsd.features.errors import TryAgainError, UserError
-from clsd.features.tf_runtime import Strategy, Tensor, keras, tf
+from clsd.features.tf_runtime import Batch, Strategy, Tensor, TfDataset, keras, tf
 from clsd.pipeline.shared.progress import say
 
 #: The errors of a collective if one of its machines is gone.
@@ -106,7 +105,7 @@ def is_chief() -> bool:
     return workers()[1] == 0
 
 
-def distribute(strategy: Strategy, data: Any) -> Any:
+def distribute(strategy: Strategy, data: TfDataset) -> TfDataset:
     """Split global batches over the replicas. Each machine reads all batches and keeps its own rows, so batches do not change."""
     num_workers, worker = workers()
     if num_workers == 1:
@@ -114,7 +113,7 @@ def distribute(strategy: Strategy, data: Any) -> Any:
     replicas = strategy.num_replicas_in_sync
     local_slice = slice(worker * replicas // num_workers, (worker + 1) * replicas // num_workers)
 
-    def split(batch: dict[str, Any]) -> Any:
+    def split(batch: Batch) -> TfDataset:
         parts = {
             name: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]])[local_slice]
             for name, x in batch.items()

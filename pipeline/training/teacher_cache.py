@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from clsd.features.input_pipeline import read_batches
-from clsd.features.tf_runtime import tf
+from clsd.features.tf_runtime import Batch, Tensor, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
+
+Array: TypeAlias = npt.NDArray[Any]
 
 _BATCH = 16_384
 
@@ -31,11 +34,11 @@ def worth_it(config: Config, clicks: int, epochs_left: int) -> bool:
     return asked and of_clicks_alone and frozen and fits and epochs_left >= 2
 
 
-def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
+def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Array, Array]:
     """Keys int64 ``[clicks]`` and teacher scores q float32 ``[clicks]`` of the clicks in the training split."""
 
     @tf.function
-    def score(batch: dict[str, Any]) -> tuple[Any, Any]:
+    def score(batch: Batch) -> tuple[Tensor, Tensor]:
         rows = tf.where(batch["label"] * batch["valid"] > 0)[:, 0]
         ids, values = tf.gather(batch["ids"], rows), tf.gather(batch["values"], rows)
         return tf.gather(batch["key"], rows), tf.sigmoid(model.teacher_logit(ids, values))
@@ -48,13 +51,13 @@ def click_scores(model: ClsdModel, dataset: Dataset) -> tuple[Any, Any]:
     return np.concatenate(keys), np.concatenate(scores)
 
 
-def lookup(keys: Any, scores: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def lookup(keys: Array, scores: Array) -> Callable[[Batch], Batch]:
     """A function for ``tf.data`` map: it replaces ``key`` by ``teacher`` float32 ``[B]``, which is 0 for a non-click."""
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.int64), tf.constant(scores, tf.float32)), 0.0
     )
 
-    def add(batch: dict[str, Any]) -> dict[str, Any]:
+    def add(batch: Batch) -> Batch:
         rows = tf.where(batch["label"] > 0)
         result = table.lookup(tf.gather_nd(batch["key"], rows))
         scores = tf.scatter_nd(rows, result, tf.shape(batch["label"], out_type=tf.int64))
