@@ -38,7 +38,7 @@ from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
-from clsd.pipeline.serving.export import scoring_of
+from clsd.pipeline.serving.export import scoring_function
 from clsd.pipeline.serving.serving_inputs import as_arrays, serving_inputs
 from clsd.pipeline.serving.signatures import ServingModel
 from clsd.pipeline.shared.config import Config
@@ -76,7 +76,7 @@ def make_config(log: Path) -> Config:
 def make_model(config: Config, dataset: Dataset, directory: Path) -> dict[str, dict[str, Any]]:
     """The SavedModel, with signatures for encoded rows beside its own; gives the inputs of all."""
     model = build_model(config, dataset)
-    score = scoring_of(config, dataset, model)
+    score = scoring_function(config, dataset, model)
     serving = ServingModel(
         ServingTransform(dataset.transform, directory / "assets"), model.spec, score, config.export.candidates
     )

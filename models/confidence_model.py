@@ -177,7 +177,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         return Scores(logit, confidence, weight, correction, ctr_logit)
 
     @property
-    def asks_teacher(self) -> bool:
+    def scoring_needs_teacher(self) -> bool:
         """Whether scoring takes a second forward pass, by the teacher."""
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"

@@ -73,5 +73,5 @@ def truncated(p: Tensor, positive: Tensor, share: Tensor) -> Tensor:
 
 def drop_share(steps: Tensor, share: float, ramp: int) -> Tensor:
     """T-CE's schedule: rises linearly from 0 to ``share`` in ``ramp`` steps."""
-    grown = tf.cast(steps, tf.float32) / ramp if ramp else tf.ones([])
-    return share * tf.clip_by_value(grown, 0.0, 1.0)
+    ramp_share = tf.cast(steps, tf.float32) / ramp if ramp else tf.ones([])
+    return share * tf.clip_by_value(ramp_share, 0.0, 1.0)

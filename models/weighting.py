@@ -97,14 +97,14 @@ class ReweightedLoss(PlainWeighting):
     def train(self, batch: TrainingBatch) -> BatchWeights:
         """See the class."""
         click, non_click = controls.reweighted(batch.p, self.settings.rce_exponent)
-        return self._of_loss(batch, click, non_click)
+        return self._after_warmup(batch, click, non_click)
 
     def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
         """See the class; the weight is relative to a non-click's."""
         confidence, non_click = controls.reweighted(tf.sigmoid(logit), self.settings.rce_exponent)
         return RowConfidence(confidence, confidence / non_click, tf.zeros_like(logit))
 
-    def _of_loss(self, batch: TrainingBatch, click: Tensor, non_click: Tensor) -> BatchWeights:
+    def _after_warmup(self, batch: TrainingBatch, click: Tensor, non_click: Tensor) -> BatchWeights:
         # These moments only record that weighting has begun.
         sums = sum_over(equations.moment_sums(batch.p, batch.p, batch.positive, 1.0))
         self.model.update_moments(self.model.moments, sums, batch.weighted)
@@ -122,7 +122,7 @@ class TruncatedLoss(ReweightedLoss):
         settings, steps = self.settings, self.model.step - self.model.warmup_steps
         share = controls.drop_share(steps, settings.tce_share, settings.tce_ramp_steps)
         kept = local_slice(controls.truncated(gather(batch.p), gather(batch.positive), share), batch.p)
-        return self._of_loss(batch, kept, tf.ones_like(batch.p))
+        return self._after_warmup(batch, kept, tf.ones_like(batch.p))
 
     def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
         """Every row weighs 1: which clicks are dropped is known in training alone."""
@@ -139,11 +139,11 @@ class ConfidenceWeighting(PlainWeighting):
     def train(self, batch: TrainingBatch) -> BatchWeights:
         """See the class."""
         settings, model = self.settings, self.model
-        taught = self._teacher_probabilities(batch)
+        teacher_probability = self._teacher_probabilities(batch)
         target = batch.label
         if settings.soften > 0:
-            target = tf.where(batch.weighted, target + settings.soften * (taught - target), target)
-        q = self._scores(batch, taught)
+            target = tf.where(batch.weighted, target + settings.soften * (teacher_probability - target), target)
+        q = self._confidence_scores(batch, teacher_probability)
         known = batch.positive * tf.cast(tf.math.is_finite(q), tf.float32)  # an intensity may be missing
         q = tf.where(tf.math.is_finite(q), q, 0.0)
         sums = sum_over(equations.moment_sums(q, batch.p, known, settings.alpha))
@@ -153,7 +153,7 @@ class ConfidenceWeighting(PlainWeighting):
         w = equations.positive_weight(self._confidence(q, g, c), c, settings.blend)
         if settings.source == "intensity":
             w = tf.where(known < batch.positive, 1.0, w)
-        w = self._control(w, batch)
+        w = self._redistribute(w, batch)
         gate_losses, gate_rows = tf.zeros_like(w), tf.zeros_like(w)
         if model.gate is not None:
             gate_losses, counted = equations.gate_losses(
@@ -181,20 +181,21 @@ class ConfidenceWeighting(PlainWeighting):
         settings = self.settings
         return equations.confidence(q, g, c, alpha=settings.alpha, eps=settings.eps, a_max=settings.a_max)
 
-    def _control(self, w: Tensor, batch: TrainingBatch) -> Tensor:
+    def _redistribute(self, w: Tensor, batch: TrainingBatch) -> Tensor:
         """Hook for controls that redistribute the weights."""
         return w
 
-    def _scores(self, batch: TrainingBatch, taught: Tensor) -> Tensor:
+    def _confidence_scores(self, batch: TrainingBatch, teacher_probability: Tensor) -> Tensor:
         """q ``[B]`` on its scale, without gradient; NaN where an intensity is missing."""
         if self.settings.source == "intensity":
             return tf.where(batch.label > 0, tf.maximum(batch.extras["intensity"], 0.0), 0.0)
         if self.settings.counts_items:
             return self.model.item_score(batch.inputs)
-        return equations.on_scale(taught, self.settings.scale)
+        return equations.on_scale(teacher_probability, self.settings.scale)
 
     def _teacher_probabilities(self, batch: TrainingBatch) -> Tensor:
-        """sigmoid of the teacher's logit, float32 ``[B]``; 0 where nothing asks for it, and during warm-up."""
+        """The teacher's probability of a click, float32 ``[B]``: the student's p if there is no separate teacher; 0 during the
+        warm-up, and for rows whose score is not needed."""
         model, settings = self.model, self.settings
         if model.teacher is None:
             return batch.p
@@ -203,12 +204,12 @@ class ConfidenceWeighting(PlainWeighting):
         every_row = settings.soften > 0 or (model.gate is not None and settings.gate == "calibration")
         rows = tf.where((batch.valid if every_row else batch.positive) > 0)
 
-        def ask_teacher() -> Tensor:
-            asked = tf.nest.map_structure(lambda x: tf.gather(x, rows[:, 0]), batch.inputs)
-            scores = tf.sigmoid(model.logit_of(model.teacher, asked))
+        def score_rows() -> Tensor:
+            inputs = tf.nest.map_structure(lambda x: tf.gather(x, rows[:, 0]), batch.inputs)
+            scores = tf.sigmoid(model.logit_of(model.teacher, inputs))
             return tf.scatter_nd(rows, scores, tf.shape(batch.p, out_type=tf.int64))
 
-        return tf.stop_gradient(tf.cond(batch.weighted, ask_teacher, lambda: tf.zeros_like(batch.p)))
+        return tf.stop_gradient(tf.cond(batch.weighted, score_rows, lambda: tf.zeros_like(batch.p)))
 
 
 class UninformativeWeighting(ConfidenceWeighting):
@@ -222,7 +223,7 @@ class UninformativeWeighting(ConfidenceWeighting):
         one = tf.ones_like(logit)
         return RowConfidence(one, one * equations.mean_weight(self.model.weight_moments), tf.zeros_like(logit))
 
-    def _control(self, w: Tensor, batch: TrainingBatch) -> Tensor:
+    def _redistribute(self, w: Tensor, batch: TrainingBatch) -> Tensor:
         if self.settings.control == "constant":
             return local_slice(controls.constant(gather(w), gather(batch.positive)), w)
         if self.settings.control == "permuted":

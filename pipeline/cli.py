@@ -19,7 +19,7 @@ from clsd.features.errors import Terminated, UserError
 from clsd.pipeline.commands import data, evaluation, serving, training
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_outcome
-from clsd.pipeline.shared.files import no_room, no_store
+from clsd.pipeline.shared.files import disk_full_error, object_store_error
 from clsd.pipeline.shared.progress import say
 
 
@@ -49,9 +49,9 @@ class _Commands(click.Group):
             say("ended by SIGTERM after a checkpoint; run the same command again to continue")
             sys.exit(75)
         except Exception as error:
-            known = no_store(error, "an address")
+            known = object_store_error(error, "an address")
             if isinstance(error, OSError):
-                known = known or no_room(error, str(error.filename or "the disk"))
+                known = known or disk_full_error(error, str(error.filename or "the disk"))
             if known is None:
                 raise
             _fail(str(known))

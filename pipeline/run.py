@@ -154,12 +154,14 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     else:  # it is fast, so an older report may be replaced
         metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
-    from clsd.pipeline.serving.export import PublishingRequirements, export, is_of, withdrawn
+    from clsd.pipeline.serving.export import PublishingRequirements, export, was_exported_from, withdrawn
     from clsd.pipeline.serving.predict import Predictor
     from clsd.pipeline.shared.model_versions import GOLDEN_FILE, versions_in
 
     _say(5, "export", str(paths.export))
-    result = [version for version in versions_in(paths.export) if is_of(version, fingerprint, config.export)]
+    result = [
+        version for version in versions_in(paths.export) if was_exported_from(version, fingerprint, config.export)
+    ]
     gone = None if result else withdrawn(paths.export, fingerprint, config.export)
     if gone is not None:
         warn(f"{gone} is a withdrawn version of this run: not exported again")

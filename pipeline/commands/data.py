@@ -36,7 +36,7 @@ def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -
 
     given = {key: value for key, value in options.items() if value is not None}
     if given and name != "synthetic":
-        raise UserError(f"--{next(iter(given))}", f"is for synthetic alone, not for {name}", "leave it out")
+        raise UserError(f"--{next(iter(given))}", f"is only for synthetic, not for {name}", "leave it out")
     try:
         synthetic = SyntheticSettings(**given) if name == "synthetic" else None
     except ValueError as error:
@@ -103,4 +103,4 @@ def inspect(directory: str) -> None:
 
     result = Dataset.load(directory)
     show_dataset(result)
-    say(f"{result.verify()} files are whole")
+    say(f"{result.verify()} files verified")

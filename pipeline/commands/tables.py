@@ -117,9 +117,9 @@ def show_outcome(outcome: Outcome) -> None:
     """The end of `clsd run`: the metrics, a row with its prediction, and the paths of all results."""
     console.print()
     show_metrics(outcome.metrics)
-    say(f"\none row     {json.dumps(outcome.row, ensure_ascii=False)}")
+    say(f"\nexample row {json.dumps(outcome.row, ensure_ascii=False)}")
     answer = ", ".join(f"{name} {value:.4f}" for name, value in outcome.prediction.items())
-    say(f"the answer  {answer}\n")
+    say(f"prediction  {answer}\n")
     for name, path in (
         ("report", outcome.paths.evaluation / "report.html"),
         ("metrics", outcome.paths.evaluation / "metrics.json"),

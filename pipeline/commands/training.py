@@ -25,7 +25,7 @@ from clsd.pipeline.shared.progress import say
 @click.option(
     "--base",
     metavar="RUN",
-    help="Start with this: a finished run on the data set before, or a model exported from one.",
+    help="Start from this finished run or exported model; it must be trained on the data set that this one is based on.",
 )
 @overwrite_option
 def train(

@@ -31,7 +31,7 @@ from clsd.pipeline.evaluation.compare_summary import compare_results
 from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import make_directory, read_json, require_ours, write_json, write_text
+from clsd.pipeline.shared.files import make_directory, read_json, refuse_foreign_directory, write_json, write_text
 from clsd.pipeline.shared.progress import console, say, warn
 
 COMPARE_FILE = "compare.json"
@@ -78,36 +78,42 @@ def compare(
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():
         say(f"[yellow]left out[/yellow] {name}: {reason}")
-    require_ours(out, (LOG_FILE, COMPARE_FILE))
+    refuse_foreign_directory(out, (LOG_FILE, COMPARE_FILE))
     if "tce" in chosen:
         _warn_of_ramp(chosen["tce"], dataset)
     make_directory(out)
     started = time.monotonic()
-    numbers = [config.seed + i for i in range(seeds)]
-    tasks = [(made.model_copy(update={"seed": seed}), name, seed) for seed in numbers for name, made in chosen.items()]
+    seed_numbers = [config.seed + i for i in range(seeds)]
+    tasks = [
+        (variant_config.model_copy(update={"seed": seed}), name, seed)
+        for seed in seed_numbers
+        for name, variant_config in chosen.items()
+    ]
     names, first = list(chosen), next(iter(chosen.values()))
-    with _workers(out, jobs) as submit, _progress(len(numbers) + len(tasks)) as done:
+    with _workers(out, jobs) as submit, _progress(len(seed_numbers) + len(tasks)) as done:
         # Warm-ups come first because all runs need them. Then runs go seed by seed, so that the first seed is complete early.
         warmups = {
             seed: submit(
                 _warm_up, first.model_copy(update={"seed": seed}), dataset.directory, out, seed, names, overwrite
             )
-            for seed in numbers
+            for seed in seed_numbers
         }
         of_seed = {future: seed for seed, future in warmups.items()}
         for future in as_completed(of_seed):
             done(f"warm-up seed {of_seed[future]}", future.result())
         runs = {
-            submit(_run, made, dataset.directory, out, name, seed, overwrite): (name, seed)
-            for made, name, seed in tasks
+            submit(_run, variant_config, dataset.directory, out, name, seed, overwrite): (name, seed)
+            for variant_config, name, seed in tasks
         }
         for future in as_completed(runs):
             done("{} seed {}".format(*runs[future]), future.result())
     results = {
-        name: {seed: read_json(_run_dir(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in numbers}
+        name: {
+            seed: read_json(_run_dir(out, seed, name) / RESULT_FILE, "result", "run it again") for seed in seed_numbers
+        }
         for name in chosen
     }
-    comparison = compare_results(config, results, _bootstraps(config, dataset, out, names, numbers[0]))
+    comparison = compare_results(config, results, _bootstraps(config, dataset, out, names, seed_numbers[0]))
     comparison |= {"left_out": left_out, "seconds": round(time.monotonic() - started, 1)}
     write_json(out / COMPARE_FILE, comparison)
     write_text(out / TABLES_FILE, markdown(comparison))
@@ -137,12 +143,12 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
     """Train the warm-up of the variants ``names``, unless all of their results are there."""
     from clsd.pipeline.training.train import WARMUP_FILE, warm_up
 
-    there = not overwrite and (_run_dir(out, seed, WARMUP) / WARMUP_FILE).exists()
+    exists = not overwrite and (_run_dir(out, seed, WARMUP) / WARMUP_FILE).exists()
     if not overwrite and all((_run_dir(out, seed, name) / RESULT_FILE).exists() for name in names):
         return "not needed"
     with _logged(out, f"seed {seed} warm-up"):
         warm_up(config, Dataset.load(dataset_dir), _run_dir(out, seed, WARMUP), overwrite=overwrite)
-    return "was there" if there else ""
+    return "already done" if exists else ""
 
 
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
@@ -152,20 +158,20 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
     from clsd.pipeline.training.train import run_fingerprint, train
 
     dataset, run_dir = Dataset.load(dataset_dir), _run_dir(out, seed, name)
-    fingerprint, measured = run_fingerprint(config, dataset), _measured_by(config)
-    there = (
+    fingerprint, measured = run_fingerprint(config, dataset), _measurement_fingerprint(config)
+    existing_fingerprint = (
         read_json(run_dir / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (run_dir / RUN_FILE).exists() else ""
     )
     if (run_dir / RESULT_FILE).exists():
         result = read_json(run_dir / RESULT_FILE, "result", "pass --overwrite")
-        if there == fingerprint and result.get("measured") == measured:
-            return "was there"
-        if there != fingerprint and not overwrite:
+        if existing_fingerprint == fingerprint and result.get("measured") == measured:
+            return "already done"
+        if existing_fingerprint != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
             raise UserError(str(run_dir), what, "pass --overwrite, or choose another --out or --runs")
         (run_dir / RESULT_FILE).unlink()  # an unfinished run must not have a result
     with _logged(out, f"seed {seed} {name}"):
-        if overwrite and there != fingerprint:
+        if overwrite and existing_fingerprint != fingerprint:
             shutil.rmtree(run_dir, ignore_errors=True)
         trained = train(config, dataset, run_dir, start=_run_dir(out, seed, WARMUP))
         result, scores = _measure(config, dataset, run_dir)
@@ -177,7 +183,7 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
     return f"auc {result['auc']:.4f}" if "auc" in result else ""
 
 
-def _measured_by(config: Config) -> str:
+def _measurement_fingerprint(config: Config) -> str:
     """Fingerprint of the measurement: equal if and only if a model would be measured in the same way."""
     evaluated = config.evaluate.model_dump(mode="json")
     return digest_of({"evaluate": evaluated, "ndcg_at": config.compare.ndcg_at})

@@ -17,7 +17,7 @@ from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import read_json, whole_directory, write_json, write_text
+from clsd.pipeline.shared.files import atomic_directory, read_json, write_json, write_text
 from clsd.pipeline.shared.headline_metrics import headline
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.training.checkpoints import RUN_FILE
@@ -62,15 +62,15 @@ def evaluate(
     split = config.evaluate.split
     rows = Scorer(model, dataset, tf.distribute.get_strategy()).score(split)
     # Without a teacher, one forward pass gives the exact weight.
-    calibrator = cheap_calibrator(model, dataset) if model.asks_teacher else None
+    calibrator = cheap_calibrator(model, dataset) if model.scoring_needs_teacher else None
     metrics = measure_rows(config, dataset, rows, calibrator)
     metrics["split"] = split
     metrics["settings"] = config.evaluate.model_dump(mode="json")
     metrics["training"] = read_json(run / RUN_FILE, "run", "")
     metrics["versions"] = versions()
-    with whole_directory(out, marker=METRICS_FILE, overwrite=overwrite) as aside:
-        write_json(aside / METRICS_FILE, metrics)
-        write_text(aside / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
+    with atomic_directory(out, marker=METRICS_FILE, overwrite=overwrite) as temporary:
+        write_json(temporary / METRICS_FILE, metrics)
+        write_text(temporary / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
     return metrics
 
 

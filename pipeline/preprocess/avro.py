@@ -93,18 +93,18 @@ class _Spliced(io.RawIOBase):
     """A header followed by a file from an offset on, as one stream."""
 
     def __init__(self, header: bytes, file: IO[bytes], at: int) -> None:
-        self._header, self._file, self._place = header, file, 0
+        self._header, self._file, self._position = header, file, 0
         file.seek(at)
 
     def read(self, size: int = -1) -> bytes:
-        head = self._header[self._place :] if size < 0 else self._header[self._place : self._place + size]
-        self._place += len(head)
+        head = self._header[self._position :] if size < 0 else self._header[self._position : self._position + size]
+        self._position += len(head)
         rest = self._file.read(-1 if size < 0 else size - len(head)) if size != len(head) else b""
-        self._place += len(rest)
+        self._position += len(rest)
         return head + rest
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readable(self) -> bool:
         return True

@@ -14,7 +14,7 @@ import pyarrow as pa
 from clsd.features.paths import as_path
 from clsd.pipeline.preprocess.input_splits import InputSplit
 from clsd.pipeline.preprocess.spill import Spilled, load, spill
-from clsd.pipeline.shared.files import whole_file
+from clsd.pipeline.shared.files import atomic_file
 
 #: The file, in the data set's directory.
 DEAD_LETTERS = "dead_letters.jsonl.gz"
@@ -51,12 +51,12 @@ class DeadLetterBatch:
     Args:
         input_split: index of the input split.
         number: index of this batch within the input split.
-        materialised: the spilled dead letters.
+        spilled: the spilled dead letters.
     """
 
     input_split: int
     number: int
-    materialised: Spilled = field(compare=False)
+    spilled: Spilled = field(compare=False)
 
 
 class DeadLetterWriter:
@@ -85,8 +85,8 @@ class DeadLetterWriter:
         self._waiting.sort(key=lambda dead_letter: (dead_letter.line, dead_letter.reason, dead_letter.text))
         batch = pa.RecordBatch.from_pylist([asdict(dead_letter) for dead_letter in self._waiting], _AS_ARROW)
         self._waiting = []
-        for materialised in spill(self._directory, [batch]):
-            yield DeadLetterBatch(self._input_split.index, self._spilled, materialised)
+        for spilled in spill(self._directory, [batch]):
+            yield DeadLetterBatch(self._input_split.index, self._spilled, spilled)
             self._spilled += 1
 
 
@@ -99,11 +99,11 @@ def write_dead_letters(directory: str, element: tuple[Any, Iterable[DeadLetterBa
     reasons: Counter[str] = Counter()
     first: dict[str, Any] | None = None
     with (
-        whole_file(as_path(directory) / DEAD_LETTERS) as raw,
+        atomic_file(as_path(directory) / DEAD_LETTERS) as raw,
         gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file,
     ):
         for dead_letters in sorted(element[1]):
-            for dead_letter in load(dead_letters.materialised).to_pylist():
+            for dead_letter in load(dead_letters.spilled).to_pylist():
                 first = first or dead_letter
                 reasons[dead_letter["reason"]] += 1
                 file.write((json.dumps(dead_letter, ensure_ascii=False) + "\n").encode())

@@ -2,8 +2,8 @@
 
 Its elements are paths of spilled Arrow batches, never single rows (:mod:`clsd.pipeline.preprocess.spill`)::
 
-    input splits ─▶ read ─▶ check ─▶ (by user: negatives) ─▶ split (, keep) ─▶ encode ─▶ by shard ─▶ shuffle, write ─▶ manifest
-                 └──▶ dead letters        └──▶ count, measure ──▶ transform ──┘
+    input splits ─▶ read, check ─▶ (histories by user) ─▶ split ─▶ (negatives) ─▶ encode ─▶ group by shard ─▶ write ─▶ job.json
+                     └─▶ dead letters                                  └─▶ count ─▶ transform ─┘
 
 Nothing is learnt from validation or test rows.
 """
@@ -42,21 +42,21 @@ from clsd.pipeline.preprocess.spill import OverSpilled, Spilled, load, load_toge
 from clsd.pipeline.shared import beam_private, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
-from clsd.pipeline.shared.files import whole_file, write_json
+from clsd.pipeline.shared.files import atomic_file, write_json
 from clsd.pipeline.shared.threads import ONE, Threads
 
 #: Users are hashed into parts if a step needs all rows of a user: bytes of log per part, and the least number of parts.
 USER_PART_BYTES, USER_PARTS = 64 << 20, 32
 #: Rows that are encoded together, at least one batch.
 ENCODE_ROWS = 1 << 20
-_DEAD, _TALLY = "dead", "tally"
+_DEAD, _COUNTS = "dead", "counts"
 
-beam_private.shorten_waits()  # at import, because workers import this module and nothing of the launching process
+beam_private.shorten_waits()  # at import: workers import this module, but do not run the launching code
 
 
 class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
-    """Reads input splits into checked batches, with their split if it depends on the row alone; also gives dead letters and
-    counts."""
+    """Reads input splits and checks their rows; assigns train, validation or test if the row alone decides. Also outputs dead
+    letters and counts."""
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
         self._reader, self._schema = Reader(config.logs, config.seed, threads), config.row_schema
@@ -69,38 +69,38 @@ class ReadAndCheck(beam.DoFn):  # type: ignore[misc]
         read = refused = 0
         dead_letters = DeadLetterWriter(self._directory, input_split)
         for part in self._reader.read(input_split):
-            result: list[DeadLetter] = []
+            faulty: list[DeadLetter] = []
             if isinstance(part, DeadLetter):
-                result, rows, kept = [part], 1, 0
+                faulty, rows, kept = [part], 1, 0
             else:
                 batch, wrong = check(self._schema, part.rows)
                 for row, reason in wrong:
                     position = part.rows.column(POSITION)[row].as_py()
                     text = part.text(position)
                     text = refused_text(part.rows, row) if text is None else text
-                    result.append(DeadLetter(input_split.path, self._reader.line(input_split, position), reason, text))
+                    faulty.append(DeadLetter(input_split.path, self._reader.line(input_split, position), reason, text))
                 rows, kept = part.rows.num_rows, batch.num_rows
                 yield from spill(self._directory, [self._split(batch)])
-            for dead_letter in result:
+            for dead_letter in faulty:
                 Metrics.counter("clsd.refused", dead_letter.reason).inc()
-                for materialised in dead_letters.take(dead_letter):
-                    yield beam.pvalue.TaggedOutput(_DEAD, materialised)
-            read, refused = read + rows, refused + len(result)
-            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(result))):
+                for refused_rows in dead_letters.take(dead_letter):
+                    yield beam.pvalue.TaggedOutput(_DEAD, refused_rows)
+            read, refused = read + rows, refused + len(faulty)
+            for what, n in (("rows read", rows), ("rows kept", kept), ("rows refused", len(faulty))):
                 progress.add(what, n, self._directory)
-        for materialised in dead_letters.rest():
-            yield beam.pvalue.TaggedOutput(_DEAD, materialised)
+        for refused_rows in dead_letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, refused_rows)
         progress.add(progress.READ, 1, self._directory)
         self._read.inc(read)
         self._kept.inc(read - refused)
         self._refused.inc(refused)
-        yield beam.pvalue.TaggedOutput(_TALLY, {"rows": (read, read - refused)})
+        yield beam.pvalue.TaggedOutput(_COUNTS, {"rows": (read, read - refused)})
 
 
 class Encode(beam.DoFn):  # type: ignore[misc]
     """Encodes batches and partitions their rows by shard.
 
-    Several batches are encoded together: most of a lookup in a large vocabulary is building its index.
+    It encodes several batches at once, because a lookup in a large vocabulary spends most of its time building an index.
     """
 
     def __init__(self, config: Config, directory: str, threads: Threads) -> None:
@@ -138,13 +138,13 @@ class Encode(beam.DoFn):  # type: ignore[misc]
         num_shards = shards.shard_counts(self._counts, self._rows_per_shard)
         parts = dict(shards.partition(split, rows, num_shards, self._seed))
         for (name, _, _), part in parts.items():
-            yield beam.pvalue.TaggedOutput(_TALLY, shards.statistics(self._schema, name, part))
-        materialised = spill(self._directory, (part.to_batch() for part in parts.values()))
+            yield beam.pvalue.TaggedOutput(_COUNTS, shards.statistics(self._schema, name, part))
+        spilled = spill(self._directory, (part.to_batch() for part in parts.values()))
         progress.add("rows encoded", len(rows), self._directory)
-        yield from zip(parts, materialised, strict=True)
+        yield from zip(parts, spilled, strict=True)
 
 
-class InThreads(beam.DoFn):  # type: ignore[misc]
+class MapInThreads(beam.DoFn):  # type: ignore[misc]
     """Processes the groups of a bundle in threads.
 
     Args:
@@ -169,12 +169,17 @@ class InThreads(beam.DoFn):  # type: ignore[misc]
 
 
 def build(
-    root: Any, config: Config, input_splits: list[InputSplit], directory: str, base: str = "", threads: Threads = ONE
+    pipeline: Any,
+    config: Config,
+    input_splits: list[InputSplit],
+    directory: str,
+    base: str = "",
+    threads: Threads = ONE,
 ) -> None:
     """Add the job's graph to a Beam pipeline; it writes everything under ``directory``.
 
     Args:
-        root: a ``beam.Pipeline``.
+        pipeline: a ``beam.Pipeline``.
         config: the config.
         input_splits: what :func:`clsd.pipeline.preprocess.input_splits.plan` gave.
         directory: directory of the shards, the vocabularies and the job's summary, ``job.json``.
@@ -183,29 +188,31 @@ def build(
     """
     schema, job, seed = config.row_schema, config.preprocess, config.seed
     read = (
-        root
+        pipeline
         | "InputSplits" >> beam.Create(input_splits)
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _TALLY, main="rows")
+        | "SpreadInputSplits" >> beam.Reshuffle()
+        | "Read" >> beam.ParDo(ReadAndCheck(config, directory, threads)).with_outputs(_DEAD, _COUNTS, main="rows")
     )
     rows = _split(
         read.rows, config, directory, sum({input_split.path: input_split.size for input_split in input_splits}.values())
     )
     if job.negatives:
         items = rows | "Catalogue" >> beam.CombineGlobally(OverSpilled(negatives.Catalogue(job.negatives)))
-        side = beam.pvalue.AsSingleton(items)
-        rows = rows | "Negatives" >> beam.FlatMap(_changed, directory, partial(_negatives, config), side)
+        catalogue = beam.pvalue.AsSingleton(items)
+        rows = rows | "Negatives" >> beam.FlatMap(
+            _apply_and_spill, directory, partial(_add_negatives, config), catalogue
+        )
     if job.keep_negatives < 1:
         keep = partial(negatives.keep_share, job.keep_negatives, seed)
-        rows = rows | "KeepNegatives" >> beam.FlatMap(_changed, directory, keep)
-    rows = rows | "Even" >> beam.Reshuffle()
+        rows = rows | "KeepNegatives" >> beam.FlatMap(_apply_and_spill, directory, keep)
+    rows = rows | "Rebalance" >> beam.Reshuffle()
 
     learnt = (
         rows
         | "Measure" >> beam.ParDo(Measure(schema, directory, threads))
         | "Features" >> beam.GroupByKey()
-        | "Learn" >> beam.ParDo(InThreads(partial(learn, schema, directory, base), threads))
-        | "One" >> ToDict()
+        | "Learn" >> beam.ParDo(MapInThreads(partial(learn, schema, directory, base), threads))
+        | "AsDict" >> ToDict()
     )
     transform = beam.pvalue.AsSingleton(
         learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
@@ -214,13 +221,13 @@ def build(
     counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda result: result.get("splits", {})))
 
     encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(
-        _TALLY, main="rows"
+        _COUNTS, main="rows"
     )
     written = (
         encoded.rows
         | "Gather" >> beam.GroupByKey()
         | "Write"
-        >> beam.ParDo(InThreads(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory), threads))
+        >> beam.ParDo(MapInThreads(partial(_write_shard, schema, job.rows_per_block, job.gzip, directory), threads))
     )
     golden = rows | "Golden" >> beam.CombineGlobally(OverSpilled(SmallestKeys(job.golden_rows)))
     dead = (
@@ -228,11 +235,11 @@ def build(
         | "OneFile" >> beam.GroupBy(lambda _: 0)
         | "DeadLetters" >> beam.Map(partial(write_dead_letters, directory))
     )
-    tally = read.tally | "Tally" >> beam.CombineGlobally(MergePartials()).without_defaults()
-    quality = encoded.tally | "Quality" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    tally = read.counts | "Counts" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    quality = encoded.counts | "OutOfVocabularyCounts" >> beam.CombineGlobally(MergePartials()).without_defaults()
     _ = (
-        root
-        | "Once" >> beam.Create([directory])
+        pipeline
+        | "SummaryTrigger" >> beam.Create([directory])
         | "Summary"
         >> beam.Map(
             _write_summary,
@@ -249,7 +256,7 @@ def build(
 
 
 def _needs_users(config: Config) -> bool:
-    """Whether a step needs all rows of a user together."""
+    """Whether a stage needs all rows of a user."""
     return (
         config.preprocess.split.by == "user_time"
         or config.preprocess.negatives is not None
@@ -258,7 +265,7 @@ def _needs_users(config: Config) -> bool:
 
 
 def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
-    """A function that adds the split if it depends on the row alone, and otherwise nothing."""
+    """A function that adds the split if the row alone decides it; otherwise the identity."""
     settings = config.preprocess.split
     if settings.by == "hash":
         return partial(splits.by_hash, settings, config.row_schema.user, config.seed)
@@ -272,18 +279,18 @@ def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
         parts = max(USER_PARTS, log_bytes // USER_PART_BYTES)
         rows = (
             rows
-            | "UserParts" >> beam.FlatMap(partial(_by_user, directory, parts, config.seed))
+            | "UserParts" >> beam.FlatMap(partial(_partition_by_user, directory, parts, config.seed))
             | "Users" >> beam.GroupByKey()
-            | "Together" >> beam.FlatMap(partial(_together, directory, config))
+            | "JoinUserRows" >> beam.FlatMap(partial(_join_user_rows, directory, config))
         )
     if settings.by != "time" or settings.test_from:
         return rows
     times = rows | "Boundaries" >> beam.CombineGlobally(OverSpilled(splits.TimeBoundaries(settings)))
     by_time = partial(_split_by_time, settings.gap)
-    return rows | "SplitByTime" >> beam.FlatMap(_changed, directory, by_time, beam.pvalue.AsSingleton(times))
+    return rows | "SplitByTime" >> beam.FlatMap(_apply_and_spill, directory, by_time, beam.pvalue.AsSingleton(times))
 
 
-def _changed(
+def _apply_and_spill(
     batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], learnt: Any = None
 ) -> Iterable[Spilled]:
     """Apply ``change`` to a batch, with what was learnt if given, and spill the result."""
@@ -295,19 +302,19 @@ def _split_by_time(gap: int, batch: pa.RecordBatch, boundaries: tuple[int, int])
     return splits.by_time(boundaries, gap, batch)
 
 
-def _by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterator[tuple[int, Spilled]]:
+def _partition_by_user(directory: str, parts: int, seed: int, spilled: Spilled) -> Iterator[tuple[int, Spilled]]:
     batch = load(spilled)
     part = (seeded(batch.column(USER).to_numpy(), seed, 0x0521) % np.uint64(parts)).astype(np.int64)
     order, starts = shards.sorted_codes(part)
-    # Without dictionaries: each part would contain that of the whole batch.
+    # Drop the dictionaries: otherwise each part would carry the whole batch's.
     ordered = with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(order))]))
-    materialised = spill(
+    user_parts = spill(
         directory, (ordered.slice(start, stop - start) for start, stop in pairwise([*starts, len(order)]))
     )
-    yield from zip(part[order[starts]].tolist(), materialised, strict=True)
+    yield from zip(part[order[starts]].tolist(), user_parts, strict=True)
 
 
-def _together(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
+def _join_user_rows(directory: str, config: Config, element: tuple[int, Iterable[Spilled]]) -> Iterable[Spilled]:
     """All rows of a part's users in a deterministic order, with their histories and split."""
     (batch,) = load_together(element[1]).combine_chunks().sort_by(KEY).combine_chunks().to_batches()
     batch = add_histories(config.row_schema, batch)
@@ -316,7 +323,7 @@ def _together(directory: str, config: Config, element: tuple[int, Iterable[Spill
     return spill(directory, [with_dictionaries(config.row_schema.single_valued, pa.Table.from_batches([batch]))])
 
 
-def _negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
+def _add_negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
     assert config.preprocess.negatives is not None
     rows = with_dictionaries((), pa.Table.from_batches([batch]))
     more = negatives.add_negatives(config.preprocess.negatives, config.row_schema, config.seed, rows, catalogue)
@@ -343,7 +350,7 @@ def _write_summary(
 ) -> None:
     """Write what the launching process needs to finish; one worker does it."""
     if golden is not None:
-        with whole_file(as_path(directory) / GOLDEN_FILE) as file:
+        with atomic_file(as_path(directory) / GOLDEN_FILE) as file:
             pq.write_table(pa.Table.from_batches([golden]), file)
     rows, kept = tally["rows"]
     summary = {

@@ -38,7 +38,7 @@ from clsd.pipeline.preprocess.parsing import (
     parse_csv,
 )
 from clsd.pipeline.shared.config import CsvSettings, LogSettings
-from clsd.pipeline.shared.files import clear_errors
+from clsd.pipeline.shared.files import as_user_errors
 
 _HEAD_BYTES = 1 << 20
 #: Patterns of text that means an integer, a number or a boolean.
@@ -126,7 +126,7 @@ def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
 def _match_objects(pattern: str) -> dict[str, FileMetadata]:
     """Match objects with the same client that reads and writes them elsewhere, not Beam's."""
     root: Any = as_path(pattern)
-    with clear_errors(pattern):
+    with as_user_errors(pattern):
         result = root.fs.glob(root.path, detail=True)
     files = {f"{root.protocol}://{name}": file for name, file in result.items() if file["type"] == "file"}
     return {path: FileMetadata(path, file["size"], _seconds(file)) for path, file in files.items()}

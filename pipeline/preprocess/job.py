@@ -17,12 +17,12 @@ from clsd.pipeline.shared import engine, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import (
+    atomic_directory,
     files_in,
     make_directory,
     read_json,
     remove_file,
     remove_tree,
-    whole_directory,
     write_json,
 )
 
@@ -55,37 +55,37 @@ def preprocess(
     if not overwrite and is_made(config, input_splits, out, earlier):
         progress.say_there_already()
         return Dataset.load(out)
-    with whole_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as aside:
+    with atomic_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as temporary:
         # Not by the workers: one that outlives its job must not create them again.
         for name in (SPILL, "vocabularies", *SPLITS):
-            make_directory(aside / name)
-        with progress.launching(address(aside)):
-            job, earlier_one = address(aside), address(base) if base else ""
+            make_directory(temporary / name)
+        with progress.launching(address(temporary)):
+            job, earlier_one = address(temporary), address(base) if base else ""
             engine.run(
                 lambda pipeline, threads: build(pipeline, config, input_splits, job, earlier_one, threads),
-                aside,
+                temporary,
                 beam_options or [],
                 input_splits=len(input_splits),
                 threads=config.preprocess.threads,
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
-        summary = read_json(aside / "job.json", "summary of the job", "run it again")
+        summary = read_json(temporary / "job.json", "summary of the job", "run it again")
         progress.settle(
             {
                 **{f"rows {what}": summary["rows"][what] for what in ("read", "kept", "refused")},
                 "rows written": sum(shard["rows"] for shard in summary["shards"]),
             }
         )
-        refuse_if_bad(config, summary, aside, out)
-        remove_file(aside / "job.json")
+        refuse_if_bad(config, summary, temporary, out)
+        remove_file(temporary / "job.json")
         for name in (SPILL, progress.REPORTS):
-            remove_tree(aside / name)
+            remove_tree(temporary / name)
         for split in {*SPLITS} - {shard["split"] for shard in summary["shards"]}:
-            remove_tree(aside / split)
-        for name in files_in(aside):
+            remove_tree(temporary / split)
+        for name in files_in(temporary):
             if name.endswith(".partial"):  # left by a bundle that the engine retried
-                remove_file(aside / name)
-        write_json(aside / "dataset.json", manifest(config, input_splits, summary, aside, earlier))
+                remove_file(temporary / name)
+        write_json(temporary / "dataset.json", manifest(config, input_splits, summary, temporary, earlier))
     remove_file(dead_letters_beside(out))  # left by an earlier attempt that failed
     return Dataset.load(out)
 

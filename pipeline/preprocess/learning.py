@@ -17,7 +17,7 @@ from clsd.features.vocabulary import COUNTS, Vocabulary
 from clsd.pipeline.preprocess import data_statistics
 from clsd.pipeline.preprocess.counting import Sample, lifted, merged
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, Dataset
-from clsd.pipeline.shared.files import whole_file
+from clsd.pipeline.shared.files import atomic_file
 
 
 def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterable[Any]]) -> tuple[str, Any]:
@@ -37,7 +37,7 @@ def learn(schema: Schema, directory: str, base: str, element: tuple[str, Iterabl
     if kind == "vocabulary":
         counts = _counts(result)
         vocabulary = _vocabulary(schema, name, counts, base)
-        with whole_file(as_path(directory) / vocabulary_file(name)) as file:
+        with atomic_file(as_path(directory) / vocabulary_file(name)) as file:
             vocabulary.write(file)
         return key, {"entry": vocabulary_entry(name, len(vocabulary)), **data_statistics.values(counts)}
     if kind == "tokens":

@@ -19,24 +19,24 @@ from clsd.pipeline.shared.package_versions import versions
 HOW = ("threads", "stalled_minutes")
 
 
-def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+def refuse_if_bad(config: Config, summary: dict[str, Any], temporary: Path, out: Path) -> None:
     """Refuse a job that read nothing, refused too much, or left nothing to learn from.
 
     Args:
         config: the config.
         summary: the job's summary, ``job.json``.
-        aside: the job's directory; its dead letters are copied next to ``out``.
+        temporary: the job's directory; its dead letters are copied next to ``out``.
         out: the data set's directory, which is not created.
 
     Raises:
         UserError: names the first dead letter, or the setting, and a hint.
     """
-    refuse_if_refused(config, summary, aside, out)
+    refuse_if_refused(config, summary, temporary, out)
     if not any(shard["split"] == "train" for shard in summary["shards"]):
         raise UserError(
             "preprocess.split", "no row is left to train on", "change the shares, times or gap of the split"
         )
-    _refuse_if_gated(config, summary)
+    _require_quality(config, summary)
     train = [shard for shard in summary["shards"] if shard["split"] == "train"]
     clicks = sum(shard["clicks"] for shard in train)
     if clicks in (0, sum(shard["rows"] for shard in train)):
@@ -46,14 +46,14 @@ def refuse_if_bad(config: Config, summary: dict[str, Any], aside: Path, out: Pat
         )
 
 
-def refuse_if_refused(config: Config, summary: dict[str, Any], aside: Path, out: Path) -> None:
+def refuse_if_refused(config: Config, summary: dict[str, Any], temporary: Path, out: Path) -> None:
     """Refuse a job that read nothing, or refused too much; arguments and errors as for :func:`refuse_if_bad`."""
     rows, refused = summary["rows"]["read"], summary["rows"]["refused"]
     if rows == 0:
         raise UserError(", ".join(config.logs.files), "holds no rows", "correct logs.files")
     if refused > config.preprocess.max_refused * max(rows, 1):
         kept = dead_letters_beside(out)
-        copy_file(aside / DEAD_LETTERS, kept)
+        copy_file(temporary / DEAD_LETTERS, kept)
         first = summary["dead"][0]["first"]
         reasons = ", ".join(f"{n} x {reason}" for reason, n in summary["dead"][0]["reasons"].items())
         raise UserError(
@@ -68,9 +68,9 @@ def dead_letters_beside(out: Path) -> Path:
     return out.parent / f"{out.name}.{DEAD_LETTERS}"
 
 
-def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
+def _require_quality(config: Config, summary: dict[str, Any]) -> None:
     """Refuse a data set that breaks the bounds of ``preprocess.gates``."""
-    gates, rows, clicks = config.preprocess.gates, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    bounds, rows, clicks = config.preprocess.gates, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     for shard in summary["shards"]:
         rows[shard["split"]] += shard["rows"]
         clicks[shard["split"]] += shard["clicks"]
@@ -78,18 +78,20 @@ def _refuse_if_gated(config: Config, summary: dict[str, Any]) -> None:
         # The training split's CTR in the log: its non-clicks may have been down-sampled.
         kept = config.preprocess.keep_negatives if split == "train" else 1.0
         ctr = clicks[split] / (clicks[split] + (rows[split] - clicks[split]) / kept)
-        if not gates.min_ctr <= ctr <= gates.max_ctr:
-            what = f"the {split} split's CTR is {ctr:.3%}, not within {gates.min_ctr:g} and {gates.max_ctr:g}"
+        if not bounds.min_ctr <= ctr <= bounds.max_ctr:
+            what = f"the {split} split's CTR is {ctr:.3%}, not within {bounds.min_ctr:g} and {bounds.max_ctr:g}"
             raise UserError("preprocess.gates", what, "look at the log; or widen min_ctr and max_ctr")
         for feature, described in summary["features"].items():
             lacks = described["missing"].get(split)
-            if lacks and lacks["rows"] > gates.max_missing * lacks["of"]:
+            if lacks and lacks["rows"] > bounds.max_missing * lacks["of"]:
                 what = f"'{feature}' is missing in {lacks['rows'] / lacks['of']:.1%} of the {split} split's rows"
                 raise UserError("preprocess.gates", what, "look at the log; or raise max_missing")
             unknown = summary["quality"].get(f"{split}/{feature}", (0, 0))[1]
-            if unknown > gates.max_out_of_vocabulary * rows[split]:
+            if unknown > bounds.max_out_of_vocabulary * rows[split]:
                 what = f"'{feature}' is out of vocabulary in {unknown / rows[split]:.1%} of the {split} split's rows"
-                raise UserError("preprocess.gates", what, "lower min_count, raise max_size, or raise the gate")
+                raise UserError(
+                    "preprocess.gates", what, "lower min_count, raise max_size, or raise max_out_of_vocabulary"
+                )
 
 
 def manifest(

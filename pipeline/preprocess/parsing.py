@@ -55,14 +55,14 @@ def decompressed(path: str, file: IO[bytes]) -> Any:
     return result if hasattr(result, "peek") else io.BufferedReader(result)
 
 
-def open_parquet(path: str, file: Any, coded: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file; text columns in ``coded`` are read dictionary-encoded.
+def open_parquet(path: str, file: Any, dictionary_columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file; text columns in ``dictionary_columns`` are read dictionary-encoded.
 
     Raises:
         UserError: it is not a complete Parquet file.
     """
     try:
-        return pq.ParquetFile(file, read_dictionary=list(coded))
+        return pq.ParquetFile(file, read_dictionary=list(dictionary_columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             path, f"is not a complete Parquet file ({str(error).splitlines()[0]})", "write it again"
@@ -83,7 +83,7 @@ def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
 def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
     """Parse CSV lines without a header with the given types, or inferred ones. Raises pa.ArrowException."""
     dialect, quote = logs.csv, logs.csv.quote.encode()
-    if quote and quote in data and any(_is_open(line, dialect) for line in data.split(b"\n")):
+    if quote and quote in data and any(_has_unpaired_quote(line, dialect) for line in data.split(b"\n")):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
     return pa.csv.read_csv(
         pa.BufferReader(data),
@@ -103,7 +103,7 @@ def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataTyp
     )
 
 
-def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
+def suspicious_json_column(line: bytes, types: dict[str, pa.DataType]) -> str | None:
     """A cheap check of a JSON line: the name of a wrong column, "" for a wrong line, None if nothing looks wrong.
 
     The parser decides.
@@ -117,13 +117,15 @@ def odd_json(line: bytes, types: dict[str, pa.DataType]) -> str | None:
     return next((name for name, kind in types.items() if not _fits(row.get(name), kind)), None)
 
 
-def odd_csv(line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> str | None:
-    """A cheap check of a CSV line; results as for :func:`odd_json`."""
+def suspicious_csv_column(
+    line: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings
+) -> str | None:
+    """A cheap check of a CSV line; results as for :func:`suspicious_json_column`."""
     try:
         fields = csv_fields(line.decode(), logs.csv)
     except (ValueError, csv.Error):
         return ""
-    if len(fields) != len(columns) or _is_open(line, logs.csv):
+    if len(fields) != len(columns) or _has_unpaired_quote(line, logs.csv):
         return ""
     for name, text in zip(columns, fields, strict=True):
         kind = types.get(name, pa.null())
@@ -147,7 +149,7 @@ def csv_fields(line: str, dialect: CsvSettings) -> list[str]:
     return fields
 
 
-def _is_open(line: bytes, dialect: CsvSettings) -> bool:
+def _has_unpaired_quote(line: bytes, dialect: CsvSettings) -> bool:
     """Whether a line has an unpaired quote."""
     quote, escape = dialect.quote.encode(), dialect.escape.encode()
     if escape:
@@ -186,8 +188,8 @@ def parse_all(
     Args:
         rows: number of rows.
         parse: gives the table of the rows at some positions, or raises pa.ArrowException.
-        odd: a cheap check of the row at a position, as :func:`odd_json`. It saves many parses if few rows are bad, and names the
-            column.
+        odd: a cheap check of the row at a position, such as :func:`suspicious_json_column`. It names the faulty column, and saves
+            many parses if few rows are bad.
 
     Returns:
         the table of the good rows (None if there are none), their positions, and (position, reason) of the others.
@@ -241,7 +243,7 @@ def _reason(message: str) -> str:
             ("conversion error", "changed from", "failed to", "failed of", "out of bounds", "casting", "out of range"),
             "wrong type",
         ),
-        (("json",), "no JSON"),
+        (("json",), "not JSON"),
     ):
         if any(word in lowered for word in words):
             named = re.search(r"Column\(/([^/)]+)", message) if reason == "wrong type" else None

@@ -20,7 +20,7 @@ from clsd.features.tokens import plain
 from clsd.features.transform import Transform
 from clsd.pipeline.preprocess.columns import KEY, LABEL, SPLITS, TIME, USER
 from clsd.pipeline.preprocess.spill import Spilled, load
-from clsd.pipeline.shared.files import whole_file
+from clsd.pipeline.shared.files import atomic_file
 from clsd.pipeline.shared.threads import Threads
 
 
@@ -110,7 +110,7 @@ def write_shard(
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     target = as_path(directory) / name
     blocks = range(0, len(rows), rows_per_block)
-    with whole_file(target) as file:  # an earlier attempt may have written the same bytes
+    with atomic_file(target) as file:  # an earlier attempt may have written the same bytes
         written = write_records(
             file,
             (serialize_block(schema, rows.take(slice(start, start + rows_per_block))) for start in blocks),

@@ -26,13 +26,13 @@ from clsd.pipeline.preprocess.parsing import (
     DAMAGED,
     compression_of,
     decompressed,
-    odd_csv,
-    odd_json,
     open_binary,
     open_parquet,
     parse_all,
     parse_csv,
     parse_json,
+    suspicious_csv_column,
+    suspicious_json_column,
 )
 from clsd.pipeline.shared.config import LogSettings
 from clsd.pipeline.shared.threads import ONE, Threads
@@ -73,8 +73,8 @@ class Reader:
 
     def __init__(self, logs: LogSettings, seed: int, threads: Threads = ONE) -> None:
         self._logs, self._seed, self._threads = logs, seed, threads
-        self._before = (-1, 0)
-        self._breaks: dict[str, dict[int, int]] = {}
+        self._lines_before_split = (-1, 0)
+        self._line_breaks_at: dict[str, dict[int, int]] = {}
 
     def read(self, input_split: InputSplit) -> Iterator[ReadBatch | DeadLetter]:
         """The batches of an input split, and a dead letter for each line that does not parse.
@@ -97,9 +97,9 @@ class Reader:
 
     def line(self, input_split: InputSplit, position: int) -> int:
         """Line number of a row in its file, from 1, a CSV's header included. Earlier lines are counted once per input split."""
-        if self._before[0] != input_split.index:
-            self._before = (input_split.index, self._lines_before(input_split))
-        return self._before[1] + position + 1
+        if self._lines_before_split[0] != input_split.index:
+            self._lines_before_split = (input_split.index, self._lines_before(input_split))
+        return self._lines_before_split[1] + position + 1
 
     def _lines_before(self, input_split: InputSplit) -> int:
         """Number of lines (or rows of Parquet or Avro) before the input split."""
@@ -113,7 +113,7 @@ class Reader:
         if input_split.start == 0:
             return int(input_split.has_header)
         # Continue from the nearest counted offset: the input splits of a large file would otherwise read it again and again.
-        known = self._breaks.setdefault(input_split.path, {0: 0})
+        known = self._line_breaks_at.setdefault(input_split.path, {0: 0})
         at = max(place for place in known if place < input_split.start)
         breaks = known[at]
         with open_binary(input_split.path) as file:
@@ -124,13 +124,13 @@ class Reader:
         # The line that the input split starts in belongs to the one before.
         return breaks if block.endswith(b"\n") else breaks + 1
 
-    def _placed(self, input_split: InputSplit, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
+    def _with_keys(self, input_split: InputSplit, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
         keys = pa.array(seeded(positions.astype(np.uint64), self._seed, input_split.index))
         return table.append_column(KEY, keys).append_column(POSITION, pa.array(positions))
 
     def _read_parquet(self, input_split: InputSplit) -> Iterator[_Table | DeadLetter]:
         with open_binary(input_split.path) as file:
-            parquet = open_parquet(input_split.path, file, coded=input_split.coded)
+            parquet = open_parquet(input_split.path, file, dictionary_columns=input_split.coded)
             batches = parquet.iter_batches(
                 BATCH_ROWS,
                 range(input_split.start, input_split.end),
@@ -146,7 +146,7 @@ class Reader:
                     raise UserError(input_split.path, what, "write the file again") from None
                 if batch is None:
                     return
-                yield from self._typed(input_split, pa.Table.from_batches([batch]), first)
+                yield from self._cast_rows(input_split, pa.Table.from_batches([batch]), first)
                 first += batch.num_rows
 
     def _read_avro(self, input_split: InputSplit) -> Iterator[_Table | DeadLetter]:
@@ -158,21 +158,21 @@ class Reader:
             for block in chain(avro.blocks(input_split.path, file, input_split.start, input_split.end), [None]):
                 records += block or []
                 if len(records) >= BATCH_ROWS or block is None:  # blocks usually have a few hundred rows
-                    yield from self._typed(input_split, pa.Table.from_pylist(records, schema=schema), position)
+                    yield from self._cast_rows(input_split, pa.Table.from_pylist(records, schema=schema), position)
                     position, records = position + len(records), []
 
-    def _typed(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[_Table | DeadLetter]:
+    def _cast_rows(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[_Table | DeadLetter]:
         """Cast rows of a typed format to the schema's types; ``first`` is the position of the first row."""
         target = pa.schema([*input_split.types.items(), (KEY, pa.uint64()), (POSITION, pa.int64())])
-        table = self._placed(input_split, table.select(list(input_split.types)), first + np.arange(table.num_rows))
+        table = self._with_keys(input_split, table.select(list(input_split.types)), first + np.arange(table.num_rows))
 
         @cache
-        def readable() -> pa.Table:
+        def decoded() -> pa.Table:
             return pa.table([plain(column) for column in table.columns], names=table.column_names)
 
         def cast(rows: list[int]) -> pa.Table:
             # One bad value in a dictionary would fail every row.
-            part = readable().take(pa.array(rows)) if len(rows) < table.num_rows else table
+            part = decoded().take(pa.array(rows)) if len(rows) < table.num_rows else table
             result = pa.table({f.name: _cast(part[f.name], f) for f in target})
             result.validate(full=True)
             return result
@@ -181,7 +181,7 @@ class Reader:
         if good is not None:
             yield _Table(good, None)
         for row, reason in faults:
-            values = {name: _shown(readable()[name][row]) for name in input_split.types}
+            values = {name: _printable(decoded()[name][row]) for name in input_split.types}
             text = json.dumps(values, ensure_ascii=False, default=str)
             yield DeadLetter(input_split.path, self.line(input_split, first + row), reason, text)
 
@@ -195,7 +195,7 @@ class Reader:
 
         for lines, table, rows, faults in self._threads.map(parse, self._lines_of(input_split)):
             if table is not None:
-                yield _Table(self._placed(input_split, table, lines.first + np.asarray(rows)), lines)
+                yield _Table(self._with_keys(input_split, table, lines.first + np.asarray(rows)), lines)
             for row, reason in faults:
                 line = self.line(input_split, lines.first + row)
                 yield DeadLetter(input_split.path, line, reason, lines.shown(row))
@@ -224,8 +224,8 @@ class Reader:
 
     def _odd(self, input_split: InputSplit, line: bytes) -> str | None:
         if input_split.format == "csv":
-            return odd_csv(line, input_split.columns, input_split.types, self._logs)
-        return odd_json(line, input_split.types)
+            return suspicious_csv_column(line, input_split.columns, input_split.types, self._logs)
+        return suspicious_json_column(line, input_split.types)
 
     def _blocks(self, input_split: InputSplit) -> Iterator[bytes]:
         """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the input split in which it starts."""
@@ -239,9 +239,9 @@ class Reader:
                 if input_split.has_header:
                     at += len(file.readline())
             while input_split.end < 0 or at < input_split.end:
-                want = BLOCK_BYTES if input_split.end < 0 else min(BLOCK_BYTES, input_split.end - at)
+                size = BLOCK_BYTES if input_split.end < 0 else min(BLOCK_BYTES, input_split.end - at)
                 try:
-                    block = file.read(want)
+                    block = file.read(size)
                     if block and not block.endswith(b"\n"):
                         block += file.readline()
                 except DAMAGED as error:
@@ -299,7 +299,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         raise pa.ArrowInvalid(f"Column(/{field.name}) failed to cast: {error}") from None
 
 
-def _shown(value: pa.Scalar) -> Any:
+def _printable(value: pa.Scalar) -> Any:
     """A value for a dead letter; broken UTF-8 is escaped."""
     try:
         return value.as_py()

@@ -32,7 +32,7 @@ from clsd.pipeline.serving.warmup_requests import warmup_requests
 from clsd.pipeline.shared.config import Config, ExportSettings, unknown_candidate
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import alone_in, read_json, whole_directory, write_json
+from clsd.pipeline.shared.files import atomic_directory, directory_lock, read_json, write_json
 from clsd.pipeline.shared.headline_metrics import HEADLINE_METRICS
 from clsd.pipeline.shared.model_versions import (
     DONE_FILE,
@@ -53,7 +53,7 @@ from clsd.pipeline.training.scoring import cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
 
 #: Number of candidates per ``rank`` request, and number of such requests, among the golden rows.
-_RANKED, _RANK_REQUESTS = 16, 2
+_CANDIDATES_PER_REQUEST, _RANK_REQUESTS = 16, 2
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def export(
         raise UserError("export.candidates", unknown, "correct the setting")
     number = int(time.time()) if version is None else version
     target = out / str(number)
-    with alone_in(out):  # two exports must not take the same number
+    with directory_lock(out):  # two exports must not take the same number
         remove_unpublished(out)
         if target.exists():
             raise UserError(str(target), "exists already", "choose another --version; a version is never replaced")
         newest = [version.name for version in versions_in(out)[-1:]]
         if newest and number < int(newest[0]):
-            what = f"is not above {newest[0]}, so no server would serve it"
+            what = f"is lower than version {newest[0]}, so no server would load it"
             raise UserError(str(target), what, "choose a larger --version")
         fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
         if gone := withdrawn(out, fingerprint, config.export):
@@ -139,18 +139,18 @@ def _publish(
     requirements: PublishingRequirements,
 ) -> None:
     with (
-        whole_directory(target, marker=MODEL_FILE, done=DONE_FILE) as aside,
+        atomic_directory(target, marker=MODEL_FILE, done=DONE_FILE) as temporary,
         tempfile.TemporaryDirectory(prefix="clsd-assets-") as assets,
     ):
-        score = scoring_of(config, dataset, model)
+        score = scoring_function(config, dataset, model)
         serving = ServingModel(
             ServingTransform(dataset.transform, Path(assets)), model.spec, score, config.export.candidates
         )
-        serving.save(aside)
-        (aside / GOLDEN_FILE).parent.mkdir()
+        serving.save(temporary)
+        (temporary / GOLDEN_FILE).parent.mkdir()
         golden = golden_rows(dataset, score, serving)
-        write_json(aside / GOLDEN_FILE, golden)
-        with (aside / WARMUP_REQUESTS_FILE).open("wb") as file:
+        write_json(temporary / GOLDEN_FILE, golden)
+        with (temporary / WARMUP_REQUESTS_FILE).open("wb") as file:
             write_records(file, warmup_requests(serving.inputs, golden))
         metadata = {
             "name": config.name,
@@ -164,12 +164,12 @@ def _publish(
             "variables": serving.names(model),
             "versions": versions(),
         }
-        write_json(aside / PROVENANCE_FILE, metadata)
-        _run_canary(aside, aside / GOLDEN_FILE, config.export.canary_tolerance)
-        (aside / DONE_FILE).touch()
+        write_json(temporary / PROVENANCE_FILE, metadata)
+        _run_canary(temporary, temporary / GOLDEN_FILE, config.export.canary_tolerance)
+        (temporary / DONE_FILE).touch()
 
 
-def is_of(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
+def was_exported_from(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
     """Whether a version was exported from the run with this fingerprint, with these settings.
 
     Settings that do not change the model are ignored: margins of requirements, and the number of versions to keep.
@@ -184,7 +184,9 @@ def is_of(version: Path, fingerprint: str, settings: ExportSettings) -> bool:
 def withdrawn(out: Path, fingerprint: str, settings: ExportSettings) -> Path | None:
     """The version of this run and these settings that ``clsd rollback`` withdrew, if there is one."""
     entries = out.iterdir() if out.is_dir() else iter(())
-    return next((v for v in entries if v.name.startswith(WITHDRAWN) and is_of(v, fingerprint, settings)), None)
+    return next(
+        (v for v in entries if v.name.startswith(WITHDRAWN) and was_exported_from(v, fingerprint, settings)), None
+    )
 
 
 def _check_requirements(config: Config, requirements: PublishingRequirements, out: Path) -> None:
@@ -204,7 +206,7 @@ def _check_requirements(config: Config, requirements: PublishingRequirements, ou
         enforce_against(metrics, known, config.export.margins, str(served))
 
 
-def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
+def scoring_function(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
     """The scoring function of the exported model: exact, or without a second forward pass, by ``export.calibration``.
 
     Raises:
@@ -214,7 +216,7 @@ def scoring_of(config: Config, dataset: Dataset, model: ClsdModel) -> Score:
     if settings.weighted and (settings.control != "none" or settings.source in ("popularity", "intensity")):
         named = f"control: {settings.control}" if settings.control != "none" else f"source: {settings.source}"
         raise UserError(f"confidence.{named}", "is a control of a comparison", "export a model of the method instead")
-    if config.export.calibration == "exact" or not model.asks_teacher:
+    if config.export.calibration == "exact" or not model.scoring_needs_teacher:
         return model.score_inputs
     calibrator = cheap_calibrator(model, dataset)
     if calibrator is None:
@@ -232,21 +234,21 @@ def golden_rows(dataset: Dataset, score: Score, serving: ServingModel) -> dict[s
         "expected": trainer_scores(dataset, serving.spec, score, table),
     }
     if serving.candidates and table.num_rows:
-        num_candidates = min(_RANKED, table.num_rows)
+        num_candidates = min(_CANDIDATES_PER_REQUEST, table.num_rows)
         requests, answers = [], []
         for request in range(_RANK_REQUESTS):
             # The user of one row, and the candidates of others.
             positions = [(request * num_candidates + i) % table.num_rows for i in range(num_candidates)]
-            mixed = table.take(positions)
+            candidate_rows = table.take(positions)
             for feature in dataset.schema.features:
                 if feature.name not in serving.candidates and feature.source in table.schema.names:
-                    index = mixed.schema.get_field_index(feature.source)
-                    mixed = mixed.set_column(
+                    index = candidate_rows.schema.get_field_index(feature.source)
+                    candidate_rows = candidate_rows.set_column(
                         index, feature.source, table.column(feature.source).take([positions[0]] * num_candidates)
                     )
-            result = serving_inputs(dataset.schema, mixed, inputs)
+            result = serving_inputs(dataset.schema, candidate_rows, inputs)
             requests.append({name: x if name in serving.candidates else x[0] for name, x in result.items()})
-            answers.append(trainer_scores(dataset, serving.spec, score, mixed))
+            answers.append(trainer_scores(dataset, serving.spec, score, candidate_rows))
         golden["rank"] = {
             "candidates": serving.candidates,
             "inputs": {name: [request[name] for request in requests] for name in inputs},
@@ -279,10 +281,10 @@ def _run_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=model_dir, check=False)
     if done.returncode == 0:
         return
-    said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"])[-1]
+    last_line = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"])[-1]
     what = (
-        f"the canary's scores differ from the trainer's by {said}"
+        f"the canary's scores differ from the trainer's by {last_line}"
         if done.stdout.strip()
-        else f"the canary failed ({said})"
+        else f"the canary failed ({last_line})"
     )
     raise UserError(str(golden.parent.parent), what, "nothing was published; please report this with the config")

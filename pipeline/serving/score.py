@@ -32,12 +32,12 @@ from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, se
 from clsd.pipeline.shared import beam_private, engine, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.files import (
+    atomic_directory,
+    atomic_file,
     make_directory,
     read_json,
     remove_file,
     remove_tree,
-    whole_directory,
-    whole_file,
     write_json,
 )
 from clsd.pipeline.shared.log_writer import json_lines
@@ -61,12 +61,12 @@ class Part(NamedTuple):
     Args:
         input_split: index of the input split.
         number: index of the part within its input split.
-        materialised: the rows.
+        spilled: the rows.
     """
 
     input_split: int
     number: int
-    materialised: Spilled
+    spilled: Spilled
 
 
 class Read(beam.DoFn):  # type: ignore[misc]
@@ -79,16 +79,16 @@ class Read(beam.DoFn):  # type: ignore[misc]
         dead_letters, number = DeadLetterWriter(self._directory, input_split), 0
         for part in self._reader.read(input_split):
             if isinstance(part, DeadLetter):
-                for materialised in dead_letters.take(part):
-                    yield beam.pvalue.TaggedOutput(_DEAD, materialised)
+                for refused_rows in dead_letters.take(part):
+                    yield beam.pvalue.TaggedOutput(_DEAD, refused_rows)
                 progress.add("rows refused", 1, self._directory)
             else:
                 for spilled in spill(self._directory, [part.rows]):
                     yield Part(input_split.index, number, spilled)
                     number += 1
             progress.add("rows read", 1 if isinstance(part, DeadLetter) else part.rows.num_rows, self._directory)
-        for materialised in dead_letters.rest():
-            yield beam.pvalue.TaggedOutput(_DEAD, materialised)
+        for refused_rows in dead_letters.rest():
+            yield beam.pvalue.TaggedOutput(_DEAD, refused_rows)
         progress.add(progress.READ, 1, self._directory)
 
 
@@ -116,7 +116,7 @@ class ExportedModel(ModelHandler[Part, PredictionResult, Any]):  # type: ignore[
     ) -> Iterable[PredictionResult]:
         """Each part's rows as a table with their scores."""
         for part in batch:
-            table = pa.Table.from_batches([load(part.materialised)])
+            table = pa.Table.from_batches([load(part.spilled)])
             answers: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
             for at in range(0, table.num_rows, BATCH_ROWS):
                 inputs = serving_arrays(self._schema, table.slice(at, BATCH_ROWS), model.inputs)
@@ -157,25 +157,25 @@ def score(
     model = as_path(model)
     out = as_path(out)
     config, input_splits = _to_be_scored(config, exported_config(model))
-    with whole_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as aside:
-        make_directory(aside / SPILL)
-        job = address(aside)
+    with atomic_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as temporary:
+        make_directory(temporary / SPILL)
+        job = address(temporary)
         with progress.launching(job):
             engine.run(
                 lambda pipeline, threads: build(pipeline, config, input_splits, address(model), job, format, threads),
-                aside,
+                temporary,
                 beam_options or [],
                 input_splits=len(input_splits),
                 threads=config.preprocess.threads,
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
-        summary = read_json(aside / "job.json", "summary of the job", "run it again")
-        refuse_if_refused(config, summary, aside, out)
+        summary = read_json(temporary / "job.json", "summary of the job", "run it again")
+        refuse_if_refused(config, summary, temporary, out)
         for name in (SPILL, progress.REPORTS):
-            remove_tree(aside / name)
-        remove_file(aside / "job.json")
+            remove_tree(temporary / name)
+        remove_file(temporary / "job.json")
         summary = {"model": str(model), "logs": config.logs.files, **summary}
-        write_json(aside / SCORES_FILE, summary)
+        write_json(temporary / SCORES_FILE, summary)
     progress.settle({f"rows {what}": n for what, n in summary["rows"].items()})
     return dict(summary)
 
@@ -267,7 +267,7 @@ def _write_part(directory: str, format: str, result: Any) -> dict[str, Any]:
     table = table.sort_by(POSITION).drop_columns([KEY, POSITION])
     table = pa.table({name: plain(table[name]) for name in table.column_names})
     name = f"part-{part.input_split:05}-{part.number:05}.{format}"
-    with whole_file(as_path(directory) / name) as file:
+    with atomic_file(as_path(directory) / name) as file:
         if format == "parquet":
             pq.write_table(table, file)
         else:

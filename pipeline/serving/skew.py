@@ -24,7 +24,7 @@ from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFe
 from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
 from clsd.pipeline.evaluation.drift import psi
-from clsd.pipeline.serving.export import scoring_of, trainer_scores
+from clsd.pipeline.serving.export import scoring_function, trainer_scores
 from clsd.pipeline.serving.predict import read_rows
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
@@ -84,7 +84,7 @@ def skew(
         raise UserError(str(log), "holds no request", "give a log of requests and their answers")
     table = _as_table(schema, rows, str(log))
     try:
-        expected = trainer_scores(dataset, trained.spec, scoring_of(config, dataset, trained), table)
+        expected = trainer_scores(dataset, trained.spec, scoring_function(config, dataset, trained), table)
     except pa.ArrowInvalid as error:  # text with a part that is not a number
         what = f"holds a value that is invalid in a log ({error})"
         raise UserError(str(log), what, "find the request, and fix the client") from None

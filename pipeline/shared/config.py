@@ -180,7 +180,7 @@ class MonitorSettings(Strict):
 
 
 class TrainSettings(Strict):
-    """Training."""
+    """Optimizers, epochs, checkpoints and devices."""
 
     batch_size: int = Field(default=4096, ge=1, description="rows per step, over all replicas")
     epochs: int = Field(default=5, ge=1, description="passes over the training split, warm-up included")
@@ -258,7 +258,7 @@ class CompareSettings(Strict):
 
 
 class ExportSettings(Strict):
-    """Export."""
+    """What an exported model contains, and what it must meet."""
 
     calibration: Literal["exact", "cheap"] = Field(
         default="exact",

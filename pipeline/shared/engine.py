@@ -48,12 +48,14 @@ def run(
     try:
         # By default worker processes log every channel that they open. The user's options come later and override this.
         quiet = "--default_sdk_harness_log_level=ERROR"
-        with redirect_stderr(io.StringIO()) as said:  # argparse prints a page of usage, with the error on its last line
+        with redirect_stderr(
+            io.StringIO()
+        ) as usage:  # argparse prints a page of usage, with the error on its last line
             options = PipelineOptions([quiet, *beam_options], save_main_session=False)
             options.get_all_options()
         pipeline = beam.Pipeline(beam_private.local_runner() if _is_local(options) else None, options=options)
     except (SystemExit, ValueError) as error:
-        reason = said.getvalue().strip().rsplit("error: ", 1)[-1] or str(error)
+        reason = usage.getvalue().strip().rsplit("error: ", 1)[-1] or str(error)
         raise UserError(
             "-- " + " ".join(beam_options),
             f"Beam does not take these options ({reason})",
@@ -63,7 +65,7 @@ def run(
         progress.warn(f"Beam itself does not know {option}")
     before = threading.excepthook
     lost = threading.excepthook = _Hook(before)
-    heard = signal.signal(_LOST, _interrupt) if threading.current_thread() is threading.main_thread() else None
+    heard = signal.signal(_WAKE_SIGNAL, _interrupt) if threading.current_thread() is threading.main_thread() else None
     progress.add(progress.PLANNED, input_splits)
     try:
         build(pipeline, _threads(threads, options))
@@ -85,7 +87,7 @@ def run(
         lost.over.set()
         threading.excepthook = before
         if heard is not None:
-            signal.signal(_LOST, signal.SIG_IGN if lost.worker else heard)  # another signal may be pending
+            signal.signal(_WAKE_SIGNAL, signal.SIG_IGN if lost.worker else heard)  # another signal may be pending
 
 
 def _threads(asked: int, options: PipelineOptions) -> Threads:
@@ -98,7 +100,7 @@ def _threads(asked: int, options: PipelineOptions) -> Threads:
 
 
 #: Wakes the main thread after a worker was lost. SIGINT would be ignored in processes that a script starts in the background.
-_LOST = signal.SIGUSR1
+_WAKE_SIGNAL = signal.SIGUSR1
 
 
 def _interrupt(*_: Any) -> None:
@@ -122,7 +124,7 @@ class _Hook:
     def _wake(self) -> None:
         """Interrupt the main thread repeatedly until the engine has ended; it may wait in several places."""
         while not self.over.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, _LOST)
+            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE_SIGNAL)
             self.over.wait(3.0)
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:

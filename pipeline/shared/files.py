@@ -20,7 +20,7 @@ from clsd.features.paths import is_remote
 from clsd.pipeline.shared.threads import Threads
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PLACE = (
+_NOT_WRITABLE = (
     errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
@@ -35,13 +35,13 @@ _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 #: Marks a directory of an object store that is being published, or whose publication was killed.
 UNFINISHED = ".clsd-unfinished"
 #: Objects that are moved at the same time.
-_STREAMS = Threads(16, ahead=2)
+_TRANSFER_THREADS = Threads(16, ahead=2)
 #: Lock file of the process that writes into a directory.
 LOCK = ".lock"
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
-def no_room(error: BaseException, where: str) -> UserError | None:
+def disk_full_error(error: BaseException, where: str) -> UserError | None:
     """The error for a full disk if ``error`` comes from one, even if an engine wrapped it into text; else None."""
     seen: BaseException | None = error
     while seen is not None:
@@ -52,7 +52,7 @@ def no_room(error: BaseException, where: str) -> UserError | None:
     return None
 
 
-def no_store(error: BaseException, where: str) -> UserError | None:
+def object_store_error(error: BaseException, where: str) -> UserError | None:
     """The error for an object store that refuses or cannot be reached if ``error`` comes from one; else None."""
     seen: BaseException | None = error
     while seen is not None:
@@ -65,19 +65,19 @@ def no_store(error: BaseException, where: str) -> UserError | None:
 
 
 @contextmanager
-def clear_errors(where: str) -> Iterator[None]:
+def as_user_errors(where: str) -> Iterator[None]:
     """Turn a full disk, a forbidden directory or an unreachable store into a UserError that names ``where``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        full = no_room(error, where)
+        full = disk_full_error(error, where)
         if full is not None:
             raise full from error
-        if unreachable := no_store(error, where):
+        if unreachable := object_store_error(error, where):
             raise unreachable from error
-        if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise UserError(where, f"cannot be written to ({error.strerror})", "choose another path") from error
         raise
 
@@ -98,7 +98,7 @@ def remove_tree(path: Path) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
     else:
-        deque(_STREAMS.map(lambda name: remove_file(path / name), files_in(path)), maxlen=0)
+        deque(_TRANSFER_THREADS.map(lambda name: remove_file(path / name), files_in(path)), maxlen=0)
 
 
 def remove_file(path: Path) -> None:
@@ -120,8 +120,8 @@ def files_in(directory: Path) -> list[str]:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file; source and target may be local or remote."""
-    with source.open("rb") as result, target.open("wb") as made:
-        shutil.copyfileobj(result, made)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer)
 
 
 def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
@@ -136,7 +136,7 @@ def _is_empty(target: Path) -> bool:
     return target.is_dir() and not any(True for _ in target.iterdir())
 
 
-def require_ours(target: Path, markers: tuple[str, ...]) -> None:
+def refuse_foreign_directory(target: Path, markers: tuple[str, ...]) -> None:
     """Refuse to overwrite a directory without any of the marker files of clsd.
 
     Raises:
@@ -163,13 +163,13 @@ def make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise no_room(error, str(path)) or UserError(
+        raise disk_full_error(error, str(path)) or UserError(
             str(path), f"cannot be made ({error.strerror})", "choose another path"
         ) from error
 
 
 @contextmanager
-def whole_directory(
+def atomic_directory(
     target: Path, *, marker: str = "", done: str = "", overwrite: bool = False, shared: bool = False
 ) -> Iterator[Path]:
     """A directory that appears under its name only if the block succeeds.
@@ -188,28 +188,28 @@ def whole_directory(
     Raises:
         UserError: the target exists and ``overwrite`` is false, the disk is full, or writing is not permitted.
     """
-    with clear_errors(str(target)):
+    with as_user_errors(str(target)):
         if target.exists() and not _is_empty(target):
             if not overwrite:
                 raise UserError(str(target), "exists already", "choose another path, or pass --overwrite")
-            require_ours(target, (marker,))
+            refuse_foreign_directory(target, (marker,))
         if is_remote(target) and not shared:
-            aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-"))
+            temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}-"))
         else:
-            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+            temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
         try:
-            make_directory(aside)
-            yield aside
+            make_directory(temporary)
+            yield temporary
             if is_remote(target):
-                _publish_objects(aside, target, [name for name in (marker, done) if name])
+                _publish_objects(temporary, target, [name for name in (marker, done) if name])
             else:
-                _publish(aside, target)
+                _publish(temporary, target)
         finally:
-            remove_tree(aside)
+            remove_tree(temporary)
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def directory_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory of this machine while the block runs.
 
     The directory is created if needed, and removed again if the block wrote nothing.
@@ -251,23 +251,23 @@ def clear(directory: Path) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what killed processes left of :func:`whole_directory` in a directory of this machine."""
+    """Remove what killed processes left of :func:`atomic_directory` in a directory of this machine."""
     for name in ("*.partial", "*.old") if directory.is_dir() and not is_remote(directory) else ():
         for left in directory.glob(f".{name}"):
             remove_tree(left)
 
 
-def _publish(aside: Path, target: Path) -> None:
+def _publish(temporary: Path, target: Path) -> None:
     if not target.exists():
-        aside.rename(target)
+        temporary.rename(target)
         return
     old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
     target.rename(old)
-    aside.rename(target)
+    temporary.rename(target)
     remove_tree(old)
 
 
-def _publish_objects(aside: Path, target: Path, last: list[str]) -> None:
+def _publish_objects(temporary: Path, target: Path, last: list[str]) -> None:
     """Replace objects. The ``last`` files are removed first and written last, so a reader never sees a mixture as complete."""
     (target / UNFINISHED).write_bytes(b"")  # marks an unfinished directory as clsd's
     for name in reversed(last):
@@ -275,9 +275,9 @@ def _publish_objects(aside: Path, target: Path, last: list[str]) -> None:
     for name in files_in(target):
         if name != UNFINISHED:
             remove_file(target / name)
-    files = files_in(aside)
+    files = files_in(temporary)
     for names in ([name for name in files if name not in last], *([name] for name in last if name in files)):
-        deque(_STREAMS.map(lambda name: _publish_object(aside / name, target / name), names), maxlen=0)
+        deque(_TRANSFER_THREADS.map(lambda name: _publish_object(temporary / name, target / name), names), maxlen=0)
     remove_file(target / UNFINISHED)
 
 
@@ -289,14 +289,14 @@ def _publish_object(source: Any, target: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete.
 
     Objects are complete or absent anyway; a local file is written aside and renamed.
     """
-    aside = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
+    temporary = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        file = aside.open("wb")
+        file = temporary.open("wb")
         try:
             yield file
         except BaseException:
@@ -306,16 +306,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 file.close()
             raise
         file.close()
-        if aside != path:
-            aside.replace(path)
+        if temporary != path:
+            temporary.replace(path)
     finally:
-        if aside != path:
-            aside.unlink(missing_ok=True)
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all."""
-    with clear_errors(str(path)), whole_file(path) as file:
+    with as_user_errors(str(path)), atomic_file(path) as file:
         file.write(text.encode())
 
 

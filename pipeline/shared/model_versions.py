@@ -16,7 +16,7 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import parse_yaml
 from clsd.pipeline.shared.files import (
     UNFINISHED,
-    clear_errors,
+    as_user_errors,
     copy_file,
     files_in,
     read_json,
@@ -70,7 +70,7 @@ def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
 def keep_newest(directory: Path, num_versions: int) -> list[Path]:
     """Remove all versions except the newest ``num_versions``; gives the removed ones."""
     old = versions_in(directory)[:-num_versions]
-    with clear_errors(str(directory)):
+    with as_user_errors(str(directory)):
         for version in old:
             _move_away(version, None)
     return old
@@ -107,7 +107,7 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
     if str(to) not in names:
         raise UserError(str(directory), f"has no version {to}", did_you_mean(str(to), names))
     gone = []
-    with clear_errors(str(directory)):
+    with as_user_errors(str(directory)):
         for version in result[names.index(str(to)) + 1 :]:
             target = directory / f"{WITHDRAWN}{version.name}"
             remove_tree(target)  # from an earlier withdrawal
@@ -121,10 +121,10 @@ def withdraw(directory: Path, to: int | None = None) -> tuple[Path, list[Path]]:
 def _move_away(version: Path, target: Path | None) -> None:
     """Hide a version from the server at once: move it to ``target``, or remove it."""
     if not is_remote(version):
-        aside = target or version.with_name(f".{version.name}.{uuid.uuid4().hex[:8]}.old")
-        version.rename(aside)
+        temporary = target or version.with_name(f".{version.name}.{uuid.uuid4().hex[:8]}.old")
+        version.rename(temporary)
         if target is None:
-            remove_tree(aside)
+            remove_tree(temporary)
         return
     if target is not None:
         for name in files_in(version):

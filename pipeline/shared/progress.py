@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 
 from clsd.features.paths import as_path
-from clsd.pipeline.shared.files import files_in, make_directory, whole_file
+from clsd.pipeline.shared.files import atomic_file, files_in, make_directory
 
 #: Everything for people goes to standard error; standard output is for scripts.
 console = Console(stderr=True)
@@ -55,7 +55,7 @@ class _Report:
         if time.monotonic() < self._due:
             return
         # Never fail here: the job's own writes will name what is wrong.
-        with suppress(Exception), whole_file(self._file) as file:
+        with suppress(Exception), atomic_file(self._file) as file:
             file.write(json.dumps(self._counts).encode())
         self._due = time.monotonic() + _EVERY
 
@@ -84,7 +84,7 @@ def add(what: str, n: int, job: str = "") -> None:
 
 def say_there_already() -> None:
     """Say that a stage reuses an earlier result."""
-    say("    there already, made from the same settings and data", style="dim")
+    say("    already done with the same settings and data", style="dim")
 
 
 def settle(totals: dict[str, int]) -> None:

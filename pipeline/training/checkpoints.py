@@ -9,12 +9,12 @@ from typing import Any
 from clsd.features.errors import UserError
 from clsd.pipeline.shared.dataset import describe_file
 from clsd.pipeline.shared.files import (
+    atomic_directory,
     files_in,
     make_directory,
     read_json,
     remove_tree,
     remove_unfinished,
-    whole_directory,
     write_json,
 )
 from clsd.pipeline.shared.progress import warn
@@ -51,10 +51,10 @@ class Checkpoints:
         """
         make_directory(self._directory)
         remove_tree(self._directory / str(step))
-        with whole_directory(self._directory / str(step), marker=STATE_FILE, overwrite=True) as aside:
-            write(str(aside / WEIGHTS))
-            files = [describe_file(aside, name) for name in sorted(files_in(aside))]
-            write_json(aside / STATE_FILE, {"state": state, "files": files})
+        with atomic_directory(self._directory / str(step), marker=STATE_FILE, overwrite=True) as temporary:
+            write(str(temporary / WEIGHTS))
+            files = [describe_file(temporary, name) for name in sorted(files_in(temporary))]
+            write_json(temporary / STATE_FILE, {"state": state, "files": files})
         for old in self._steps()[self._keep :]:
             remove_tree(self._directory / str(old))
 

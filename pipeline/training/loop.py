@@ -23,7 +23,7 @@ from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import Measured, measure
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import remove_unfinished, whole_directory
+from clsd.pipeline.shared.files import atomic_directory, remove_unfinished
 from clsd.pipeline.shared.progress import say, warn
 from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
 from clsd.pipeline.training.collapse_monitor import CollapseMonitor, known_to_collapse
@@ -53,15 +53,15 @@ class TrainingLoop:
     ) -> None:
         self._config, self._dataset, self._out, self.state = config, dataset, out, state
         self._strategy, self._model = strategy, model
-        self._steps = steps_per_epoch(config, dataset)
+        self._steps_per_epoch = steps_per_epoch(config, dataset)
         self._reader = EpochReader(config, dataset, strategy, model)
-        self._checkpoint = tf.train.Checkpoint(model=model)
+        self._tf_checkpoint = tf.train.Checkpoint(model=model)
         self._checkpoints = Checkpoints(out / CHECKPOINTS, config.train.keep_checkpoints)
         self._last_save = time.monotonic()
         self._terminated = False
         # With several machines, each scores all rows itself: the numbers are the same, and no machine waits.
         self._scorer = Scorer(model, dataset, tf.distribute.get_strategy() if workers()[0] > 1 else strategy)
-        self._writes, self._machines = is_chief(), Machines(strategy)
+        self._is_chief, self._machines = is_chief(), Machines(strategy)
         self._metrics_log = MetricsLog(out, config.train.tensorboard and is_chief())
         self._profiler = StepProfiler(out, config.train.profile_calls)
         self._monitor = CollapseMonitor(config.train.monitor)
@@ -69,22 +69,22 @@ class TrainingLoop:
 
     def restore(self, weights: Path | None) -> None:
         """Restore the weights that belong to the state. Variables that are not saved keep their initial values."""
-        if self._writes:
+        if self._is_chief:
             remove_unfinished(self._out)
-            self._checkpoints.tidy(self._done)
-        self._metrics_log.resume(self._done)
+            self._checkpoints.tidy(self._steps_done)
+        self._metrics_log.resume(self._steps_done)
         if weights is None:
             return
         try:
-            self._checkpoint.read(str(weights)).expect_partial()
+            self._tf_checkpoint.read(str(weights)).expect_partial()
         except (tf.errors.OpError, ValueError, IndexError) as error:
             what = f"cannot be restored ({type(error).__name__})"
             raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
 
     def start_from(self, base: BaseRun) -> None:
-        """Start with a model of an earlier data set, its tables expanded to this one's."""
-        # The temporary checkpoint lies beside the run: a disk with space for the run has space for it.
-        beside = None if is_remote(self._out) or not self._writes else self._out
+        """Start from an earlier model, with its tables extended to this data set's vocabularies."""
+        # On the run's own disk, which has space for it.
+        beside = None if is_remote(self._out) or not self._is_chief else self._out
         with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
             self.restore(expand_checkpoint(base, self._model, Path(made)))
         say(f"starts with the model of {base.directory}")
@@ -92,7 +92,8 @@ class TrainingLoop:
     def fit(self, until: int | None = None) -> RunState:
         """Train to the end, or until ``until`` steps are done in total.
 
-        On SIGTERM, the running step ends, a checkpoint is written, and :class:`Terminated` is raised.
+        On SIGTERM, the running call of up to ``train.steps_per_call`` steps ends, a checkpoint is written, and
+        :class:`Terminated` is raised.
 
         Raises:
             UserError: the loss is not finite, the run collapsed, a shard is damaged, the disk is full.
@@ -101,8 +102,8 @@ class TrainingLoop:
         main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, self._terminate) if main_thread else None
         try:
-            begins = digest_of([self.state.fingerprint, self._done])
-            if len(set(self._machines.gather(int(begins[:8], 16)))) > 1:
+            starting_point = digest_of([self.state.fingerprint, self._steps_done])
+            if len(set(self._machines.gather(int(starting_point[:8], 16)))) > 1:
                 what = "the machines differ in where they start, or in their settings or data"
                 raise UserError("train", what, "give all of them the same config, --dataset and --out")
             return self._fit(until)
@@ -112,42 +113,42 @@ class TrainingLoop:
                 signal.signal(signal.SIGTERM, before)
 
     def wait_for_chief(self) -> None:
-        """Barrier: wait for the chief's writes. If the chief is killed while it writes, the others still run and notice."""
+        """Barrier: wait for the chief's writes. The others wait here, so that they notice if the chief dies."""
         self._machines.gather(1)
 
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
 
     @property
-    def _done(self) -> int:
+    def _steps_done(self) -> int:
         """Total number of finished steps."""
-        return self.state.steps_done(self._steps)
+        return self.state.steps_done(self._steps_per_epoch)
 
     def _fit(self, until: int | None) -> RunState:
         settings, state = self._config.train, self.state
-        total = settings.epochs * self._steps
+        total = settings.epochs * self._steps_per_epoch
         self._report_start(total)
         end = total if until is None else min(until, total)
-        while self._done < end and not state.stopped:
-            sums = self._fit_epoch(min(self._steps, end - state.epoch * self._steps))
-            if state.step < self._steps:  # `until` lies within the epoch
+        while self._steps_done < end and not state.stopped:
+            sums = self._fit_epoch(min(self._steps_per_epoch, end - state.epoch * self._steps_per_epoch))
+            if state.step < self._steps_per_epoch:  # `until` lies within the epoch
                 self._save(sums)
                 break
             metrics = _as_floats(sums)
             measured = self._validate()
             self._finish_epoch(metrics, measured)
             weighted = self._config.confidence.weighted
-            warming_up = weighted and state.epoch * self._steps <= self._model.warmup_steps
+            warming_up = weighted and state.epoch * self._steps_per_epoch <= self._model.warmup_steps
             report_epoch(state, settings.epochs, metrics, measured, weighted=weighted, warming_up=warming_up)
-            if self._asked_to_end():
+            if self._any_machine_got_sigterm():
                 raise Terminated
         return state
 
     def _report_start(self, total: int) -> None:
         """Report where a resumed run starts, and warn of settings without effect."""
         settings, state = self._config.train, self.state
-        if self._done:
-            within = f" and {state.step} of {self._steps} steps" if state.step else ""
+        if self._steps_done:
+            within = f" and {state.step} of {self._steps_per_epoch} steps" if state.step else ""
             say(f"continuing after epoch {state.epoch} of {settings.epochs}{within}")
         elif settings.batch_size > self._dataset.rows("train"):
             warn(f"train.batch_size {settings.batch_size} is more than the {self._dataset.rows('train')} rows")
@@ -161,12 +162,14 @@ class TrainingLoop:
         """Run the current epoch up to step ``last`` and return the epoch's metric sums so far."""
         config, state = self._config, self.state
         iterator = self._reader.read(state)
-        warmup = self._model.warmup_steps - state.epoch * self._steps  # end of the warm-up, as a step of this epoch
+        warmup = (
+            self._model.warmup_steps - state.epoch * self._steps_per_epoch
+        )  # end of the warm-up, as a step of this epoch
         weighted = config.confidence.weighted
         title = f"epoch {state.epoch + 1}/{config.train.epochs}"
         title += " (warm-up)" if weighted and warmup >= last else ""
         sums = as_sums(state.epoch_sums)
-        with epoch_bar(title, self._steps, state) as advance, reading(self._dataset):
+        with epoch_bar(title, self._steps_per_epoch, state) as advance, reading(self._dataset):
             while state.step < last:
                 stops = [last, state.step + config.train.steps_per_call, *([warmup] if warmup > state.step else [])]
                 steps = min(stops) - state.step
@@ -187,15 +190,17 @@ class TrainingLoop:
                 rate = steps * config.train.batch_size / (time.perf_counter() - started)
                 advance(steps, f"{rate:,.0f} rows/s  loss {metrics['loss']:.4f}")
                 self._metrics_log.log(
-                    "train", self._done, {**metrics, "rows_per_second": rate, **self._teacher_age(self._done)}
+                    "train",
+                    self._steps_done,
+                    {**metrics, "rows_per_second": rate, **self._teacher_age(self._steps_done)},
                 )
-                if state.step < last and ((terminated := self._asked_to_end()) or self._checkpoint_is_due()):
+                if state.step < last and ((terminated := self._any_machine_got_sigterm()) or self._checkpoint_is_due()):
                     self._save(sums)
                     if terminated:
                         raise Terminated
         return sums
 
-    def _asked_to_end(self) -> bool:
+    def _any_machine_got_sigterm(self) -> bool:
         """Whether any machine received SIGTERM. All machines stop after the same step."""
         return any(self._machines.gather(self._terminated))
 
@@ -205,10 +210,10 @@ class TrainingLoop:
     def _check(self, metrics: dict[str, float], sums: Tensor, steps: int, watched: bool) -> None:
         """Raise if the loss is not finite or the run collapsed."""
         if not math.isfinite(metrics["loss"]):
-            what = f"the loss is {metrics['loss']} by step {self._done}"
+            what = f"the loss is {metrics['loss']} by step {self._steps_done}"
             raise UserError("train", what, "lower the learning rates, then run again")
         if watched:
-            self._monitor.watch(self.state, sums, steps, self._done)
+            self._monitor.watch(self.state, sums, steps, self._steps_done)
 
     def _validate(self) -> Measured:
         if not self._dataset.rows("validation"):
@@ -221,7 +226,7 @@ class TrainingLoop:
             for name in ("log_loss", "ece", "predicted_over_real")
             if name in calibrated.values
         )
-        done = (self.state.epoch + 1) * self._steps
+        done = (self.state.epoch + 1) * self._steps_per_epoch
         self._metrics_log.log("validation", done, measured.values)
         if self._config.confidence.weighted and (by_group := confidence_by_group(self._dataset, rows)):
             self._metrics_log.log("confidence", done, by_group)
@@ -232,7 +237,7 @@ class TrainingLoop:
         state, stopping = self.state, self._config.train.early_stopping
         state.epoch, state.step, state.epoch_sums = state.epoch + 1, 0, []
         state.history.append({"epoch": state.epoch, "train": metrics, "validation": measured.values})
-        after_warmup = self._done > self._model.warmup_steps
+        after_warmup = self._steps_done > self._model.warmup_steps
         value = measured.values.get(stopping.metric) if stopping else None
         # An epoch of the warm-up is not a candidate: the best model must have been trained with weights.
         improved = (
@@ -246,29 +251,29 @@ class TrainingLoop:
         elif stopping and after_warmup and state.epoch - state.best_epoch >= stopping.patience:
             state.stopped = f"{stopping.metric} did not improve for {stopping.patience} epochs"
         if state.stopped or state.epoch == self._config.train.epochs:
-            self._monitor.finish(state, self._done)
+            self._monitor.finish(state, self._steps_done)
         self._save(None)
 
     def _write_best(self) -> None:
-        if not self._writes:
+        if not self._is_chief:
             return
         best = self._out / BEST
-        with whole_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as aside:
-            self._checkpoint.write(str(aside / best.name))
+        with atomic_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as temporary:
+            self._tf_checkpoint.write(str(temporary / best.name))
 
     def _save(self, sums: Tensor | None) -> None:
         """Write a checkpoint of the model and the state, with the metric sums of the unfinished epoch."""
         state = self.state
         state.epoch_sums = [] if sums is None else as_list(sums)
-        if self._writes:
+        if self._is_chief:
             self._metrics_log.write()
-            self._checkpoints.save(self._done, self._checkpoint.write, state.to_json())
+            self._checkpoints.save(self._steps_done, self._tf_checkpoint.write, state.to_json())
         self._last_save = time.monotonic()
 
     def _teacher_age(self, step: int) -> dict[str, float]:
         """Steps since the frozen teacher was copied."""
         settings, since = self._config.confidence, step - self._model.warmup_steps
-        if settings.teacher != "frozen" or not self._model.asks_teacher or since <= 0:
+        if settings.teacher != "frozen" or not self._model.scoring_needs_teacher or since <= 0:
             return {}
         return {"teacher_age": (since - 1) % settings.refresh_steps + 1 if settings.refresh_steps else since}
 

@@ -61,8 +61,8 @@ def lookup(keys: Array, scores: Array) -> Callable[[Batch], Batch]:
         rows = tf.where(batch["label"] > 0)
         result = table.lookup(tf.gather_nd(batch["key"], rows))
         scores = tf.scatter_nd(rows, result, tf.shape(batch["label"], out_type=tf.int64))
-        taught = {**batch, "teacher": tf.ensure_shape(scores, batch["label"].shape)}
-        taught.pop("key")
-        return taught
+        with_teacher = {**batch, "teacher": tf.ensure_shape(scores, batch["label"].shape)}
+        with_teacher.pop("key")
+        return with_teacher
 
     return add

@@ -16,11 +16,11 @@ from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import (
     LOCK,
-    alone_in,
+    as_user_errors,
     clear,
-    clear_errors,
+    directory_lock,
     read_json,
-    require_ours,
+    refuse_foreign_directory,
     write_json,
     write_text,
 )
@@ -79,7 +79,7 @@ def train(
     if before:
         require_compatible(config, dataset, before)
     fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
-    require_ours(
+    refuse_foreign_directory(
         out, (RUN_FILE, "config.yaml", LOCK)
     )  # the lock may be there alone: another machine of the job was first
     if (out / RUN_FILE).exists() and not overwrite:
@@ -91,7 +91,7 @@ def train(
             str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
         )
     warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
-    with clear_errors(str(out)), alone_in(out) if is_chief() else nullcontext(), lost_machines_reported():
+    with as_user_errors(str(out)), directory_lock(out) if is_chief() else nullcontext(), lost_machines_reported():
         state, weights = (RunState(fingerprint), None) if overwrite else _load_state(out, fingerprint, start, warmup)
         loop = _make_loop(config, dataset, out, state, overwrite=overwrite)
         if before and weights is None:
@@ -135,7 +135,7 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
         raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
     config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
-    with clear_errors(str(out)), alone_in(out):
+    with as_user_errors(str(out)), directory_lock(out):
         newest = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
         other = newest is not None and newest[1]["fingerprint"] != fingerprint
         state, weights = (RunState(fingerprint), None) if other else _load_state(out, fingerprint)

@@ -27,7 +27,7 @@ from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
 
 #: Variables that are not restored: the run's position, the moments that normalise weights, the items' scores (counted on the
 #: data set), the gate's optimizer (it counts its own steps), and the hyperparameters of the optimizers (they are settings).
-_ANEW = (
+_NOT_RESTORED = (
     "model/step/",
     "model/moments/",
     "model/weight_moments/",
@@ -116,9 +116,9 @@ def require_compatible(config: Config, dataset: Dataset, base: BaseRun) -> None:
     Raises:
         UserError: naming what differs.
     """
-    mine = dataset.manifest
-    if base.dataset_fingerprint not in (mine["fingerprint"], (mine["base"] or {}).get("fingerprint")):
-        what = f"was not trained on the base of {dataset.directory}"
+    new_value = dataset.manifest
+    if base.dataset_fingerprint not in (new_value["fingerprint"], (new_value["base"] or {}).get("fingerprint")):
+        what = f"was not trained on the data set that {dataset.directory} is based on"
         raise UserError(str(base.directory), what, "preprocess with --base and that run's data set")
     if base.model != config.model:
         raise UserError(str(base.directory), "has another model", "give both runs the same settings under model")
@@ -144,9 +144,10 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
     before_shapes = before.get_variable_to_shape_map()
     shapes = {name: before_shapes[old] for name, old in base.names.items() if old in before_shapes}
     for name in fresh.get_variable_to_shape_map():
-        mine, old_name = fresh.get_tensor(name), name
+        new_value, old_name = fresh.get_tensor(name), name
         if name not in shapes:
-            # A table that was not split before is the table of remainders now. Its first quotient is 1, so vectors are the same.
+            # If max_table_rows splits a table only now, its old rows become the remainder table. Their quotients are 1, so
+            # vectors stay the same.
             old_name = name.replace("/remainder/embeddings/", "/embeddings/")
         # Dropout counts its calls; an exported model has no dropout.
         optional = ".OPTIMIZER_SLOT" in name or "/quotient/embeddings/" in name or name.endswith(f"/calls{VALUE}")
@@ -154,14 +155,15 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
         if required and old_name not in shapes:
             what = f"has no {name.split('/.ATTRIBUTES')[0].removeprefix('model/')}: another version wrote it"
             raise UserError(str(base.directory), what, "train it again, or start without --base")
-        if name == _GRAPH or old_name not in shapes or any(anew in name for anew in _ANEW):
-            tensors[name] = mine
+        if name == _GRAPH or old_name not in shapes or any(anew in name for anew in _NOT_RESTORED):
+            tensors[name] = new_value
             continue
-        theirs = before.get_tensor(base.names[old_name])
-        if np.shape(theirs)[1:] != np.shape(mine)[1:] or np.shape(theirs)[:1] > np.shape(mine)[:1]:
-            what = f"has {list(np.shape(theirs))} values of {name.split('/.ATTRIBUTES')[0]}, and this run {list(np.shape(mine))}"
+        old_value = before.get_tensor(base.names[old_name])
+        if np.shape(old_value)[1:] != np.shape(new_value)[1:] or np.shape(old_value)[:1] > np.shape(new_value)[:1]:
+            shapes_differ = f"{list(np.shape(old_value))} values of {name.split('/.ATTRIBUTES')[0]}"
+            what = f"has {shapes_differ}, and this run {list(np.shape(new_value))}"
             raise UserError(str(base.directory), what, "start anew, or with the same model and settings")
-        tensors[name] = np.concatenate([theirs, mine[len(theirs) :]]) if np.ndim(mine) else theirs
+        tensors[name] = np.concatenate([old_value, new_value[len(old_value) :]]) if np.ndim(new_value) else old_value
     expanded = out / "expanded"
     tf.raw_ops.SaveV2(
         prefix=str(expanded), tensor_names=[*tensors], shape_and_slices=[""] * len(tensors), tensors=[*tensors.values()]

@@ -74,7 +74,7 @@ def test_the_stages_one_by_one(cli: Cli, config_file: Path, tmp_path: Path) -> N
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
     result = cli("run", *common)
     assert result.exit_code == 0
-    assert result.stderr.count("there already") == 4
+    assert result.stderr.count("already done") == 4
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
     # Another setting is refused unless asked for.
     _refused(cli("run", *common, "--set", "seed=9"), "exists already", "--overwrite")
@@ -139,7 +139,7 @@ def test_a_data_set_that_is_none(cli: Cli, config_file: Path, tmp_path: Path) ->
 
 def test_a_data_set_by_a_wrong_name(cli: Cli, tmp_path: Path) -> None:
     _refused(cli("dataset", "movielens-100", "--out", tmp_path), "did you mean 'movielens-100k'?")
-    _refused(cli("dataset", "movielens-100k", "--out", tmp_path, "--rows", 5), "is for synthetic alone")
+    _refused(cli("dataset", "movielens-100k", "--out", tmp_path, "--rows", 5), "is only for synthetic")
     _refused(cli("dataset", "synthetic", "--out", tmp_path, "--rows", 0), "synthetic")
 
 

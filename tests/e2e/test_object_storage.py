@@ -21,7 +21,7 @@ from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.pipeline.shared import files, model_versions
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import copy_file, whole_file
+from clsd.pipeline.shared.files import atomic_file, copy_file
 from clsd.pipeline.shared.model_versions import DONE_FILE, GOLDEN_FILE, MODEL_FILE
 from clsd.pipeline.training.checkpoints import Checkpoints
 
@@ -144,7 +144,7 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
     words = ("preprocess", "--config", config_file, "--out", out)
     _clsd(store, *words)
     (as_path(out) / "left_over").write_text("of before")
-    assert "there already" in _clsd(store, *words).stderr
+    assert "already done" in _clsd(store, *words).stderr
     assert "exists already" in _clsd(store, *words, "--set", "seed=8", code=2).stderr
     _clsd(store, *words, "--overwrite", "--set", "seed=8")
     assert "left_over" not in _objects(out)
@@ -183,8 +183,8 @@ def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
     monkeypatch.setattr(files, "_publish_object", publish)
     models = as_path(f"{BUCKET}/versions")
     for number in (1, 2, 3):
-        with files.whole_directory(models / str(number), marker=MODEL_FILE, done=DONE_FILE) as aside:
-            shutil.copytree(small_export, aside, dirs_exist_ok=True)
+        with files.atomic_directory(models / str(number), marker=MODEL_FILE, done=DONE_FILE) as temporary:
+            shutil.copytree(small_export, temporary, dirs_exist_ok=True)
         assert order[-2:] == [MODEL_FILE, DONE_FILE]
     removed: list[str] = []
     monkeypatch.setattr(
@@ -205,18 +205,18 @@ def test_a_version_in_a_store_comes_last_by_its_model_and_goes_first_by_it(
     monkeypatch.setattr(files, "_publish_object", full)
     with (
         pytest.raises(UserError, match="the disk is full"),
-        files.whole_directory(models / "9", marker=MODEL_FILE, done=DONE_FILE) as aside,
+        files.atomic_directory(models / "9", marker=MODEL_FILE, done=DONE_FILE) as temporary,
     ):
-        shutil.copytree(small_export, aside, dirs_exist_ok=True)
+        shutil.copytree(small_export, temporary, dirs_exist_ok=True)
     assert [version.name for version in model_versions.versions_in(models)] == ["2"]
 
 
 def test_an_object_that_is_not_written_to_its_end_does_not_appear(store: dict[str, str]) -> None:
     target = as_path(f"{BUCKET}/half/object")
-    with whole_file(target) as file:
+    with atomic_file(target) as file:
         file.write(b"whole")
     for size in (10, 6 << 20):  # less and more than one part of an upload
-        with pytest.raises(RuntimeError), whole_file(target) as file:
+        with pytest.raises(RuntimeError), atomic_file(target) as file:
             file.write(bytes(size))
             raise RuntimeError
         assert target.read_bytes() == b"whole"

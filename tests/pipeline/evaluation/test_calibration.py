@@ -21,7 +21,7 @@ from clsd.pipeline.evaluation.evaluate import evaluate
 from clsd.pipeline.preprocess.columns import KEY
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
-from clsd.pipeline.serving.export import export, scoring_of
+from clsd.pipeline.serving.export import export, scoring_function
 from clsd.pipeline.serving.serving_inputs import as_arrays
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, load_config, parse_config
@@ -330,7 +330,7 @@ def test_a_control_is_not_exported(
 ) -> None:
     _, model = load_trained(small_run, small_dataset)
     with pytest.raises(UserError) as error:
-        scoring_of(make_config(confidence=confidence), small_dataset, model)
+        scoring_function(make_config(confidence=confidence), small_dataset, model)
     assert str(error.value) == f"{named}: is a control of a comparison; export a model of the method instead"
 
 
@@ -355,5 +355,5 @@ def test_a_cheap_calibration_needs_a_validation_split(
     bare = Dataset(small_dataset.directory, {**small_dataset.manifest, "splits": splits}, small_dataset.schema)
     _, model = load_trained(small_run, bare)
     with pytest.raises(UserError, match=r"has no validation split .*; set export.calibration: exact"):
-        scoring_of(make_config(export={"calibration": "cheap"}), bare, model)
-    assert scoring_of(make_config(export={"calibration": "exact"}), bare, model) == model.score_inputs
+        scoring_function(make_config(export={"calibration": "cheap"}), bare, model)
+    assert scoring_function(make_config(export={"calibration": "exact"}), bare, model) == model.score_inputs

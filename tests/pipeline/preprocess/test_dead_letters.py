@@ -33,17 +33,17 @@ def test_they_are_written_in_the_order_of_the_logs(tmp_path: Path, monkeypatch: 
         (InputSplit("a", 1, "jsonl", start=900), _letters("a", range(25, 26))),
         (InputSplit("b", 2, "jsonl"), _letters("b", range(1, 31))),
     ]
-    materialised: list[DeadLetterBatch] = []
+    spilled: list[DeadLetterBatch] = []
     for input_split, refused in input_splits:
         collector = DeadLetterWriter(str(tmp_path), input_split)
         for start in range(0, len(refused), 5):  # in each few, those that do not parse come first
             for dead_letter in sorted(refused[start : start + 5], key=lambda dead_letter: dead_letter.reason):
-                materialised += collector.take(dead_letter)
-        materialised += collector.rest()
-    assert len(materialised) == 3 + 1 + 3
-    assert max(batch.materialised.rows for batch in materialised) == 10
-    random.Random(1).shuffle(materialised)
-    told = write_dead_letters(str(tmp_path), (0, materialised))
+                spilled += collector.take(dead_letter)
+        spilled += collector.rest()
+    assert len(spilled) == 3 + 1 + 3
+    assert max(batch.spilled.rows for batch in spilled) == 10
+    random.Random(1).shuffle(spilled)
+    told = write_dead_letters(str(tmp_path), (0, spilled))
     everything = [dead_letter for _, refused in input_splits for dead_letter in refused]
     lines = gzip.decompress((tmp_path / DEAD_LETTERS).read_bytes()).decode().splitlines()
     assert [DeadLetter(**json.loads(line)) for line in lines] == everything

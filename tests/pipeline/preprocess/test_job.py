@@ -193,7 +193,7 @@ def test_refused_rows_become_dead_letters_with_place_reason_and_text(
         "broken UTF-8": 1,
         "click is neither 0 nor 1": 1,
         "empty line": 1,
-        "no JSON": 1,
+        "not JSON": 1,
         "wrong type in 'user_id'": 1,
     }
     text = gzip.decompress((tmp_path / "dataset" / "dead_letters.jsonl.gz").read_bytes())

@@ -134,7 +134,7 @@ def test_columns_may_differ_in_order_and_optional_ones_may_lack(tmp_path: Path) 
     ("line", "reason"),
     [
         (b"", "empty line"),
-        (b'{"user": "x", "n": 1, "click"', "no JSON"),
+        (b'{"user": "x", "n": 1, "click"', "not JSON"),
         (b'{"user": 5, "n": 1, "click": 1, "t": 1}', "wrong type in 'user'"),
         (b'{"user": "x", "n": "much", "click": 1, "t": 1}', "wrong type in 'n'"),
         (b'{"user": "x", "n": 1, "click": 1, "t": 1, "count": 1.5}', "wrong type in 'count'"),

@@ -27,9 +27,9 @@ def test_what_is_loaded_is_what_was_laid_down(directory: str) -> None:
         }
     )
     parts = [whole.take(pa.array(np.array(places))) for places in ([1, 0], [5, 2, 3], [4])]
-    materialised = spill(directory, parts)
-    assert [spilled.rows for spilled in materialised] == [2, 3, 1]
-    assert [load(spilled).to_pydict() for spilled in materialised[::-1]] == [part.to_pydict() for part in parts[::-1]]
+    written = spill(directory, parts)
+    assert [spilled.rows for spilled in written] == [2, 3, 1]
+    assert [load(spilled).to_pydict() for spilled in written[::-1]] == [part.to_pydict() for part in parts[::-1]]
 
 
 def test_empty_batches_are_not_laid_down(directory: str) -> None:

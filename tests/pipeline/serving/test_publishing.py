@@ -127,7 +127,7 @@ def test_an_export_that_does_not_pass_publishes_nothing(
     assert [version.name for version in versions_in(models)] == ["1", "2"]
     export(small_dataset, small_run, models, version=4, keep=2)
     assert sorted(entry.name for entry in models.iterdir()) == [".lock", "2", "4"]
-    with pytest.raises(UserError, match="3: is not above 4, so no server would serve it"):
+    with pytest.raises(UserError, match="3: is lower than version 4, so no server would load it"):
         export(small_dataset, small_run, models, version=3)
     assert (models / "4" / DONE_FILE).exists()
 

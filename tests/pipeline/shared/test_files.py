@@ -9,7 +9,7 @@ import pytest
 
 from clsd.features.errors import UserError
 from clsd.features.paths import address, as_path, is_remote
-from clsd.pipeline.shared.files import read_json, remove_tree, sizes, whole_directory, write_json
+from clsd.pipeline.shared.files import atomic_directory, read_json, remove_tree, sizes, write_json
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_a_directory_appears_whole_and_its_marker_last(
     how = "cp_file" if shared else "put_file"
     real = getattr(type(target.fs), how)
     monkeypatch.setattr(type(target.fs), how, lambda self, a, b, **more: order.append(b) or real(self, a, b, **more))
-    with whole_directory(target, marker="m.json", shared=shared) as aside:
-        assert is_remote(aside) == shared
-        write_json(aside / "m.json", {"a": 1})
-        write_json(aside / "b.json", {})
+    with atomic_directory(target, marker="m.json", shared=shared) as temporary:
+        assert is_remote(temporary) == shared
+        write_json(temporary / "m.json", {"a": 1})
+        write_json(temporary / "b.json", {})
         if not shared:
-            (aside / "deep").mkdir()
-        write_json(aside / "deep" / "c.json", {})
+            (temporary / "deep").mkdir()
+        write_json(temporary / "deep" / "c.json", {})
         assert not target.exists()
     assert _names(target) == {"m.json", "b.json", "deep/c.json"}
     assert [name.rpartition("/")[2] for name in order][-1] == "m.json"
@@ -63,9 +63,9 @@ def test_an_error_leaves_what_was_there(store: Path, shared: bool) -> None:
     write_json(target / "m.json", {"old": 1})
     with (
         pytest.raises(RuntimeError, match="midway"),
-        whole_directory(target, marker="m.json", overwrite=True, shared=shared) as aside,
+        atomic_directory(target, marker="m.json", overwrite=True, shared=shared) as temporary,
     ):
-        write_json(aside / "m.json", {"new": 1})
+        write_json(temporary / "m.json", {"new": 1})
         raise RuntimeError("midway")
     assert _names(store) == {"made/m.json"}
     assert read_json(target / "m.json", "", "") == {"old": 1}
@@ -75,11 +75,11 @@ def test_what_is_there_is_replaced_only_when_told_to(store: Path) -> None:
     target = store / "made"
     write_json(target / "m.json", {"old": 1})
     write_json(target / "gone.json", {})
-    with pytest.raises(UserError, match="exists already"), whole_directory(target, marker="m.json"):
+    with pytest.raises(UserError, match="exists already"), atomic_directory(target, marker="m.json"):
         pass
-    with pytest.raises(UserError, match="did not make"), whole_directory(target, marker="x.json", overwrite=True):
+    with pytest.raises(UserError, match="did not make"), atomic_directory(target, marker="x.json", overwrite=True):
         pass
-    with whole_directory(target, marker="m.json", overwrite=True) as aside:
-        write_json(aside / "m.json", {"new": 1})
+    with atomic_directory(target, marker="m.json", overwrite=True) as temporary:
+        write_json(temporary / "m.json", {"new": 1})
     assert _names(target) == {"m.json"}
     assert read_json(target / "m.json", "", "") == {"new": 1}

@@ -21,7 +21,7 @@ from clsd.features.errors import UserError
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import alone_in
+from clsd.pipeline.shared.files import directory_lock
 from clsd.pipeline.training.checkpoints import Checkpoints
 from clsd.pipeline.training.train import train
 
@@ -75,7 +75,7 @@ def _killed_at(config: Config, dataset: Path, out: Path, where: str, times: int)
     elif where == "state":  # all is written aside, and not in place
         checkpoints.write_json = killing(checkpoints.write_json, after=True)
     elif where == "best":  # the best weights are written, and the checkpoint of the epoch is not
-        loop.whole_directory = killing(loop.whole_directory)
+        loop.atomic_directory = killing(loop.atomic_directory)
     train(config, Dataset.load(dataset), out)
 
 
@@ -266,5 +266,5 @@ def test_two_trainings_do_not_write_into_one_directory(config: Config, tiny_data
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("")
-    with alone_in(run), pytest.raises(UserError, match="another process writes there; wait for it"):
+    with directory_lock(run), pytest.raises(UserError, match="another process writes there; wait for it"):
         train(config, tiny_dataset, run)

@@ -18,7 +18,7 @@ from clsd.pipeline.serving.export import export
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import alone_in
+from clsd.pipeline.shared.files import directory_lock
 from clsd.pipeline.training.train import run_fingerprint, train
 from clsd.pipeline.training.trained_model import load_trained
 
@@ -263,7 +263,7 @@ def test_overwriting_waits_for_no_other_process_to_be_robbed(
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(small_run, copy)
-    with alone_in(copy), pytest.raises(UserError, match="another process writes there"):
+    with directory_lock(copy), pytest.raises(UserError, match="another process writes there"):
         train(small_config, small_dataset, copy, overwrite=True)
     assert (copy / "run.json").exists() and (copy / "checkpoints").exists()
 

@@ -153,7 +153,7 @@ def test_a_run_of_other_ids_or_of_another_model_is_refused(
     days: tuple[list[Config], list[Dataset], Path], make_tiny: Make, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     configs, (_, second), run = days
-    with pytest.raises(UserError, match=r"was not trained on the base of .*; preprocess with --base"):
+    with pytest.raises(UserError, match=r"was not trained on the data set that .* is based on; preprocess with --base"):
         train(make_tiny(), tiny_dataset, tmp_path / "run", base=run)
     other = configs[1].model_copy(update={"model": configs[1].model.model_copy(update={"embedding_dim": 8})})
     with pytest.raises(UserError, match="has another model; give both runs the same settings"):
