@@ -26,6 +26,7 @@ $(VENV)/.done: setup.py constraints.txt CHANGELOG.md
 	|| { echo "uv could not install (see $(VENV)/uv.log); trying pip"; \
 	PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL); }
 	@touch $@
+	@echo "done; put the clsd command on your path: . $(BIN)/activate"
 
 demo: setup  ## the whole job on MovieLens-100K: train, report, serve one prediction
 	@$(BIN)/clsd run --config configs/movielens-100k.yaml

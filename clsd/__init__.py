@@ -17,9 +17,13 @@ The pipeline, one function a stage::
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
+
+# Keras 2 must be chosen before TensorFlow is loaded, which a script may do before its first use of clsd.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
     from clsd.features.errors import UserError

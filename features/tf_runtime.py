@@ -21,7 +21,8 @@ os.environ.setdefault(
 
 if "keras" in sys.modules and "tf_keras" not in sys.modules:
     raise ImportError(
-        "import clsd.features.tf_runtime before keras: Keras 2 must be chosen before TensorFlow is imported"
+        "Keras 3 is loaded already, and clsd needs Keras 2: put `import clsd` before `import tensorflow` and `import keras`, "
+        "or set TF_USE_LEGACY_KERAS=1"
     )
 
 import tensorflow as _tensorflow

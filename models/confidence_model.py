@@ -194,11 +194,14 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Mean loss, predicted and real CTR of a batch, unweighted."""
+        return metrics_of_test_sums(self.test_sums(data))
+
+    def test_sums(self, data: Any) -> Tensor:
+        """Sums over a global batch, float32 ``[4]``: rows, losses, predicted clicks, clicks; all unweighted."""
         inputs, y, valid, _ = self.unpack(data)
         s = self.logit_of(self.backbone, inputs)
         losses = equations.row_losses(s, y, tf.ones_like(s))
-        n = sum_over(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), y)]))
-        return {"loss": n[1] / n[0], "predicted_ctr": n[2] / n[0], "ctr": n[3] / n[0]}
+        return sum_over(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), y)]))
 
     def train_metric_sums(self, data: Any) -> Tensor:
         """One step; gives :data:`clsd.models.step_metrics.METRIC_SUMS` over the global batch, the same on every replica."""
@@ -278,6 +281,11 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         if shape not in ((2,), (2, 1)) or output.dtype != tf.float32:
             what = f"gives {getattr(output, 'dtype', type(output))} {list(shape)} for 2 rows"
             raise UserError("model.backbone", what, "return float32 logits, [rows] or [rows, 1]")
+
+
+def metrics_of_test_sums(sums: Tensor) -> dict[str, Tensor]:
+    """Mean loss, predicted and real CTR by the sums of :meth:`ConfidenceModel.test_sums`."""
+    return {"loss": sums[1] / sums[0], "predicted_ctr": sums[2] / sums[0], "ctr": sums[3] / sums[0]}
 
 
 def _apply(optimizer: Optimizer, gradients: list[Any], variables: list[Any]) -> None:

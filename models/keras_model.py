@@ -7,21 +7,25 @@ from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.tf_runtime import Network, Tensor, tf
+from clsd.models import step_metrics
 from clsd.models.adgate import AdGate
-from clsd.models.confidence_model import ConfidenceModel, TrainingSetup
+from clsd.models.confidence_model import ConfidenceModel, TrainingSetup, metrics_of_test_sums
 from clsd.models.settings import ConfidenceSettings
 
 
 class KerasConfidenceModel(ConfidenceModel):
-    """Any Keras network with one logit a row, trained with click confidence by ``compile()`` and ``fit()``.
+    """Any Keras 2 network with one logit per row (no sigmoid), trained with click confidence by ``compile()`` and ``fit()``.
 
     A batch is ``(inputs, label)`` or ``(inputs, label, valid)``: inputs as the network takes them, label ``[B]`` or ``[B, 1]``
     of 0 and 1, valid ``[B]`` of 0 for padding and 1 for rows. Embedding layers train with the setup's
-    ``embedding_optimizer``, all other weights with its ``dense_optimizer``; what ``compile`` is given is not used.
+    ``embedding_optimizer``, all other weights with its ``dense_optimizer``; arguments of ``compile`` are ignored.
+
+    ``fit`` and ``evaluate`` report metrics over all batches of an epoch. ``predict`` gives logits; ``score_inputs`` gives logits,
+    confidence and weights. The trained network is ``backbone``; save it with ``model.backbone.save(path)``.
 
     Args:
-        make_network: makes the network. It is called once, and once more where the settings need a separate teacher.
-        sample: inputs of a batch of at least 2 rows, to create the variables on.
+        make_network: makes the network. It is called once, and once more if the settings need a separate teacher.
+        sample: inputs of a batch of at least 2 rows (tensors or arrays), to create the variables with.
         confidence: the method's settings; without ``groups`` its gate must be off.
         setup: warm-up, optimizers, and the training rows' CTR.
         groups: AdGate's groups: name of an integer input ``[B]``, and number of its ids. The inputs must be a dictionary.
@@ -59,7 +63,28 @@ class KerasConfidenceModel(ConfidenceModel):
         setup = setup or TrainingSetup(warmup_steps=confidence.warmup_steps or 0)
         super().__init__(student, teacher, gate, confidence, setup)
         self._group_names = tuple(groups or {})
+        # Metrics are those of all batches of an epoch. The sums are equal on all replicas.
+        replicated = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        self._epoch_sums = tf.Variable(step_metrics.empty_sums(), **replicated)
+        self._test_sums = tf.Variable(tf.zeros([4]), **replicated)
         self._create_variables(tf.nest.map_structure(lambda x: tf.convert_to_tensor(x)[:2], sample))
+
+    def reset_metrics(self) -> None:
+        """Start the metrics of an epoch or of an evaluation; Keras calls it."""
+        super().reset_metrics()
+        self._epoch_sums.assign(step_metrics.empty_sums())
+        self._test_sums.assign(tf.zeros_like(self._test_sums))
+
+    def train_step(self, data: Any) -> dict[str, Tensor]:
+        """One step; gives the metrics of the epoch so far."""
+        sums = self.train_metric_sums(data)
+        return step_metrics.metrics_from(
+            self._epoch_sums.assign(step_metrics.merged(tf.stack([self._epoch_sums, sums])))
+        )
+
+    def test_step(self, data: Any) -> dict[str, Tensor]:
+        """Mean loss, predicted and real CTR of all batches so far, unweighted."""
+        return metrics_of_test_sums(self._test_sums.assign_add(self.test_sums(data)))
 
     def unpack(self, data: Any) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
         """See the class for what a batch is."""
@@ -79,6 +104,8 @@ class KerasConfidenceModel(ConfidenceModel):
             raise UserError(f"confidence.source: {confidence.source}", what, "set source: teacher")
         if confidence.weighted and confidence.gate != "off" and not groups:
             raise UserError("groups", "are missing, and AdGate corrects by them", "name some, or set gate='off'")
+        if any(len(x) < 2 for x in tf.nest.flatten(sample)):
+            raise UserError("sample", "has fewer than 2 rows", "give inputs of a batch")
         names = list(sample) if isinstance(sample, Mapping) else []
         for group in groups:
             if group not in names:

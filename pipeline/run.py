@@ -140,19 +140,12 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     same = finished is not None and finished["fingerprint"] == fingerprint
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
-    from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate
+    from clsd.pipeline.evaluation.evaluate import evaluate
     from clsd.pipeline.shared.headline_metrics import headline
 
     _say(4, "evaluate", str(paths.evaluation))
-    metrics = _json_or_none(paths.evaluation / METRICS_FILE)
-    if (
-        metrics
-        and metrics["training"]["fingerprint"] == fingerprint
-        and metrics["settings"] == config.evaluate.model_dump(mode="json")
-    ):
-        say_there_already()
-    else:  # it is fast, so an older report may be replaced
-        metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
+    # Evaluation is fast, so an older report may be replaced.
+    metrics = evaluate(dataset, paths.train, paths.evaluation, settings=config.evaluate, overwrite=True)
 
     from clsd.pipeline.serving.export import PublishingRequirements, export, was_exported_from, withdrawn
     from clsd.pipeline.serving.predict import Predictor

@@ -66,6 +66,26 @@ def test_padding_changes_nothing() -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
+def test_metrics_cover_all_batches_and_not_the_last_one() -> None:
+    ids, clicks = _clicks(100)  # batches of 64 and 36 rows
+    model = clsd.KerasConfidenceModel(_network, ids, clsd.ConfidenceSettings(gate="off", warmup_steps=1))
+    model.compile()
+    data = tf.data.Dataset.from_tensor_slices((ids, clicks)).batch(64)
+    history = model.fit(data, validation_data=data, epochs=2, verbose=0).history
+    measured = model.evaluate(data, return_dict=True, verbose=0)
+    logits = model.score_inputs(tf.constant(ids)).logit.numpy()
+    losses = np.log1p(np.exp(logits)) - clicks * logits
+    np.testing.assert_allclose(measured["loss"], losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(measured["ctr"], clicks.mean(), rtol=1e-6)
+    np.testing.assert_allclose(history["val_loss"][-1], measured["loss"], rtol=1e-6)
+    np.testing.assert_allclose(history["ctr"], clicks.mean(), rtol=1e-6)
+
+
+def test_a_sample_of_one_row_is_refused() -> None:
+    with pytest.raises(clsd.UserError, match="sample: has fewer than 2 rows"):
+        clsd.KerasConfidenceModel(_network, np.array([1]), clsd.ConfidenceSettings(gate="off"))
+
+
 @pytest.mark.parametrize(
     ("changes", "groups", "said"),
     [

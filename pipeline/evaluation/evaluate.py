@@ -16,10 +16,12 @@ from clsd.models.ranking import group_spread, intensity_auc, ndcg
 from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
+from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import atomic_directory, read_json, write_json, write_text
 from clsd.pipeline.shared.headline_metrics import headline
 from clsd.pipeline.shared.package_versions import versions
+from clsd.pipeline.shared.progress import say_there_already
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
@@ -39,14 +41,15 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Measure the best model of a run and write ``metrics.json`` and ``report.html``.
+    """Measure the best model of a run and write ``metrics.json`` and ``report.html``. A result of the same run and settings is
+    reused.
 
     Args:
         dataset: the data set on which the run was trained.
         run: the training run's directory.
         out: directory of the two files.
         settings: what to measure; None for the settings of the run's config.
-        overwrite: replace the content of ``out``.
+        overwrite: replace a result of another run or of other settings.
 
     Returns:
         the content of metrics.json.
@@ -56,6 +59,9 @@ def evaluate(
     """
     run = as_path(run)
     out = as_path(out)
+    if finished := _finished(dataset, run, out, settings):
+        say_there_already()
+        return finished
     config, model = load_trained(run, dataset)
     if settings is not None:
         config = config.model_copy(update={"evaluate": settings})
@@ -72,6 +78,18 @@ def evaluate(
         write_json(temporary / METRICS_FILE, metrics)
         write_text(temporary / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
     return metrics
+
+
+def _finished(dataset: Dataset, run: Path, out: Path, settings: EvaluateSettings | None) -> dict[str, Any] | None:
+    """The metrics in ``out`` if they are of this run and of these settings."""
+    if not all((directory / file).exists() for directory, file in ((run, RUN_FILE), (out, METRICS_FILE))):
+        return None
+    metrics = read_json(out / METRICS_FILE, "evaluation", "evaluate again with --overwrite")
+    wanted = settings or load_config(run / "config.yaml").evaluate
+    trained = read_json(run / RUN_FILE, "run", "")
+    same_run = metrics["training"]["fingerprint"] == trained["fingerprint"]
+    same_run &= trained["dataset_fingerprint"] == dataset.manifest["fingerprint"]
+    return dict(metrics) if same_run and metrics["settings"] == wanted.model_dump(mode="json") else None
 
 
 def measure_rows(

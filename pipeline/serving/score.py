@@ -169,6 +169,7 @@ def score(
                 threads=config.preprocess.threads,
                 stalled_minutes=config.preprocess.stalled_minutes,
             )
+        beam_private.release_models()
         summary = read_json(temporary / "job.json", "summary of the job", "run it again")
         refuse_if_refused(config, summary, temporary, out)
         for name in (SPILL, progress.REPORTS):

@@ -1,6 +1,6 @@
-"""Every use of private names of Apache Beam, in one place.
+"""Every use of private names of Apache Beam.
 
-Written for apache-beam 2.77. tests/pipeline/shared/test_beam_private.py fails where one of these names changes its meaning, so an
+Written for apache-beam 2.77. tests/pipeline/shared/test_beam_private.py fails if the meaning of one of these names changes, so an
 upgrade starts there.
 """
 
@@ -13,8 +13,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.worker import statesampler
+from apache_beam.utils import shared
 
-#: Version that these names were read in.
+#: Version for which this file was written.
 WRITTEN_FOR = "2.77"
 #: Milliseconds that the state sampler sleeps at most; Beam sleeps up to 200.
 SAMPLING_PERIOD = 10
@@ -23,7 +24,7 @@ _close_all = worker_handlers.WorkerHandlerManager.close_all
 
 
 def _close_together(self: Any) -> None:
-    """Tell every worker that the job is over before waiting for the first of them."""
+    """Tell all workers that the job is over before waiting for the first of them."""
     for handlers in self._cached_handlers.values():
         for handler in handlers:
             if isinstance(handler.control_conn, worker_handlers.ControlConnection):
@@ -32,7 +33,7 @@ def _close_together(self: Any) -> None:
 
 
 def shorten_waits() -> None:
-    """Shorten two waits that cost a small job more than its work; calling it again changes nothing.
+    """Shorten two waits that take longer than the work of a small job. It may be called several times.
 
     - At the end of a bundle, a worker waits for the state sampler's thread, which sleeps up to 200 ms.
     - At the end of a job, the local engine ends its worker processes one after the other, and waits for each.
@@ -44,12 +45,21 @@ def shorten_waits() -> None:
 
 
 def local_runner() -> Any:
-    """Beam's local engine. Its DirectRunner would first look for the binary of another engine (Prism), on the network too."""
+    """Beam's local engine. DirectRunner would first look for the binary of another engine (Prism), also on the network."""
     return FnApiRunner()
 
 
+def release_models() -> None:
+    """Release the models that RunInference keeps in this process.
+
+    Otherwise they live until the interpreter exits, after TensorFlow's modules are gone, and each of their functions prints a
+    traceback.
+    """
+    shared._shared_map = shared._SharedMap()
+
+
 def unknown_options(beam_options: list[str]) -> list[str]:
-    """Options that no class of Beam's options knows."""
+    """Options that are unknown to Beam."""
     parser: Any = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)

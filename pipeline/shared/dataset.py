@@ -185,14 +185,14 @@ class Dataset:
         """
         if schema.digest == self.schema.digest:
             return
-        where = f"config rows against {self.directory}"
+        where = f"data set {self.directory}"
         have = {f.name: f for f in self.schema.features}
         for feature in schema.features:
             if feature.name not in have:
                 raise UserError(
                     where,
-                    f"the data set has no feature '{feature.name}'",
-                    f"{did_you_mean(feature.name, have)}; or {_AGAIN}",
+                    f"was made with other rows than the config: it has no feature '{feature.name}'",
+                    f"{did_you_mean(feature.name, have)}; check --dataset, or {_AGAIN}",
                 )
             if feature != have[feature.name]:
                 differs = _difference(feature.model_dump(), have[feature.name].model_dump())
@@ -200,10 +200,14 @@ class Dataset:
         for name in [name for name in have if name not in {f.name for f in schema.features}]:
             raise UserError(
                 where,
-                f"the data set has a feature '{name}' that the config does not have",
-                f"set input: false for it, or {_AGAIN}",
+                f"was made with other rows than the config: it has a feature '{name}'",
+                f"set input: false for it, check --dataset, or {_AGAIN}",
             )
-        raise UserError(where, f"differ in {_difference(schema.model_dump(), self.schema.model_dump())}", _AGAIN)
+        raise UserError(
+            where,
+            f"has other rows than the config: they differ in {_difference(schema.model_dump(), self.schema.model_dump())}",
+            _AGAIN,
+        )
 
 
 def describe_file(directory: Path, name: str) -> dict[str, Any]:

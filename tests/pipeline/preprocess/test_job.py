@@ -350,7 +350,7 @@ def test_a_base_of_other_rows_is_refused(
     make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
 ) -> None:
     config = make_config(rows={"passthrough": []})
-    with pytest.raises(UserError, match=r"config rows against .*: differ in passthrough"):
+    with pytest.raises(UserError, match=r"data set .*: has other rows than the config: they differ in passthrough"):
         preprocess(config, tmp_path / "next", base=small_dataset.directory)
     with pytest.raises(UserError, match="no such data set"):
         preprocess(make_config(), tmp_path / "next", base=tmp_path / "nowhere")

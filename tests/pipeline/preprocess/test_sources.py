@@ -306,7 +306,7 @@ def test_many_bad_lines_leave_one_batch_a_block(tmp_path: Path) -> None:
     (input_split,) = plan(logs, SCHEMA)
     parts = list(Reader(logs, seed=1).read(input_split))
     batches = [part for part in parts if not isinstance(part, DeadLetter)]
-    assert [batch.num_rows for batch in batches] == [1900]
+    assert [batch.rows.num_rows for batch in batches] == [1900]
     assert [part.line for part in parts if isinstance(part, DeadLetter)] == list(range(1, 2001, 20))
 
 

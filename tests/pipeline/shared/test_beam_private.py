@@ -1,11 +1,14 @@
 """The private names of Beam that clsd uses still mean what they meant when they were read."""
 
+import gc
+import weakref
 from importlib.metadata import version
 from typing import Any
 
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils.counters import CounterFactory
+from apache_beam.utils.shared import Shared
 
 from clsd.pipeline.preprocess import graph
 from clsd.pipeline.serving import score
@@ -59,3 +62,16 @@ def test_the_local_engine_runs_a_job_and_unknown_options_are_known() -> None:
     with beam.Pipeline(beam_private.local_runner()) as pipeline:
         _ = pipeline | beam.Create([1, 2]) | beam.Map(lambda x: x + 1)
     assert beam_private.unknown_options(["--direct_num_workers=2", "--no_such=3"]) == ["--no_such=3"]
+
+
+def test_released_models_are_collected() -> None:
+    class Model:
+        pass
+
+    handle = Shared()
+    model = weakref.ref(handle.acquire(Model))
+    gc.collect()
+    assert model() is not None  # Beam keeps it
+    beam_private.release_models()
+    gc.collect()
+    assert model() is None

@@ -129,7 +129,7 @@ def test_a_config_that_does_not_fit_the_data_set_is_refused(
     settings["rows"]["features"].append({"name": "extra", "kind": "numeric"})
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(settings))
-    with pytest.raises(UserError, match="the data set has no feature 'extra'"):
+    with pytest.raises(UserError, match="it has no feature 'extra'"):
         train(load_config(path), small_dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
