@@ -63,7 +63,7 @@ def test_the_stages_one_by_one(cli: Cli, config_file: Path, tmp_path: Path) -> N
     common = ("--config", config_file, "--runs", tmp_path / "runs", "--set", "train.epochs=2")
     root = tmp_path / "runs" / "small"
     assert cli("preprocess", *common).stdout.strip() == str(root / "dataset")
-    assert "are whole" in cli("inspect", root / "dataset").stderr
+    assert "files verified" in cli("inspect", root / "dataset").stderr
     assert cli("train", *common).stdout.strip() == str(root / "train")
     assert cli("evaluate", *common).stdout.strip() == str(root / "evaluation" / "report.html")
     assert cli("export", *common, "--version", 7).stdout.strip() == str(root / "export" / "7")

@@ -84,9 +84,12 @@ def test_another_split_and_overwriting(small_dataset: Dataset, small_run: Path, 
     metrics = evaluate(small_dataset, small_run, tmp_path / "out", settings=settings)
     assert metrics["score"]["rows"] == small_dataset.rows("validation")
     assert metrics["intensity"]["undefined"]["given_popularity"].startswith("no item column is known")
+    written = (tmp_path / "out" / "metrics.json").stat().st_mtime_ns
+    assert evaluate(small_dataset, small_run, tmp_path / "out", settings=settings) == json.loads(json.dumps(metrics))
+    assert (tmp_path / "out" / "metrics.json").stat().st_mtime_ns == written  # reused
     with pytest.raises(UserError, match="exists already"):
         evaluate(small_dataset, small_run, tmp_path / "out")
-    with pytest.raises(UserError, match=r"evaluate.item: itm: is no feature; did you mean 'item_id'"):
+    with pytest.raises(UserError, match=r"evaluate.item: itm: is not a feature; did you mean 'item_id'"):
         evaluate(small_dataset, small_run, tmp_path / "other", settings=EvaluateSettings(item="itm"))
 
 

@@ -49,7 +49,7 @@ def test_every_worker_hears_of_the_end_before_the_first_is_waited_for() -> None:
         def __init__(self) -> None:
             self._cached_handlers = {"a": [Handler()], "b": [Handler(), Handler()]}
             self._workers_by_id = {}
-            self.state_cache_size = 0
+            self._grpc_server = None
 
     Manager().close_all()
     assert heard[:3] == [worker_handlers.BeamFnControlServicer._DONE_MARKER] * 3
