@@ -1,4 +1,4 @@
-"""Packaging of clsd; the exact set of versions that is tested stands in constraints.txt."""
+"""Packaging of clsd; constraints.txt has the exact versions that are tested."""
 
 import re
 from pathlib import Path
@@ -17,12 +17,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    # The folders stand at the top level; they are installed and imported as clsd.features, clsd.models and clsd.pipeline.
+    # The folders are at the top level; they are installed and imported as clsd.features, clsd.models and clsd.pipeline.
     packages=["clsd", *(f"clsd.{found}" for found in find_packages(include=[f"{room}*" for room in ROOMS]))],
     package_dir={"clsd": "clsd", **{f"clsd.{room}": room for room in ROOMS}},
     package_data={"clsd": ["py.typed"], "clsd.pipeline.evaluation": ["templates/*.html"]},
     install_requires=[
-        # tensorflow-io's native library loads on TF 2.16 and 2.17 alone, and its readers crash on 2.17.
+        # tensorflow-io's native library loads on TF 2.16 and 2.17 only, and its readers crash on 2.17.
         "tensorflow>=2.16.2,<2.17",
         "tf-keras>=2.16.0,<2.17",
         "tensorflow-recommenders>=0.7.7,<0.8",
@@ -30,7 +30,7 @@ setup(
         "tensorflow-io-gcs-filesystem>=0.37.1,<0.38",
         "tensorflow-serving-api>=2.16.1,<2.17",  # the messages of the warm-up file
         "apache-beam>=2.77.0,<2.78",
-        "grpcio>=1.80,<2",  # which apache-beam brings
+        "grpcio>=1.80,<2",  # required by apache-beam
         "psutil>=7,<8",
         "google-crc32c>=1.9,<2",
         "fastavro>=1.12,<2",
@@ -60,7 +60,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "pytest-cov>=7.1,<8",
             "ruff>=0.17.6,<0.18",
-            "import-linter>=2.17,<3",  # the rule of imports
+            "import-linter>=2.17,<3",  # what may import what
             "pre-commit>=4.7,<5",
             "build>=1.6,<2",
             # Documentation: pages, the API's reference, and the notebook that the tests run.
