@@ -1,4 +1,4 @@
-"""One step of the same weighted loss by Keras' ``fit`` and by our model; imported by replica_run.py."""
+"""A step of the same weighted loss with Keras' ``fit`` and with our model; imported by replica_run.py."""
 
 from __future__ import annotations
 

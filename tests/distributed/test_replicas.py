@@ -1,4 +1,4 @@
-"""One, two and four replicas, and two processes, train to the same weights, moments and figures over the same global batches."""
+"""One, two and four replicas, and two processes, reach the same weights, moments and metrics on the same global batches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`clsd train` on two replicas, stopped and gone on with, and compiled by XLA ends as on one: reader, teacher cache, validation,
-checkpoints."""
+"""`clsd train` on two replicas, interrupted and resumed, or compiled by XLA, gives the result of one replica: reader, teacher
+cache, validation, checkpoints."""
 
 from __future__ import annotations
 

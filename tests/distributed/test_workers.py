@@ -1,4 +1,4 @@
-"""`clsd train` on several local processes by MultiWorkerMirroredStrategy: the weights of one, and what a lost one leaves."""
+"""`clsd train` on several local processes with MultiWorkerMirroredStrategy: the weights of one process, and lost processes."""
 
 from __future__ import annotations
 

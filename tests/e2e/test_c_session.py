@@ -1,4 +1,4 @@
-"""The exported model in a runtime that is neither this project's nor TensorFlow's Python: the C API, fed as by a model server."""
+"""The exported model in TensorFlow's C API, called as by a model server, without clsd and without TensorFlow's Python."""
 
 from __future__ import annotations
 

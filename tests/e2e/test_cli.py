@@ -1,4 +1,4 @@
-"""The command line as its users have it: one-line errors that name place and mend, exit codes, nothing half-written."""
+"""The command line: one-line errors with place and hint, exit codes, no half-written results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`clsd compare` as its user runs it: MovieLens-100K, every control, three seeds, two processes."""
+"""`clsd compare` on MovieLens-100K: all controls, three seeds, two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""All examples run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MovieLens-100K, fetched for real, all the way to a SavedModel that scores every test row as the trainer does."""
+"""MovieLens-100K, downloaded, through all stages to a SavedModel that gives the trainer's scores for all test rows."""
 
 from __future__ import annotations
 

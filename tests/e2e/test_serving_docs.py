@@ -1,4 +1,4 @@
-"""What docs/serving.md tells a client to send, sent: to the exported graph, and to a server of TF Serving's protocol."""
+"""The requests of docs/serving.md, sent to the exported graph and to a server with TF Serving's protocol."""
 
 from __future__ import annotations
 

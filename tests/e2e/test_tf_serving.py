@@ -1,5 +1,5 @@
-"""A real TF Serving, where one is at hand: CLSD_TEST_SERVING=GRPC_ADDRESS,REST_ADDRESS names it, CLSD_TEST_SERVING_MODEL the
-directory of versions that it serves under the name of `clsd`."""
+"""A real TF Serving, if CLSD_TEST_SERVING=GRPC_ADDRESS,REST_ADDRESS names one; CLSD_TEST_SERVING_MODEL is the directory of
+versions that it serves as `clsd`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding: by hand on small rows, and against a row-by-row reference on random ones."""
+"""Encoding, compared with results by hand on small rows and with a row-by-row reference on random rows."""
 
 from __future__ import annotations
 

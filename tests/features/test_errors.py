@@ -1,4 +1,4 @@
-"""UserError: one line for the user, whole on the other side of a pickle."""
+"""UserError: one line for the user, and unchanged by pickling."""
 
 from __future__ import annotations
 

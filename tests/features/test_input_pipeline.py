@@ -1,4 +1,4 @@
-"""The training reader: every row once an epoch, in batches of one shape, in an order that the seed alone decides."""
+"""The training reader: each row once per epoch, in batches of one shape, in an order that depends on the seed only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private names of TensorFlow and Keras that clsd uses still mean what they meant when they were read."""
+"""The private names of TensorFlow and Keras that clsd uses have not changed their meaning."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Blocks and TFRecord files: TensorFlow reads what we write, we read what it writes, and damage is named."""
+"""Blocks and TFRecord files: TensorFlow and clsd read each other's files, and damage gives a clear error."""
 
 from __future__ import annotations
 

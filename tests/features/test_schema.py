@@ -1,4 +1,4 @@
-"""Schema: what is refused, and where each feature stands in a row."""
+"""Schema: invalid schemas, and the position of each feature in a row."""
 
 from __future__ import annotations
 

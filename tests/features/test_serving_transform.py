@@ -1,4 +1,4 @@
-"""The serving graph is the encoder: the same ids, and the same values to 1e-6, however it is asked."""
+"""The serving graph equals the encoder for all inputs: the same ids, and values to 1e-6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vocabularies: order, limits, and the same result however the counting was split."""
+"""Vocabularies: order, limits, and a result that does not depend on how counting was split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the models share: one small spec with every kind of field, its batches, and models over it."""
+"""Fixtures of the model tests: a small spec with every kind of field, batches, and models."""
 
 from __future__ import annotations
 

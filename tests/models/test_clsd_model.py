@@ -1,4 +1,4 @@
-"""The train step: warm-up, one step against the same step in NumPy, what a model says of a row, Keras and checkpoints."""
+"""The train step: warm-up, a step compared with NumPy, scores of a row, Keras and checkpoints."""
 
 from __future__ import annotations
 

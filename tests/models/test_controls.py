@@ -1,4 +1,4 @@
-"""Controls: each against NumPy, by itself, through the model's step, and in what a model says of a row."""
+"""Controls compared with NumPy: as functions, in the model's step, and in the scores of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches and groups that have nothing to say, and logits that are no numbers: no step raises, no metric is made up."""
+"""Empty batches and groups, and logits that are not finite: steps do not raise, and undefined metrics are absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table that is composed of two short ones: what a row is, how many there are, and what a step touches."""
+"""A table composed of two short ones: its rows, their number, and the rows that a step touches."""
 
 from __future__ import annotations
 

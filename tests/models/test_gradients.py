@@ -1,4 +1,4 @@
-"""What a step's gradients are and what they reach: facts 1 and 6 of the method, through the model's own step."""
+"""The gradients of a step and the variables that they reach: facts 1 and 6 of the method, with the model's own step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and naive loops, and what is undefined: absent, with a reason, never 0."""
+"""Metrics compared with scikit-learn and naive loops. An undefined metric is absent, with a reason, never 0."""
 
 from __future__ import annotations
 

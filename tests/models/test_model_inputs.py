@@ -1,4 +1,4 @@
-"""Rows in two parts, as `rank` reads them, get what they get when they are put together first."""
+"""Rows in two parts, as in `rank`, get the same scores as whole rows."""
 
 from __future__ import annotations
 

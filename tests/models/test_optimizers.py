@@ -1,4 +1,4 @@
-"""Optimizers: what an update of a table touches, and ids that occur twice."""
+"""Optimizers: the rows that an update touches, and repeated ids."""
 
 from __future__ import annotations
 

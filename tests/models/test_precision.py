@@ -1,4 +1,4 @@
-"""Mixed precision: what computes in bfloat16, what does not, and how near the results stay."""
+"""Mixed precision: what is computed in bfloat16, what is not, and how close the results are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rankings against scikit-learn, every order of ties and naive loops, and what is undefined: None, never 0."""
+"""Ranking metrics compared with scikit-learn, all orders of ties and naive loops. An undefined metric is None, never 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method's settings: what a preset is, what a preset yields to, and what is refused."""
+"""The method's settings: presets, what overrides a preset, and invalid settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step tells: totals of several batches or replicas as one, and the figures made of them."""
+"""Metric sums of several batches or replicas, and the metrics computed from them."""
 
 from __future__ import annotations
 

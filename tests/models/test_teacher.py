@@ -1,4 +1,4 @@
-"""Teachers: when each is copied, what it sees of dropout and batch norm, and the sources of scores that are no teacher."""
+"""Teachers: when each is copied, dropout and batch normalisation in it, and other sources of scores."""
 
 from __future__ import annotations
 

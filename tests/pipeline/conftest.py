@@ -1,4 +1,4 @@
-"""What the tests of training share: a data set of few features, what a run kept, and a run that is stopped on its way."""
+"""Fixtures of the training tests: a data set with few features, the files of a run, and an interrupted run."""
 
 from __future__ import annotations
 

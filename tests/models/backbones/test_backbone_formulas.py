@@ -1,4 +1,4 @@
-"""Backbones against their formula in plain NumPy with the layers' own weights, row by row and pair by pair."""
+"""Backbones compared with their formulas in NumPy, with the layers' weights, row by row and pair by pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What backbones see, what they all do, and how one is found by name; their formulas are in test_backbone_formulas.py."""
+"""The inputs of backbones, what all of them must do, and the registry. Formulas are in test_backbone_formulas.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is served as ``ctr``: undoing weights and thinned non-clicks, exactly and cheaply, in training, report and export."""
+"""The served ``ctr``: corrected for weights and dropped non-clicks, exactly and cheaply, in training, report and export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison: the same start for all variants of a seed, figures that follow from the runs, and a kill that costs little."""
+"""A comparison: one start for all variants of a seed, metrics that follow from the runs, and resuming after a kill."""
 
 from __future__ import annotations
 

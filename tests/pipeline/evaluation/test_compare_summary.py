@@ -1,4 +1,4 @@
-"""From hand-made results to what may be said of them, and how a terminal and Markdown say it."""
+"""Summaries of hand-made results, in the terminal and in Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests and intervals against SciPy, scikit-learn and loops, by hand and by simulation; what is undefined is None."""
+"""Tests and intervals compared with SciPy, scikit-learn, loops, results by hand and simulation. Undefined values are None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of a data set against plain counting of its log; gates; and drift that finds what moved and nothing else."""
+"""Statistics of a data set compared with plain counting of its log; quality bounds; drift."""
 
 from __future__ import annotations
 

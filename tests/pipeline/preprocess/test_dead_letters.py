@@ -1,4 +1,4 @@
-"""Dead letters by the many: in the order of the logs, whatever order they are found in, and few of them in memory."""
+"""Many dead letters: written in the order of the logs, with few of them in memory."""
 
 from __future__ import annotations
 

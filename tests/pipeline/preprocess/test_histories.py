@@ -1,4 +1,4 @@
-"""Histories against a plain loop over the log: the user's own clicks, strictly before, the newest kept; on any engine."""
+"""Histories compared with a plain loop over the log: the user's newest clicks strictly before the row, on any engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches on disk between two stages: what comes back is what was laid down."""
+"""Batches on disk between two stages are read back unchanged."""
 
 from __future__ import annotations
 

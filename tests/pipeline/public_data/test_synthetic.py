@@ -1,4 +1,4 @@
-"""The synthetic log: the truths it promises are in the rows, and the same settings give the same rows."""
+"""The synthetic log: its rows have the promised truth, and the same settings give the same rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions in the directory that a model server watches: what comes in, what goes out, and what a killed export leaves."""
+"""Versions in the directory of a model server: publishing, withdrawing, and a killed export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs scored as a Beam job: the scores that the model gives one row at a time, in the log's order, whatever the form."""
+"""Scoring logs with Beam: the scores of single rows, in the log's order, in all formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported model answers, by every signature: what training would have, whatever it is asked."""
+"""All signatures of an exported model give the trainer's scores for all inputs."""
 
 from __future__ import annotations
 

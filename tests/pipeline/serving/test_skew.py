@@ -1,4 +1,4 @@
-"""Requests that were served against what training would have made of them: nothing where they agree, the culprit where not."""
+"""Skew: no finding if serving agrees with training, and otherwise the feature or score that differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private names of Beam that clsd uses still mean what they meant when they were read."""
+"""The private names of Beam that clsd uses have not changed their meaning."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""What an engine says that is no fault of the job, and what stays heard."""
+"""Messages of engines: which are suppressed, and which are shown."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Whole directories in an object store: fsspec's own store in memory stands for one, a server is asked in tests/e2e."""
+"""Atomic directories in an object store, with fsspec's store in memory; tests/e2e uses a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log files: what is read back is what was written, and a failure leaves nothing behind."""
+"""Log files are read back unchanged, and a failure leaves no file."""
 
 from __future__ import annotations
 

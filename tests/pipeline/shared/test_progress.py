@@ -1,4 +1,4 @@
-"""What the terminal says of a job under way."""
+"""The progress of a job in the terminal."""
 
 from __future__ import annotations
 

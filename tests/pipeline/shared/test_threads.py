@@ -1,4 +1,4 @@
-"""Work on several threads: the order, the errors and the reading ahead are those of one."""
+"""Work on several threads: order, errors and reading ahead are those of one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collapse: foretold by name, found by its figures, told in one line; and no false alarm."""
+"""Collapse: predicted from settings, found by metrics, reported in one line, without false alarms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: the same rows, the same weights bit for bit, and never a checkpoint that is not whole."""
+"""Killed and resumed runs: the same rows, the same weights bit for bit, and no damaged checkpoint is used."""
 
 from __future__ import annotations
 

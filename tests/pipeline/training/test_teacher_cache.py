@@ -1,4 +1,4 @@
-"""The cache of a frozen teacher's scores: the same training, and never another row's score."""
+"""The teacher cache: training does not change, and each row gets its own score."""
 
 from __future__ import annotations
 

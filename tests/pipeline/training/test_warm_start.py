@@ -1,4 +1,4 @@
-"""Day 1 and then day 2: ids that were known keep their vectors, new ones get rows of their own, and other runs are refused."""
+"""Warm start: known ids keep their vectors, new ids get new rows, and unrelated runs are refused."""
 
 from __future__ import annotations
 

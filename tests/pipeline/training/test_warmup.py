@@ -1,4 +1,4 @@
-"""A warm-up that several runs start from: each ends, bit for bit, as if it had done its own."""
+"""A shared warm-up: each run that starts from it equals, bit for bit, a run with its own warm-up."""
 
 from __future__ import annotations
 
