@@ -35,9 +35,9 @@ REFUSED = {
     ),
     "a group that is numeric": ([USER, PRICE], {"groups": ["price"]}, "groups: 'price' is not a categorical feature"),
     "a group that is a bag": ([USER, GENRES], {"groups": ["genres"]}, "groups: 'genres' is not a categorical feature"),
-    "a share with nobody": ([USER, {**GENRES, "share": "usr"}], {}, "'genres': share: 'usr' is no feature"),
-    "a share with itself": ([USER, {**GENRES, "share": "genres"}], {}, "'genres': share: 'genres' is no feature"),
-    "a share with a number": ([PRICE, {**GENRES, "share": "price"}], {}, "'genres': share: 'price' is no feature"),
+    "a share with nobody": ([USER, {**GENRES, "share": "usr"}], {}, "'genres': share: 'usr' is not a feature"),
+    "a share with itself": ([USER, {**GENRES, "share": "genres"}], {}, "'genres': share: 'genres' is not a feature"),
+    "a share with a number": ([PRICE, {**GENRES, "share": "price"}], {}, "'genres': share: 'price' is not a feature"),
     "a share of a share": (
         [USER, {**GENRES, "share": "user"}, {**GENRES, "name": "tags", "share": "genres"}],
         {},
@@ -55,7 +55,7 @@ REFUSED = {
     "a long categorical": ([{**USER, "max_length": 2}], {}, "Input should be 1"),
     "no bucket for the unknown": ([{**USER, "oov_buckets": 0}], {}, "greater than or equal to 1"),
     "a single quantile": ([{**PRICE, "transform": "quantile", "buckets": 1}], {}, "greater than or equal to 2"),
-    "nothing for the backbone": ([{**USER, "input": False}], {}, "the backbone would see nothing"),
+    "nothing for the backbone": ([{**USER, "input": False}], {}, "the backbone would read nothing"),
 }
 
 

@@ -57,10 +57,10 @@ def test_an_empty_batch_has_empty_histories() -> None:
 @pytest.mark.parametrize(
     ("changes", "roles", "said"),
     [
-        ({"clicks_of": "itm"}, ROLES, "'itm' is no string column of a feature; did you mean 'item'?"),
+        ({"clicks_of": "itm"}, ROLES, "'itm' is not a column of type string that a feature reads; did you mean 'item'?"),
         ({}, {"user": "user"}, "needs user and timestamp"),
         ({"separator": ","}, ROLES, "leave out separator and optional"),
-        ({"dtype": "int64", "share": ""}, ROLES, "'item' is no int64 column"),
+        ({"dtype": "int64", "share": ""}, ROLES, "'item' is not a column of type int64"),
     ],
 )
 def test_what_cannot_be_made_is_refused(changes: dict[str, Any], roles: dict[str, str], said: str) -> None:

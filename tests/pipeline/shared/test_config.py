@@ -42,12 +42,12 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
         (("train", "early_stopping"), {"metric": "acu"}, "early_stopping", "did you mean 'auc'?"),
         (("rows", "groups"), ["age_bnd"], "'age_bnd' is not a categorical feature", "did you mean 'age_band'?"),
         (("rows", "timestamp"), "", "needs rows.timestamp", ""),
-        (("export", "candidates"), ["item_id", "item_id"], "'item_id' stands there twice", "once"),
+        (("export", "candidates"), ["item_id", "item_id"], "'item_id' is listed twice", "once"),
         (("export", "candidates"), ["item"], "export.candidates: 'item' is not an input of the model", "'item_id'"),
         (("rows", "groups"), [], "confidence.gate needs rows.groups", "gate: off"),
         (("preprocess", "split"), {"by": "hash"}, "needs key", ""),
         (("preprocess", "split"), {"validation": 0.6, "test": 0.5}, "nothing is left to train on", ""),
-        (("preprocess", "negatives"), {"per_click": 2, "item": "itm"}, "'itm' is no column", "did you mean 'item_id'?"),
+        (("preprocess", "negatives"), {"per_click": 2, "item": "itm"}, "'itm' is not a column", "did you mean 'item_id'?"),
         (("confidence",), {"eps": 9.0}, "eps (9.0) must be below a_max", ""),
         (("confidence",), {"gate_units": [16, 0]}, "confidence.gate_units.1: ", "0"),
         (("confidence",), {"warmup_epochs": float("inf")}, "confidence.warmup_epochs: ", "finite"),
@@ -96,7 +96,7 @@ def test_overrides_win_and_are_checked(settings: dict[str, Any], tmp_path: Path)
         load_config(path, ["train.epoch=9"])
     with pytest.raises(UserError, match="has no '='"):
         load_config(path, ["train.epochs"])
-    with pytest.raises(UserError, match="'seed' is no group"):
+    with pytest.raises(UserError, match="'seed' is not a group"):
         load_config(path, ["seed.x=1"])
 
 
