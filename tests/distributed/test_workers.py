@@ -148,7 +148,7 @@ def test_machines_that_do_not_begin_alike_are_refused(
     for process in (*chief, *other):
         said = "".join(process.communicate(timeout=120))
         assert process.returncode == 2, said
-        assert "the machines differ in where they begin, or in their settings or data" in said
+        assert "the machines differ in where they start, or in their settings or data" in said
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_machines_that_do_not_begin_alike_are_refused(
         ("{", "TF_CONFIG: cannot be read"),
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
         ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "other tasks"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task 1 is none of 1 workers"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "task 1 is not one of 1 workers"),
         ('{"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}}', "a is not HOST:PORT"),
         ('{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}', "a:99999 is not HOST:PORT"),
         ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "names a machine twice"),

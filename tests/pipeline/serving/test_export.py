@@ -150,5 +150,5 @@ def test_a_log_with_nan_exports_and_rows_may_use_the_logs_names(
     known = dataset.transform.vocabularies["item_id"].tokens[0].as_py()
     by_column, by_name, without = predictor.predict([{"sku": known}, {"item_id": known}, {}])
     assert by_column == by_name != without
-    with pytest.raises(UserError, match=r"rows:1: 'item_id' is .* no Unicode text"):
+    with pytest.raises(UserError, match=r"rows:1: 'item_id' is .* not Unicode text"):
         predictor.predict([{"sku": "\ud800"}])

@@ -152,7 +152,7 @@ def test_a_warm_up_of_other_settings_is_refused(
     start = warmups(make_tiny(confidence=AT_AN_END, train=TRAIN), AT_AN_END)
     before = _files(start)
     other = make_tiny(**{"confidence": AT_AN_END, "train": TRAIN, **changes})
-    with pytest.raises(UserError, match="is the warm-up of other settings or data; make it anew"):
+    with pytest.raises(UserError, match="is the warm-up of other settings or data; pass --overwrite"):
         train(other, tiny_dataset, tmp_path / "run", start=start)
     with pytest.raises(UserError, match="holds a run of other settings or data"):
         warm_up(other, tiny_dataset, start)
