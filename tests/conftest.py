@@ -106,3 +106,16 @@ def small_export(small_dataset: Any, small_run: Path, tmp_path_factory: pytest.T
     from clsd.pipeline.serving.export import export
 
     return export(small_dataset, small_run, tmp_path_factory.mktemp("models"), version=3)
+
+
+#: Files of the unit tests' packages that take long: they train to convergence, or start processes.
+_NOT_UNIT = {"test_fixed_points.py", "test_public_data.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``unit`` the tests of single modules that need neither the small log nor another process."""
+    for item in items:
+        package = item.path.relative_to(Path(__file__).parent).parts[0]
+        needs_log = "small_log" in getattr(item, "fixturenames", ())
+        if package in ("features", "models", "pipeline") and not needs_log and item.path.name not in _NOT_UNIT:
+            item.add_marker(pytest.mark.unit)
