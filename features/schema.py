@@ -169,7 +169,8 @@ class Schema(Strict):
             if made.clicks_of not in read:
                 hint = did_you_mean(made.clicks_of, read)
                 raise ValueError(
-                    f"'{made.name}': clicks_of: '{made.clicks_of}' is not a column of type {made.dtype} that a feature reads; {hint}"
+                    f"'{made.name}': clicks_of: '{made.clicks_of}' is not a column of type {made.dtype} that a feature reads; "
+                    f"{hint}"
                 )
             if not (self.user and self.timestamp):
                 raise ValueError(f"'{made.name}': clicks_of needs user and timestamp; name their columns")

@@ -57,7 +57,11 @@ def test_an_empty_batch_has_empty_histories() -> None:
 @pytest.mark.parametrize(
     ("changes", "roles", "said"),
     [
-        ({"clicks_of": "itm"}, ROLES, "'itm' is not a column of type string that a feature reads; did you mean 'item'?"),
+        (
+            {"clicks_of": "itm"},
+            ROLES,
+            "'itm' is not a column of type string that a feature reads; did you mean 'item'?",
+        ),
         ({}, {"user": "user"}, "needs user and timestamp"),
         ({"separator": ","}, ROLES, "leave out separator and optional"),
         ({"dtype": "int64", "share": ""}, ROLES, "'item' is not a column of type int64"),

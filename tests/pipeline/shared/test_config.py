@@ -47,7 +47,12 @@ def test_a_dumped_config_reads_back_equal(make_config: Callable[..., Config], tm
         (("rows", "groups"), [], "confidence.gate needs rows.groups", "gate: off"),
         (("preprocess", "split"), {"by": "hash"}, "needs key", ""),
         (("preprocess", "split"), {"validation": 0.6, "test": 0.5}, "nothing is left to train on", ""),
-        (("preprocess", "negatives"), {"per_click": 2, "item": "itm"}, "'itm' is not a column", "did you mean 'item_id'?"),
+        (
+            ("preprocess", "negatives"),
+            {"per_click": 2, "item": "itm"},
+            "'itm' is not a column",
+            "did you mean 'item_id'?",
+        ),
         (("confidence",), {"eps": 9.0}, "eps (9.0) must be below a_max", ""),
         (("confidence",), {"gate_units": [16, 0]}, "confidence.gate_units.1: ", "0"),
         (("confidence",), {"warmup_epochs": float("inf")}, "confidence.warmup_epochs: ", "finite"),

@@ -1,0 +1,238 @@
+"""The columns of a log file and their Arrow types, inferred from the head of the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from clsd.features.errors import UserError, did_you_mean
+from clsd.features.schema import Schema
+from clsd.features.tokens import arrow_type
+from clsd.pipeline.preprocess.parsing import (
+    DAMAGED,
+    Part,
+    bisect,
+    compression_of,
+    csv_fields,
+    decompressed,
+    open_binary,
+    parse_csv,
+)
+from clsd.pipeline.shared.config import CsvSettings, LogSettings
+
+_HEAD_BYTES = 1 << 20
+#: Patterns of text that means an integer, a number or a boolean.
+_SHAPES = {
+    pa.int64(): r"^\s*[+-]?\d+\s*$",
+    pa.float64(): r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$",
+    pa.bool_(): r"^(?i:true|false)$",
+}
+
+
+def read_head(path: str) -> bytes:
+    """The first whole lines of a text file. A damaged compressed file is refused later, when it is read."""
+    parts: list[bytes] = []
+    with open_binary(path) as raw:
+        try:
+            file = decompressed(path, raw)
+            while sum(map(len, parts)) < _HEAD_BYTES and (part := file.read(_HEAD_BYTES // 16)):
+                parts.append(bytes(part))
+        except DAMAGED as error:
+            if not parts:
+                what = f"is damaged, or no {compression_of(path)} file ({error})"
+                raise UserError(path, what, "fetch it again, or rename it") from None
+    head = b"".join(parts)
+    whole = len(head) < _HEAD_BYTES
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    return head if whole else head[: head.rfind(b"\n") + 1]
+
+
+def csv_header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
+    """The names of a CSV file's columns."""
+    line = head.split(b"\n", 1)[0].rstrip(b"\r")
+    try:
+        names = tuple(name.strip() for name in csv_fields(line.decode(), dialect))
+    except (ValueError, csv.Error):
+        raise UserError(f"{path}:1", "the header is not UTF-8 text", "is it a CSV? set logs.format") from None
+    return names
+
+
+def infer_json(path: str, head: bytes) -> dict[str, pa.DataType]:
+    """Types of the columns in the first lines, inferred by pyarrow; lines that do not parse are ignored."""
+    lines = [line for line in head.split(b"\n") if line.strip() and _is_utf8(line)][:2000]
+    good: list[bytes] = []
+    for part in bisect(lines, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))):
+        good.extend(part.lines if part.table is not None else [])
+    if not good:
+        raise UserError(
+            path, "none of its first lines is JSON in UTF-8", "write one JSON object a line, or set logs.format"
+        )
+    return _majority(bisect(good, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))))
+
+
+def find_json_keys(path: str, columns: list[str]) -> list[str]:
+    """The columns whose quoted name occurs anywhere in a JSON file."""
+    open_ = {column: json.dumps(column, ensure_ascii=False).encode() for column in columns}
+    there, tail = [], b""
+    with open_binary(path) as raw:
+        file = decompressed(path, raw)
+        try:
+            while open_ and (block := file.read(8 << 20)):
+                window = tail + block
+                there += [column for column, name in open_.items() if name in window]
+                open_ = {column: name for column, name in open_.items() if column not in there}
+                tail = block[-256:]
+        except DAMAGED:
+            pass  # a damaged file is refused when it is read
+    return there
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
+    """The most frequent type of each column, so that a single odd line does not decide."""
+    votes: dict[str, Counter[pa.DataType]] = {}
+    for part in parts:
+        for f in part.table.schema if part.table is not None else []:
+            votes.setdefault(f.name, Counter())[f.type] += 0 if pa.types.is_null(f.type) else len(part.lines)
+    return {name: count.most_common(1)[0][0] for name, count in votes.items()}
+
+
+def infer_csv(
+    path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings, typed: list[str]
+) -> dict[str, pa.DataType]:
+    """All columns as text, except ``typed``, which get the type of most of their values."""
+    body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
+    lines = [line for line in body.split(b"\n") if line.strip()][:2000]
+    as_text = dict.fromkeys(columns, pa.string())
+    tables = [part.table for part in bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, as_text, logs))]
+    whole = pa.concat_tables([pa.schema(as_text).empty_table(), *(table for table in tables if table is not None)])
+    return as_text | {name: _type_of_most(whole[name]) for name in typed if name in as_text}
+
+
+def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
+    """int64, float64, bool or text: the type of most values."""
+    values = column.drop_null()
+    for kind, shape in _SHAPES.items():
+        if len(values) and 2 * pc.sum(pc.match_substring_regex(values, shape)).as_py() > len(values):
+            return kind
+    return pa.string() if len(values) else pa.null()
+
+
+def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """The type that each needed column is read as, without optional columns that the file lacks."""
+    result = {name: _plain(kind_of) for name, kind_of in result.items()}
+    types: dict[str, pa.DataType] = {}
+    for made in schema.histories:
+        if made.source in result:
+            what = f"has a column '{made.source}' already, and clicks_of would make another"
+            raise UserError(path, what, "remove clicks_of to read the log's, or rename the feature")
+    for feature in (f for f in schema.features if f not in schema.histories):
+        if feature.source not in result and not feature.optional:
+            raise _missing_column(path, feature.source, result)
+        if feature.source not in result and kind == "jsonl":  # it may occur later; absent values are null
+            types[feature.source] = arrow_type(feature)
+        elif feature.source in result:
+            types[feature.source] = arrow_type(feature)
+            _check_type(path, kind, feature.name, types[feature.source], result[feature.source])
+            if pa.types.is_list(types[feature.source]) and kind == "csv":
+                raise UserError(
+                    path,
+                    f"'{feature.source}' is read as a list, which a CSV cannot hold",
+                    "set the feature's separator",
+                )
+    for column in [schema.label, schema.user, schema.timestamp, schema.intensity, *schema.passthrough]:
+        if column and column not in result:
+            raise _missing_column(path, column, result)
+    if schema.user:
+        # In a CSV always text: whether "007" is a number must not depend on the file's other users.
+        as_int = kind != "csv" and pa.types.is_integer(result[schema.user])
+        types.setdefault(schema.user, pa.int64() if as_int else pa.string())
+    for column in [schema.label, schema.timestamp]:
+        if column:
+            types[column] = result[column] if not pa.types.is_null(result[column]) else pa.int64()
+            _check_scalar(path, column, types[column])
+    of_text = kind in ("csv", "jsonl")
+    if schema.timestamp and of_text and (schema.timestamp_unit == "iso" or _is_time(types[schema.timestamp])):
+        types[schema.timestamp] = pa.string()
+    for feature in (f for f in schema.features if f.source == schema.timestamp):
+        number = pa.types.is_integer(types[feature.source]) or pa.types.is_floating(types[feature.source])
+        if not number and not pa.types.is_string(arrow_type(feature)):
+            what = f"feature '{feature.name}' reads '{feature.source}' as a number, and it is {types[feature.source]}"
+            raise UserError(path, what, "give the feature a column of its own")
+    if schema.intensity:
+        types.setdefault(schema.intensity, pa.float64())
+    for column in schema.passthrough:
+        # The JSON parser needs the type; a time is text and is kept as written.
+        typed = kind == "jsonl" and not pa.types.is_null(result[column]) and not _is_time(result[column])
+        nested = pa.types.is_nested(result[column])
+        types.setdefault(column, result[column] if typed or nested else pa.string())
+        if pa.types.is_nested(types[column]):
+            raise UserError(
+                path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
+            )
+    return types
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
+    """Refuse labels and times that are not numbers, booleans, text or times."""
+    scalar = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (scalar or pa.types.is_string(kind) or _is_time(kind)):
+        raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
+
+
+def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result: pa.DataType) -> None:
+    """Refuse a file if every row of it would be refused."""
+    if kind == "csv" or pa.types.is_null(result):
+        return
+    if not pa.types.is_list(wanted) and pa.types.is_nested(result):
+        what = "lists" if pa.types.is_list(result) or pa.types.is_large_list(result) else "objects"
+        hint = "make it a bag or a sequence, and remove a separator" if what == "lists" else "log its parts as columns"
+        raise UserError(path, f"feature '{feature}' is read as one value, and the log has {what}", hint)
+    if pa.types.is_list(wanted) and not pa.types.is_nested(result):
+        raise UserError(
+            path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
+        )
+    if kind != "jsonl":
+        return
+    if pa.types.is_string(wanted) and pa.types.is_integer(result):
+        raise UserError(
+            path, f"feature '{feature}' is read as text, and the log has integers", "set the feature's dtype: int64"
+        )
+    if pa.types.is_integer(wanted) and pa.types.is_string(result):
+        raise UserError(
+            path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
+        )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without its encoding: large or dictionary-encoded text is text."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
+
+
+def _missing_column(path: str, column: str, result: dict[str, Any]) -> UserError:
+    hint = did_you_mean(column, result)
+    return UserError(
+        path, f"has no column '{column}'", f"{hint}; correct the config's rows, or mark the feature optional: true"
+    )
