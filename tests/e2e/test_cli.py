@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_nothing_that_could_be_taken_for_whole(
     cli: Cli, config_file: Path, small_dataset: Dataset, small_run: Path, full_disk: Path
 ) -> None:
     common = ("--config", config_file)
-    _refused(cli("preprocess", *common, "--out", full_disk / "d"), "the disk is full", "make room")
+    _refused(cli("preprocess", *common, "--out", full_disk / "d"), "the disk is full", "free space")
     assert list(full_disk.iterdir()) == []
     given = (*common, "--dataset", small_dataset.directory)
     _refused(cli("train", *given, "--out", full_disk / "t", "--set", "model.embedding_dim=64"), "the disk is full")

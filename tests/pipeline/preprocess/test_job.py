@@ -419,7 +419,7 @@ def test_files_may_differ_in_what_is_carried_along(
             del row["age_band"]
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
     made = make_config(logs={"files": [str(tmp_path / "*.jsonl")]})
-    rows_of = made.rows.model_dump() | {"passthrough": ["note"]}
+    rows_of = made.row_schema.model_dump() | {"passthrough": ["note"]}
     for feature in rows_of["features"]:
         feature["optional"] = feature["name"] == "age_band"
     config = made.model_copy(update={"row_schema": Schema.model_validate(rows_of)})
@@ -438,7 +438,7 @@ def test_a_csv_user_is_text_whatever_the_files_other_users_are(
         lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
         (tmp_path / f"{number}.csv").write_text("".join(f"{line}\n" for line in [",".join(names), *lines]))
     made = make_config(logs={"files": [str(tmp_path / "*.csv")]}, preprocess={"max_refused": 0})
-    rows_of = made.rows.model_dump() | {"passthrough": []}
+    rows_of = made.row_schema.model_dump() | {"passthrough": []}
     rows_of["features"] = [f for f in rows_of["features"] if f["name"] not in ("user_id", "tags")]
     dataset = preprocess(made.model_copy(update={"row_schema": Schema.model_validate(rows_of)}), tmp_path / "out")
     assert len({user for split in dataset.splits for user in dataset.read(split).user.tolist()}) == 18
