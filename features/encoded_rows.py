@@ -97,6 +97,6 @@ class EncodedRows:
         )
         return EncodedRows(**arrays, passthrough=passthrough)
 
-    def shuffled(self) -> EncodedRows:
+    def sorted_by_key(self) -> EncodedRows:
         """The rows sorted by their random key: the same order, however the parts arrived."""
         return self.take(np.argsort(self.key, kind="stable"))

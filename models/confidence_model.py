@@ -222,7 +222,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
             local = [tf.reduce_sum(column) for column in (*columns, gate_losses, given.gate_rows)]
             sums = step_metrics.over_replicas(tf.stop_gradient(step_metrics.local_metric_sums(local, w, positive)))
-            # Sums over this replica by the count of all: the optimizers add the replicas' gradients up to the global mean.
+            # This replica's sums, divided by the global count: the optimizers add the replicas' gradients to the global mean.
             objective = local[1] / tf.maximum(sums[0], 1.0) + local[6] / tf.maximum(sums[7], 1.0)
             if self.setup.l2 > 0:
                 kernels = [tf.nn.l2_loss(v) for v in self._groups.dense if "kernel" in v.name]

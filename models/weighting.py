@@ -86,7 +86,7 @@ class PlainWeighting:
         return BatchWeights(one, one, batch.label, zero, zero)
 
     def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
-        """What a click on each row would weigh, once training has weighted its first click."""
+        """The weight and confidence of a click on each row. Valid after the first weighted step; before it, all weights are 1."""
         one = tf.ones_like(logit)
         return RowConfidence(one, one, tf.zeros_like(logit))
 

@@ -106,7 +106,7 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard in the order of its keys, and describe it as in ``dataset.json``."""
     (split, shard, shards), parts = element
-    rows = EncodedRows.concat([EncodedRows.from_batch(load(part)) for part in parts]).shuffled()
+    rows = EncodedRows.concat([EncodedRows.from_batch(load(part)) for part in parts]).sorted_by_key()
     name = f"{split}/part-{shard:05d}-of-{shards:05d}.tfrecord{'.gz' if gzipped else ''}"
     target = as_path(directory) / name
     blocks = range(0, len(rows), rows_per_block)

@@ -7,8 +7,11 @@ upgrade starts there.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import apache_beam.pipeline
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
@@ -47,6 +50,18 @@ def shorten_waits() -> None:
 def local_runner() -> Any:
     """Beam's local engine. DirectRunner would first look for the binary of another engine (Prism), also on the network."""
     return FnApiRunner()
+
+
+@contextmanager
+def without_notebook_labels() -> Iterator[None]:
+    """In a notebook, keep the labels of a job's stages. Beam would add the cell's number, for which it imports pandas."""
+    module: Any = apache_beam.pipeline
+    before = module.alter_label_if_ipython
+    module.alter_label_if_ipython = lambda transform, pvalueish: None
+    try:
+        yield
+    finally:
+        module.alter_label_if_ipython = before
 
 
 def release_models() -> None:

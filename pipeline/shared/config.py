@@ -164,7 +164,7 @@ class EarlyStopping(Strict):
 
 
 class MonitorSettings(Strict):
-    """The collapse monitor: a weighted run whose window of steps falls below a bound has collapsed."""
+    """The collapse monitor: a weighted run has collapsed if one of three values falls below its bound over a window of steps."""
 
     action: Literal["stop", "warn"] = Field(
         default="stop", description="stop: end the run with an error; warn: warn once"

@@ -68,7 +68,8 @@ def run(
     heard = signal.signal(_WAKE_SIGNAL, _interrupt) if threading.current_thread() is threading.main_thread() else None
     progress.add(progress.PLANNED, input_splits)
     try:
-        build(pipeline, _threads(threads, options))
+        with beam_private.without_notebook_labels():
+            build(pipeline, _threads(threads, options))
         result = pipeline.run()
         if _is_local(options):
             result.wait_until_finish()

@@ -5,8 +5,12 @@ import weakref
 from importlib.metadata import version
 from typing import Any
 
+import apache_beam as beam
+import pytest
+from apache_beam import pipeline as _pipeline
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.utils import interactive_utils
 from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.shared import Shared
 
@@ -57,8 +61,6 @@ def test_every_worker_hears_of_the_end_before_the_first_is_waited_for() -> None:
 
 
 def test_the_local_engine_runs_a_job_and_unknown_options_are_known() -> None:
-    import apache_beam as beam
-
     with beam.Pipeline(beam_private.local_runner()) as pipeline:
         _ = pipeline | beam.Create([1, 2]) | beam.Map(lambda x: x + 1)
     assert beam_private.unknown_options(["--direct_num_workers=2", "--no_such=3"]) == ["--no_such=3"]
@@ -75,3 +77,12 @@ def test_released_models_are_collected() -> None:
     beam_private.release_models()
     gc.collect()
     assert model() is None
+
+
+def test_stages_keep_their_labels_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactive_utils, "is_in_ipython", lambda: True)
+    plain = beam.Pipeline(beam_private.local_runner())
+    with beam_private.without_notebook_labels():
+        created = plain | "Numbers" >> beam.Create([1, 2])
+    assert created.producer.full_label.startswith("Numbers")
+    assert _pipeline.alter_label_if_ipython is interactive_utils.alter_label_if_ipython  # put back
