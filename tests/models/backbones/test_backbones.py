@@ -220,8 +220,8 @@ def test_option_of_another_backbone_is_refused(spec: InputSpec) -> None:
 
 
 def test_wrong_value_of_an_option_is_refused(spec: InputSpec) -> None:
-    assert "neither parallel nor stacked" in _refusal(spec, "dcn_v2", structure="sideways")
-    assert "none of field_all, field_each and field_interaction" in _refusal(spec, "fibinet", bilinear="all")
+    assert "is not parallel or stacked" in _refusal(spec, "dcn_v2", structure="sideways")
+    assert "is not field_all, field_each or field_interaction" in _refusal(spec, "fibinet", bilinear="all")
 
 
 @pytest.mark.parametrize("without", ["history", "item"])
@@ -234,7 +234,7 @@ def test_din_without_a_history_of_a_feature_is_refused(spec: InputSpec, without:
 def test_pairs_of_too_few_vectors_are_refused(spec: InputSpec) -> None:
     assert "no pairs" in _refusal(_only(spec, {"user"}), "fibinet")
     for names in ({"user"}, {"price", "age"}):
-        assert "no product" in _refusal(_only(spec, names), "dlrm")
+        assert "needs two vectors" in _refusal(_only(spec, names), "dlrm")
 
 
 @pytest.mark.parametrize("separator", [":", "."])
