@@ -220,7 +220,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
     script = f"""
         import os, signal
         from pathlib import Path
-        from pipeline import export as module
+        from clsd.pipeline.serving import export as module
         from clsd.pipeline.shared.dataset import Dataset
 
         module.{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)

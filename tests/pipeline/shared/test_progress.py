@@ -40,7 +40,7 @@ def test_the_stage_and_what_is_left_of_it(counts: dict[str, int], said: str) -> 
 
 def _count_elsewhere(job: str) -> None:
     """What a worker does, in a process of its own."""
-    work = "import sys; from pipeline import progress; progress.add('rows read', 5, sys.argv[1])"
+    work = "import sys; from clsd.pipeline.shared import progress; progress.add('rows read', 5, sys.argv[1])"
     subprocess.run([sys.executable, "-c", work, job], check=True, cwd=ROOT)
 
 
