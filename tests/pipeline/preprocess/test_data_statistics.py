@@ -159,7 +159,7 @@ def test_two_samples_of_one_distribution_have_not_moved(small_config: Config, sm
         lines = small_log.read_text().splitlines(keepends=True)[half::2]
         (tmp_path / f"{half}.jsonl").write_text("".join(lines))
         logs = small_config.logs.model_copy(update={"files": [str(tmp_path / f"{half}.jsonl")]})
-        config = small_config.model_copy(update={"logs": logs, "rows": schema})
+        config = small_config.model_copy(update={"logs": logs, "row_schema": schema})
         parts.append(preprocess(config, tmp_path / f"dataset-{half}"))
     for old, new in (parts, parts[::-1]):
         result = {feature.feature: feature.psi for feature in drift(old, new)}
@@ -176,7 +176,7 @@ def test_a_feature_that_vanished_has_moved(small_dataset: Dataset, small_config:
     features = [f for f in small_config.row_schema.model_dump(mode="python")["features"] if f["name"] != "tags"]
     schema = Schema.model_validate({**small_config.row_schema.model_dump(mode="python"), "features": features})
     logs = small_config.logs.model_copy(update={"files": [str(tmp_path / "log.jsonl")]})
-    new = preprocess(small_config.model_copy(update={"logs": logs, "rows": schema}), tmp_path / "dataset")
+    new = preprocess(small_config.model_copy(update={"logs": logs, "row_schema": schema}), tmp_path / "dataset")
     result = {feature.feature: feature for feature in drift(small_dataset, new)}
     for name in ("age_band", "price"):
         assert result[name].psi > 5, result[name]  # type: ignore[operator]
