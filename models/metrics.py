@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
-from clsd.models.ranking import gauc_by_user
-
-Array: TypeAlias = npt.NDArray[Any]
+from clsd.models.ranking import Array, gauc_by_user
 
 ONE_CLASS = "all labels are equal"
 NO_ROWS = "no rows"

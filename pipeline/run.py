@@ -136,8 +136,8 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
 
     _say(3, "train", str(paths.train))
     fingerprint = run_fingerprint(config, dataset)
-    finished = _json_or_none(paths.train / RUN_FILE)
-    same = finished is not None and finished["fingerprint"] == fingerprint
+    finished = paths.train / RUN_FILE
+    same = finished.exists() and read_json(finished, "result", "")["fingerprint"] == fingerprint
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from clsd.pipeline.evaluation.evaluate import evaluate
@@ -177,10 +177,6 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
     row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
-
-
-def _json_or_none(path: Path) -> dict[str, Any] | None:
-    return dict(read_json(path, "result", "")) if path.exists() else None
 
 
 def _say(number: int, stage: str, where: str) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clsd.features.paths import as_path
 from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
 from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
-from clsd.models.ranking import group_spread, intensity_auc, ndcg
+from clsd.models.ranking import Array, group_spread, intensity_auc, ndcg
 from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
@@ -26,8 +25,6 @@ from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
-
-Array: TypeAlias = npt.NDArray[Any]
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
-Array: TypeAlias = npt.NDArray[Any]
+from clsd.models.ranking import Array
 
 
 def spearman(x: Array, y: Array) -> float | None:

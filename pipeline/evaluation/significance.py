@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import t as student
 
-from clsd.models.ranking import gauc_by_user, ndcg_by_user
-
-Array: TypeAlias = npt.NDArray[Any]
+from clsd.models.ranking import Array, gauc_by_user, ndcg_by_user
 
 #: Differences are equal up to rounding if they spread by less than this share of the largest one.
 EQUAL = 1e-9

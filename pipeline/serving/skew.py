@@ -11,10 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from clsd.features.encode import encode
@@ -23,6 +22,7 @@ from clsd.features.records import begins_as_records, read_records
 from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
 from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
+from clsd.models.ranking import Array
 from clsd.pipeline.evaluation.drift import psi
 from clsd.pipeline.serving.export import scoring_function, trainer_scores
 from clsd.pipeline.serving.predict import read_rows
@@ -32,8 +32,6 @@ from clsd.pipeline.shared.files import read_json
 from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
 from clsd.pipeline.training.checkpoints import RUN_FILE
 from clsd.pipeline.training.trained_model import load_trained
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 def skew(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
@@ -15,10 +14,9 @@ from clsd.features.tf_runtime import Batch, Strategy, tf
 from clsd.models.calibration import Calibrator
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import Scores
+from clsd.models.ranking import Array
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Batch size of scoring; scores do not depend on it.
 _BATCH = 16_384

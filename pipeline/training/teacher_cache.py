@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from clsd.features.input_pipeline import read_batches
 from clsd.features.tf_runtime import Batch, Tensor, tf
 from clsd.models.clsd_model import ClsdModel
+from clsd.models.ranking import Array
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-
-Array: TypeAlias = npt.NDArray[Any]
 
 _BATCH = 16_384
 
