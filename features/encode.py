@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from clsd.features.arrays import Column, Float32s, Int32s, Int64s
 from clsd.features.hashing import bin_of
 from clsd.features.schema import (
     FIRST_OOV_ID,
@@ -20,16 +20,13 @@ from clsd.features.schema import (
     NumericFeature,
     SequenceFeature,
 )
-from clsd.features.tokens import Column, arrow_type, as_float32, coded, coded_lists
+from clsd.features.tokens import arrow_type, as_float32, coded, coded_lists
 from clsd.features.transform import NumericState, Transform, first_value_id
-
-Ids: TypeAlias = npt.NDArray[np.int32]
-Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 def encode(
     transform: Transform, rows: pa.RecordBatch | pa.Table, each: Callable[..., Iterable[Any]] = map
-) -> tuple[Ids, Floats]:
+) -> tuple[Int32s, Float32s]:
     """Encode the features of raw rows.
 
     Args:
@@ -64,7 +61,7 @@ def encode(
     return ids, values
 
 
-def scale(feature: NumericFeature, state: NumericState, x: Floats) -> Floats:
+def scale(feature: NumericFeature, state: NumericState, x: Float32s) -> Float32s:
     """(t(x) - mean) / sd in float32, where t is the identity or log(1 + max(x, 0)). NaN becomes 0, the mean.
 
     The transform ``none`` gives x itself.
@@ -81,17 +78,17 @@ def _column(rows: pa.RecordBatch | pa.Table, feature: Categorical | NumericFeatu
     return pa.nulls(rows.num_rows, arrow_type(feature)) if at < 0 else rows.column(at)
 
 
-def _boundaries(state: NumericState) -> Floats:
+def _boundaries(state: NumericState) -> Float32s:
     return np.asarray(state.boundaries, dtype=np.float32)
 
 
-def _categorical_ids(transform: Transform, feature: Categorical, column: Column) -> Ids:
+def _categorical_ids(transform: Transform, feature: Categorical, column: Column) -> Int32s:
     tokens, codes = coded(feature, column)
     return np.append(_value_ids(transform, feature, tokens), MISSING_ID).astype(np.int32)[codes]
 
 
-def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArray) -> npt.NDArray[np.int64]:
-    """Ids of tokens; unknown tokens get an out-of-vocabulary id. No token is missing."""
+def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArray) -> Int64s:
+    """Int32s of tokens; unknown tokens get an out-of-vocabulary id. No token is missing."""
     vocabulary_source = transform.schema.vocabulary_source(feature)
     first = first_value_id(vocabulary_source)
     if vocabulary_source.encoding == "hash":
@@ -107,7 +104,7 @@ def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArra
     return np.asarray(np.where(result >= 0, first + result, unknown), dtype=np.int64)
 
 
-def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> Ids:
+def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> Int32s:
     """int32 ``[rows, max_length]``: values packed to the left without empty ones, padded with 0."""
     (tokens, codes), lengths = coded_lists(feature, column)
     there = codes >= 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+
+from clsd.features.arrays import Array, Float32s, Int32s, Int64s, UInt8s, UInt64s
 
 _FLAT = ("key", "label", "user", "timestamp", "intensity")
 _WIDE = {"ids": np.int32, "values": np.float32}
@@ -30,19 +30,19 @@ class EncodedRows:
         passthrough: strings, one column per passthrough name.
     """
 
-    key: npt.NDArray[np.uint64]
-    ids: npt.NDArray[np.int32]
-    values: npt.NDArray[np.float32]
-    label: npt.NDArray[np.uint8]
-    user: npt.NDArray[np.uint64]
-    timestamp: npt.NDArray[np.int64]
-    intensity: npt.NDArray[np.float32]
+    key: UInt64s
+    ids: Int32s
+    values: Float32s
+    label: UInt8s
+    user: UInt64s
+    timestamp: Int64s
+    intensity: Float32s
     passthrough: pa.RecordBatch
 
     def __len__(self) -> int:
         return len(self.key)
 
-    def take(self, order: npt.NDArray[Any] | slice) -> EncodedRows:
+    def take(self, order: Array | slice) -> EncodedRows:
         """The rows at ``order``: indices, a mask or a slice."""
         if isinstance(order, slice) or order.dtype == np.bool_:
             arrays = {name: getattr(self, name)[order] for name in (*_FLAT, *_WIDE)}

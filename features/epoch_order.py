@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from clsd.features.arrays import Int64s
 from clsd.features.tf_runtime import Tensor, tf
 
 
@@ -55,7 +55,7 @@ class EpochOrder:
         """Blocks per window; they are held in memory."""
         return self.chunk_blocks * self.window_chunks
 
-    def files(self, n: int) -> npt.NDArray[np.int64]:
+    def files(self, n: int) -> Int64s:
         """The order of n files, int64 ``[n]``."""
         return np.random.default_rng(self.seed).permutation(n)
 
@@ -94,7 +94,7 @@ class EpochOrder:
         return Start(file, int(first - ends[file] + blocks[file]), window, chunk, row)
 
 
-def _within(sizes: npt.NDArray[np.int64], group_size: int, row: int) -> tuple[int, int]:
+def _within(sizes: Int64s, group_size: int, row: int) -> tuple[int, int]:
     """The group of ``group_size`` consecutive sizes that a row is in, and its index there."""
     ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), group_size)))
     group = int(np.searchsorted(ends, row, side="right"))

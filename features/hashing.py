@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clsd.features.arrays import Float64s, Int64s, UInt64s
 from clsd.features.tokens import as_dictionary
-
-UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
 _ZERO = bytes(8)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -42,7 +40,7 @@ def seeded(values: npt.ArrayLike, *salts: int) -> UInt64s:
     return keys
 
 
-def unit_interval(keys: UInt64s) -> npt.NDArray[np.float64]:
+def unit_interval(keys: UInt64s) -> Float64s:
     """Uniform float64 in [0, 1) from the upper 53 bits of random keys."""
     return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -66,7 +64,7 @@ def hash64(values: pa.Array) -> UInt64s:
     return np.asarray(table[codes], dtype=np.uint64)
 
 
-def bin_of(values: pa.Array, bins: int) -> npt.NDArray[np.int64]:
+def bin_of(values: pa.Array, bins: int) -> Int64s:
     """``tf.strings.to_hash_bucket_fast`` (FarmHash fingerprint modulo ``bins``) of each text; -1 for null.
 
     TensorFlow computes it on the distinct values, so the bins are the serving graph's by construction. It is imported only if a

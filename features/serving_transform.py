@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from clsd.features.arrays import Array
 from clsd.features.schema import (
     FIRST_OOV_ID,
     MISSING_ID,
     MISSING_INT,
     PADDING_ID,
+    BagFeature,
     Categorical,
     CategoricalFeature,
     NumericFeature,
@@ -196,7 +198,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         )
         return tf.where(result >= 0, result, unknown)
 
-    def _ragged(self, feature: Any, raw: Tensor) -> Tensor:
+    def _ragged(self, feature: BagFeature | SequenceFeature, raw: Tensor) -> Tensor:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
         split = feature.separator
         tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
@@ -225,7 +227,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # tests x: tf.maximum may swallow a NaN
 
 
-def missing(dtype: Any, rank: int) -> Any:
+def missing(dtype: tf.DType, rank: int) -> Array:
     """The default of an input: one missing value, as a NumPy array of that rank."""
     return np.full([1] * rank, _MISSING[dtype], dtype.as_numpy_dtype)
 
@@ -252,14 +254,14 @@ def _with_rows(x: Tensor, whole: Tensor) -> Tensor:
     return tf.reshape(wide, tf.concat([tf.reduce_prod(whole)[None], rest], axis=0))
 
 
-def _kind(feature: Any) -> str:
+def _kind(feature: CategoricalFeature | NumericFeature) -> str:
     """How a feature of one value is transformed: as string, int64, number or quantile."""
     if isinstance(feature, CategoricalFeature):
         return feature.dtype
     return "quantile" if feature.transform == "quantile" else "number"
 
 
-def _each(values: list[Tensor], dtype: Any, x: Tensor) -> Any:
+def _each(values: list[Tensor], dtype: type, x: Tensor) -> Array:
     """A constant per feature, shaped to broadcast with ``[features, ...]``."""
     return np.array(values, dtype).reshape([-1] + [1] * (x.shape.rank - 1))
 

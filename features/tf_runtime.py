@@ -36,13 +36,16 @@ keras_private.patch()
 tf: Any = _tensorflow
 keras: Any = _tf_keras
 # Aliases that say more than Any: a tensor (or what converts to one), a Keras model or layer, a Keras optimizer, a
-# tf.distribute strategy, a tf.data data set.
+# tf.distribute strategy, a tf.data data set, a variable, a tf.function.
 Tensor: TypeAlias = Any
 Network: TypeAlias = Any
 Optimizer: TypeAlias = Any
 Strategy: TypeAlias = Any
 TfDataset: TypeAlias = Any
 Variable: TypeAlias = Any
+TfFunction: TypeAlias = Any
+#: A tensor, or tuples and dictionaries of tensors: what a network takes, or a batch of tf.data.
+Tensors: TypeAlias = Any
 #: Columns of a batch, or raw inputs, by name.
 Batch: TypeAlias = dict[str, Tensor]
 

@@ -6,16 +6,14 @@ Counts, ids and hashes are thus computed once per distinct token, not once per r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clsd.features.arrays import Column, Float32s, Int64s
 from clsd.features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature
-
-Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class Coded(NamedTuple):
@@ -27,7 +25,7 @@ class Coded(NamedTuple):
     """
 
     tokens: pa.StringArray
-    codes: npt.NDArray[np.int64]
+    codes: Int64s
 
 
 def arrow_type(feature: Categorical | NumericFeature) -> pa.DataType:
@@ -75,7 +73,7 @@ def coded(feature: Categorical, column: Column) -> Coded:
     return coded_as(kind, column)
 
 
-def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArray[np.int64]]:
+def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, Int64s]:
     """The values of a bag or sequence in one flat array, and the number of values per row, missing ones included.
 
     Returns:
@@ -93,7 +91,7 @@ def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, npt.NDArra
     return coded_as(kind, values), lengths
 
 
-def as_float32(column: Column) -> npt.NDArray[np.float32]:
+def as_float32(column: Column) -> Float32s:
     """The column as float32; null, NaN and infinities become NaN."""
     wide = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):

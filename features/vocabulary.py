@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clsd.features.arrays import Bools, Int32s, Int64s
 from clsd.features.tokens import Coded
 
 #: Partial counts of one feature's values, as the Beam job merges them.
 COUNTS = pa.schema([("token", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64())])
 
 
-def count(values: Coded, clicks: npt.NDArray[np.bool_]) -> pa.Table:
+def count(values: Coded, clicks: Bools) -> pa.Table:
     """Rows and clicks of each distinct token of a batch.
 
     Args:
@@ -55,8 +55,8 @@ class Vocabulary:
     """
 
     tokens: pa.StringArray
-    rows: npt.NDArray[np.int64]
-    clicks: npt.NDArray[np.int64]
+    rows: Int64s
+    clicks: Int64s
 
     @classmethod
     def from_counts(cls, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
@@ -91,7 +91,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def index(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
+    def index(self, tokens: pa.Array) -> Int32s:
         """Index of each token in the vocabulary, int32 ``[n]``; -1 for unknown tokens and null."""
         result = pc.index_in(tokens, value_set=self.tokens, skip_nulls=True)
         return np.asarray(pc.fill_null(result, -1).to_numpy(zero_copy_only=False), dtype=np.int32)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from clsd.features.tf_runtime import Network, Tensor, tf
+from clsd.features.arrays import Array
+from clsd.features.tf_runtime import Batch, Network, Tensor, Tensors, tf
 from clsd.models import equations
 from clsd.models.adgate import AdGate
 from clsd.models.backbones.registry import build_backbone
@@ -19,7 +20,7 @@ class ItemScores(NamedTuple):
     """q by item, for ``source: item`` and ``popularity``: the item's feature, and float32 ``[size]`` by its ids."""
 
     feature: str
-    scores: Any
+    scores: Array
 
 
 class ClsdModel(ConfidenceModel):
@@ -77,32 +78,32 @@ class ClsdModel(ConfidenceModel):
         """Log odds by the separate teacher, float32 ``[B]``."""
         return self.logit_of(self.teacher, ModelInputs.of(self.spec, ids, values))
 
-    def unpack(self, data: dict[str, Any]) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
+    def unpack(self, data: Batch) -> tuple[Tensors, Tensor, Tensor, dict[str, Tensor]]:
         """See the class for the keys of a batch."""
         inputs = {name: data[name] for name in ("ids", "values")}
         extras: dict[str, Tensor] = {name: data[name] for name in ("intensity", "teacher") if name in data}
         return inputs, data["label"], data["valid"], extras
 
-    def group_ids(self, inputs: Any) -> Tensor:
+    def group_ids(self, inputs: Tensors) -> Tensor:
         """AdGate's input, int32 ``[B, K]``: the ids of the group features."""
         rows = self._rows(inputs)
         return tf.stack([rows.column(name) for name, _ in self.spec.groups], axis=1)
 
-    def item_score(self, inputs: Any) -> Tensor:
+    def item_score(self, inputs: Tensors) -> Tensor:
         """q of each row's item, float32 ``[B]``."""
         return tf.gather(self._item_scores, self._rows(inputs).column(self._item))
 
-    def correction(self, inputs: Any, q: Tensor) -> Tensor:
+    def correction(self, inputs: Tensors, q: Tensor) -> Tensor:
         """g of the gate, float32 ``[B]``; read once a request where the groups are the user's."""
         rows = self._rows(inputs)
         if self.gate is not None and all(name in rows.request for name, _ in self.spec.groups):
             return rows.spread(self.gate(self.group_ids(ModelInputs(self.spec, rows.request))))
         return super().correction(rows, q)
 
-    def _call(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
+    def _call(self, network: Network, inputs: Tensors, training: bool = False) -> Tensor:
         return self._rows(inputs).logit(network, training)
 
-    def _rows(self, inputs: Any) -> ModelInputs:
+    def _rows(self, inputs: Tensors) -> ModelInputs:
         """Inputs by feature, from those or from the matrices of a batch."""
         if isinstance(inputs, ModelInputs):
             return inputs

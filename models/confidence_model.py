@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from clsd.features.errors import UserError
 from clsd.features.keras_private import create_slots
-from clsd.features.tf_runtime import Network, Optimizer, Tensor, Variable, keras, tf
+from clsd.features.tf_runtime import Network, Optimizer, Tensor, Tensors, Variable, keras, tf
 from clsd.models import equations, step_metrics
 from clsd.models.optimizers import build_optimizer, split_variables
 from clsd.models.replicas import num_replicas, sum_over
@@ -73,8 +73,8 @@ class TrainableGroups:
     embedding table that is split in two as it grows would shift the names of all others.
     """
 
-    tables: list[Any]
-    dense: list[Any]
+    tables: list[Variable]
+    dense: list[Variable]
 
 
 class ConfidenceModel(keras.Model):  # type: ignore[misc]
@@ -114,10 +114,10 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         self.control_seed = random.randrange(2**31)  # Python's generator, which keras.utils.set_random_seed seeds
         self._weighting = make_weighting(confidence, self)
 
-    def _create_variables(self, inputs: Any) -> None:
+    def _create_variables(self, inputs: Tensors) -> None:
         """Create every variable on a sample of inputs of 2 rows, so that the teacher can be copied and optimizers be made."""
         self._check_output(self._call(self.backbone, inputs))
-        self._teacher_updates: Any = None
+        self._teacher_updates: TeacherUpdates | None = None
         if self.teacher is not None:
             self._call(self.teacher, inputs)
             self._teacher_updates = TeacherUpdates(
@@ -136,34 +136,34 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- What a batch looks like
 
-    def unpack(self, data: Any) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
+    def unpack(self, data: Tensors) -> tuple[Tensors, Tensor, Tensor, dict[str, Tensor]]:
         """A batch as (inputs, label ``[B]``, valid ``[B]``, extras)."""
         raise NotImplementedError
 
-    def _call(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
+    def _call(self, network: Network, inputs: Tensors, training: bool = False) -> Tensor:
         """The network's own output for inputs, ``[B]`` or ``[B, 1]``."""
         return network(inputs, training=training)
 
-    def group_ids(self, inputs: Any) -> Tensor:
+    def group_ids(self, inputs: Tensors) -> Tensor:
         """AdGate's input, int32 ``[B, K]``."""
         raise NotImplementedError
 
-    def item_score(self, inputs: Any) -> Tensor:
+    def item_score(self, inputs: Tensors) -> Tensor:
         """q of each row's item, float32 ``[B]``; for ``source: item`` and ``popularity``."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- Scores
 
-    def logit_of(self, network: Network, inputs: Any, training: bool = False) -> Tensor:
+    def logit_of(self, network: Network, inputs: Tensors, training: bool = False) -> Tensor:
         """Log odds of a click by the student or the teacher, float32 ``[B]``."""
         logit = self._call(network, inputs, training)
         return self._prior_logit + (logit[:, 0] if logit.shape.rank == 2 else logit)  # Dense(1) gives [B, 1]
 
-    def correction(self, inputs: Any, q: Tensor) -> Tensor:
+    def correction(self, inputs: Tensors, q: Tensor) -> Tensor:
         """g of the gate, float32 ``[B]``; 0 without one."""
         return tf.zeros_like(q) if self.gate is None else self.gate(self.group_ids(inputs))
 
-    def score_inputs(self, inputs: Any) -> Scores:
+    def score_inputs(self, inputs: Tensors) -> Scores:
         """Scores of rows as evaluation and serving see them (dropout off)."""
         logit = self.logit_of(self.backbone, inputs)
         confidence, weight, correction = self._weighting.score(inputs, logit)
@@ -182,28 +182,28 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         settings = self.confidence_settings
         return self.teacher is not None and settings.source == "teacher" and settings.control == "none"
 
-    def call(self, inputs: Any, training: bool = False) -> Tensor:
+    def call(self, inputs: Tensors, training: bool = False) -> Tensor:
         """Logits float32 ``[B]`` by the student alone."""
         return self.logit_of(self.backbone, inputs, training=training)
 
     # ---------------------------------------------------------------- Training
 
-    def train_step(self, data: Any) -> dict[str, Tensor]:
+    def train_step(self, data: Tensors) -> dict[str, Tensor]:
         """One step, for ``compile`` and ``fit``; gives the metrics of the global batch."""
         return step_metrics.metrics_from(self.train_metric_sums(data))
 
-    def test_step(self, data: Any) -> dict[str, Tensor]:
+    def test_step(self, data: Tensors) -> dict[str, Tensor]:
         """Mean loss, predicted and real CTR of a batch, unweighted."""
         return metrics_of_test_sums(self.test_sums(data))
 
-    def test_sums(self, data: Any) -> Tensor:
+    def test_sums(self, data: Tensors) -> Tensor:
         """Sums over a global batch, float32 ``[4]``: rows, losses, predicted clicks, clicks; all unweighted."""
         inputs, y, valid, _ = self.unpack(data)
         s = self.logit_of(self.backbone, inputs)
         losses = equations.row_losses(s, y, tf.ones_like(s))
         return sum_over(tf.stack([tf.reduce_sum(x * valid) for x in (tf.ones_like(s), losses, tf.sigmoid(s), y)]))
 
-    def train_metric_sums(self, data: Any) -> Tensor:
+    def train_metric_sums(self, data: Tensors) -> Tensor:
         """One step; gives :data:`clsd.models.step_metrics.METRIC_SUMS` over the global batch, the same on every replica."""
         inputs, y, valid, extras = self.unpack(data)
         positive = y * valid
@@ -273,6 +273,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
 
     def copy_teacher(self) -> None:
         """Copy the student to the separate teacher, as the end of warm-up does; outside of a step."""
+        assert self._teacher_updates is not None
         self._teacher_updates.copy()
 
     @staticmethod
@@ -288,7 +289,7 @@ def metrics_of_test_sums(sums: Tensor) -> dict[str, Tensor]:
     return {"loss": sums[1] / sums[0], "predicted_ctr": sums[2] / sums[0], "ctr": sums[3] / sums[0]}
 
 
-def _apply(optimizer: Optimizer, gradients: list[Any], variables: list[Any]) -> None:
+def _apply(optimizer: Optimizer, gradients: list[Tensor], variables: list[Variable]) -> None:
     pairs = [
         (gradient, variable) for gradient, variable in zip(gradients, variables, strict=True) if gradient is not None
     ]

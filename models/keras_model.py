@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
-from clsd.features.tf_runtime import Network, Tensor, tf
+from clsd.features.tf_runtime import Network, Tensor, Tensors, tf
 from clsd.models import step_metrics
 from clsd.models.adgate import AdGate
 from clsd.models.confidence_model import ConfidenceModel, TrainingSetup, metrics_of_test_sums
@@ -49,7 +48,7 @@ class KerasConfidenceModel(ConfidenceModel):
     def __init__(
         self,
         make_network: Callable[[], Network],
-        sample: Any,
+        sample: Tensors,
         confidence: ConfidenceSettings,
         setup: TrainingSetup | None = None,
         groups: Mapping[str, int] | None = None,
@@ -75,30 +74,30 @@ class KerasConfidenceModel(ConfidenceModel):
         self._epoch_sums.assign(step_metrics.empty_sums())
         self._test_sums.assign(tf.zeros_like(self._test_sums))
 
-    def train_step(self, data: Any) -> dict[str, Tensor]:
+    def train_step(self, data: Tensors) -> dict[str, Tensor]:
         """One step; gives the metrics of the epoch so far."""
         sums = self.train_metric_sums(data)
         return step_metrics.metrics_from(
             self._epoch_sums.assign(step_metrics.merged(tf.stack([self._epoch_sums, sums])))
         )
 
-    def test_step(self, data: Any) -> dict[str, Tensor]:
+    def test_step(self, data: Tensors) -> dict[str, Tensor]:
         """Mean loss, predicted and real CTR of all batches so far, unweighted."""
         return metrics_of_test_sums(self._test_sums.assign_add(self.test_sums(data)))
 
-    def unpack(self, data: Any) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
+    def unpack(self, data: Tensors) -> tuple[Tensors, Tensor, Tensor, dict[str, Tensor]]:
         """See the class for what a batch is."""
         inputs, label, *rest = data
         label = tf.reshape(tf.cast(label, tf.float32), [-1])
         valid = tf.reshape(tf.cast(rest[0], tf.float32), [-1]) if rest else tf.ones_like(label)
         return inputs, label, valid, {}
 
-    def group_ids(self, inputs: Any) -> Tensor:
+    def group_ids(self, inputs: Tensors) -> Tensor:
         """AdGate's input, int32 ``[B, K]``."""
         return tf.stack([tf.cast(tf.reshape(inputs[name], [-1]), tf.int32) for name in self._group_names], axis=1)
 
     @staticmethod
-    def _require_fit(confidence: ConfidenceSettings, sample: Any, groups: Mapping[str, int]) -> None:
+    def _require_fit(confidence: ConfidenceSettings, sample: Tensors, groups: Mapping[str, int]) -> None:
         if confidence.weighted and confidence.source != "teacher":
             what = "needs what clsd's own data sets count"
             raise UserError(f"confidence.source: {confidence.source}", what, "set source: teacher")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from clsd.models.ranking import Array, gauc_by_user
+from clsd.features.arrays import Array
+from clsd.models.ranking import gauc_by_user
 
 ONE_CLASS = "all labels are equal"
 NO_ROWS = "no rows"

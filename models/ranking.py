@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import kendalltau
 
-Array: TypeAlias = npt.NDArray[Any]
+from clsd.features.arrays import Array
 
 
 def gauc_by_user(label: Array, score: Array, user: Array) -> tuple[Array, Array, Array]:

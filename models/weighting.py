@@ -6,9 +6,9 @@ that a click on a scored row would have. :func:`make_weighting` picks the class 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from clsd.features.tf_runtime import Tensor, tf
+from clsd.features.tf_runtime import Tensor, Tensors, tf
 from clsd.models import controls, equations
 from clsd.models.replicas import gather, local_slice, sum_over
 from clsd.models.settings import ConfidenceSettings
@@ -30,7 +30,7 @@ class TrainingBatch(NamedTuple):
         extras: optional columns, float32 ``[B]`` each: ``intensity``, and ``teacher`` where scores were computed before.
     """
 
-    inputs: Any
+    inputs: Tensors
     label: Tensor
     valid: Tensor
     positive: Tensor
@@ -85,7 +85,7 @@ class PlainWeighting:
         one, zero = tf.ones_like(batch.p), tf.zeros_like(batch.p)
         return BatchWeights(one, one, batch.label, zero, zero)
 
-    def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
+    def score(self, inputs: Tensors, logit: Tensor) -> RowConfidence:
         """The weight and confidence of a click on each row. Valid after the first weighted step; before it, all weights are 1."""
         one = tf.ones_like(logit)
         return RowConfidence(one, one, tf.zeros_like(logit))
@@ -99,7 +99,7 @@ class ReweightedLoss(PlainWeighting):
         click, non_click = controls.reweighted(batch.p, self.settings.rce_exponent)
         return self._after_warmup(batch, click, non_click)
 
-    def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
+    def score(self, inputs: Tensors, logit: Tensor) -> RowConfidence:
         """See the class; the weight is relative to a non-click's."""
         confidence, non_click = controls.reweighted(tf.sigmoid(logit), self.settings.rce_exponent)
         return RowConfidence(confidence, confidence / non_click, tf.zeros_like(logit))
@@ -124,7 +124,7 @@ class TruncatedLoss(ReweightedLoss):
         kept = local_slice(controls.truncated(gather(batch.p), gather(batch.positive), share), batch.p)
         return self._after_warmup(batch, kept, tf.ones_like(batch.p))
 
-    def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
+    def score(self, inputs: Tensors, logit: Tensor) -> RowConfidence:
         """Every row weighs 1: which clicks are dropped is known in training alone."""
         return PlainWeighting.score(self, inputs, logit)
 
@@ -164,7 +164,7 @@ class ConfidenceWeighting(PlainWeighting):
         one = tf.ones_like(w)
         return BatchWeights(tf.where(batch.weighted, w, 1.0), one, target, gate_losses, gate_rows)
 
-    def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
+    def score(self, inputs: Tensors, logit: Tensor) -> RowConfidence:
         """See the class; q comes from the teacher, or from the item."""
         settings, model = self.settings, self.model
         if settings.counts_items:
@@ -218,7 +218,7 @@ class UninformativeWeighting(ConfidenceWeighting):
     The best guess for a scored row is then the mean weight of the training clicks.
     """
 
-    def score(self, inputs: Any, logit: Tensor) -> RowConfidence:
+    def score(self, inputs: Tensors, logit: Tensor) -> RowConfidence:
         """See the class."""
         one = tf.ones_like(logit)
         return RowConfidence(one, one * equations.mean_weight(self.model.weight_moments), tf.zeros_like(logit))

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from clsd.features.arrays import Float64s
 from clsd.features.schema import NumericFeature
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
 
@@ -33,7 +33,7 @@ class FeatureDrift(NamedTuple):
     what: str
 
 
-def psi(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> float:
+def psi(old: Float64s, new: Float64s) -> float:
     """Population stability index: sum (new - old) log(new / old) over the shares of the bins, each at least 1e-4.
 
     It is 0 for equal shares. By convention, a value below 0.1 is stable and one above 0.25 is a shift.
@@ -74,8 +74,8 @@ _ONE = np.ones(1), np.ones(1)
 
 def _with_missing(
     labels: list[str],
-    p: npt.NDArray[np.float64],
-    q: npt.NDArray[np.float64],
+    p: Float64s,
+    q: Float64s,
     missing: tuple[float, float],
 ) -> _Bins:
     """Add a bin for missing values: from shares of rows with a value to shares of all rows."""
@@ -88,7 +88,7 @@ def _missing(described: dict[str, Any]) -> float:
     return float(counts["rows"] / counts["of"]) if counts["of"] else 0.0
 
 
-_Bins = tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+_Bins = tuple[list[str], Float64s, Float64s]
 
 
 def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
@@ -106,7 +106,7 @@ def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     return labels, shares[0], shares[1]
 
 
-def _rising(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _rising(curve: Float64s) -> tuple[Float64s, Float64s]:
     """Distinct values, and the share of rows at or below each."""
     values, last = np.unique(curve[::-1], return_index=True)
     return values, np.asarray(STATISTICS_QUANTILES)[::-1][last]

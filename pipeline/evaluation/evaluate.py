@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from clsd.features.arrays import Array
 from clsd.features.paths import as_path
 from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
 from clsd.models.metrics import Measured, calibration_curve, measure, measure_groups, sigmoid
-from clsd.models.ranking import Array, group_spread, intensity_auc, ndcg
+from clsd.models.ranking import group_spread, intensity_auc, ndcg
 from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings

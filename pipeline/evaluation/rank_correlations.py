@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from clsd.models.ranking import Array
+from clsd.features.arrays import Array
 
 
 def spearman(x: Array, y: Array) -> float | None:

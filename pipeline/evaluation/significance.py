@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from clsd.models.ranking import Array, gauc_by_user, ndcg_by_user
+from clsd.features.arrays import Array
+from clsd.models.ranking import gauc_by_user, ndcg_by_user
 
 #: Differences are equal up to rounding if they spread by less than this share of the largest one.
 EQUAL = 1e-9

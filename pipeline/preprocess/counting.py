@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
+from clsd.features.arrays import Array, Bools, Column, Int8s, UInt64s
 from clsd.features.hashing import mix64
 from clsd.features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
 from clsd.features.tokens import Coded, arrow_type, coded, coded_lists
@@ -24,8 +24,8 @@ from clsd.pipeline.preprocess.spill import Spilled, load, spill
 from clsd.pipeline.shared import progress
 from clsd.pipeline.shared.threads import Threads
 
-Bools: TypeAlias = npt.NDArray[np.bool_]
-
+#: A partial result: counts by name, or a list of tables, samples, moments or ranges; its type decides how it is merged.
+Partial: TypeAlias = Any
 #: Size of the uniform sample of training rows for quantile boundaries, and for the statistics.
 QUANTILE_SAMPLE, SPREAD_SAMPLE = 200_000, 20_000
 _DAY = 86_400_000_000
@@ -38,8 +38,8 @@ _FEW, _FEW_LARGE = 32, 4
 class Sample(NamedTuple):
     """A uniform sample without replacement: the values of the ``most`` rows with the smallest random keys."""
 
-    keys: Any
-    values: Any
+    keys: UInt64s
+    values: Array
     most: int
 
     @classmethod
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
         return cls.of(keys, values, samples[0].most)
 
     @classmethod
-    def of(cls, keys: Any, values: Any, most: int) -> Sample:
+    def of(cls, keys: UInt64s, values: Array, most: int) -> Sample:
         """A sample of values."""
         if len(keys) > most:
             smallest = np.argpartition(keys, most)[:most]
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
         return cls(keys, values, most)
 
 
-def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Any]]:
+def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterator[tuple[str, Partial]]:
     """(kind:name, partial result) of a batch: for the transform and for ``statistics.json``, in one pass.
 
     ``splits``, ``days`` and ``missing`` are counted over all rows. Of the training rows, by feature: ``vocabulary`` or ``tokens``
@@ -76,7 +76,7 @@ def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterato
         yield "days", days
     train = split == 0
 
-    def measure(feature: Feature) -> tuple[dict[int, int], list[Any]]:
+    def measure(feature: Feature) -> tuple[dict[int, int], list[tuple[str, Partial]]]:
         there = feature.source in batch.schema.names
         column = batch.column(feature.source) if there else pa.nulls(batch.num_rows, arrow_type(feature))
         if isinstance(feature, NumericFeature):
@@ -93,12 +93,12 @@ def partials(schema: Schema, batch: pa.RecordBatch, threads: Threads) -> Iterato
     yield "missing", missing
 
 
-def _by_split(split: npt.NDArray[np.int8]) -> dict[int, int]:
+def _by_split(split: Int8s) -> dict[int, int]:
     counts = np.bincount(split + np.int8(1), minlength=len(_SPLITS))
     return {s: int(counts[s + 1]) for s, _ in _SPLITS}
 
 
-def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train: Bools) -> Iterator[Any]:
+def _values(feature: Categorical, column: Column, keys: UInt64s, clicked: Bools, train: Bools) -> Iterator[Any]:
     """First the rows without a value, then the partial results of the training rows."""
     if isinstance(feature, CategoricalFeature):
         values = coded(feature, column)
@@ -123,7 +123,7 @@ def _values(feature: Categorical, column: Any, keys: Any, clicked: Bools, train:
         yield f"{kind}:{feature.name}", [count(mine, clicked[train])]
 
 
-def _number(feature: NumericFeature, column: Any, keys: Any, train: Bools) -> Iterator[Any]:
+def _number(feature: NumericFeature, column: Column, keys: UInt64s, train: Bools) -> Iterator[Any]:
     """First the rows without a value, then the partial results of the training rows."""
     x = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):
@@ -149,7 +149,7 @@ class Measure(beam.DoFn):  # type: ignore[misc]
 
     def __init__(self, schema: Schema, directory: str, threads: Threads) -> None:
         self._schema, self._directory, self._threads = schema, directory, threads
-        self._parts: dict[str, list[Any]] = {}
+        self._parts: dict[str, list[Partial]] = {}
 
     def start_bundle(self) -> None:
         self._parts = {}
@@ -167,7 +167,7 @@ class Measure(beam.DoFn):  # type: ignore[misc]
         self._parts = {}
 
 
-def lifted(result: Any) -> Any:
+def lifted(result: Partial) -> Partial:
     """Load a partial result that :class:`Measure` spilled."""
     if isinstance(result, list) and result and isinstance(result[0], Spilled):
         return [pa.Table.from_batches([load(part) for part in result])]
@@ -177,30 +177,30 @@ def lifted(result: Any) -> Any:
 class MergePartials(beam.CombineFn):  # type: ignore[misc]
     """Merges the partial results of one key."""
 
-    def create_accumulator(self) -> list[Any]:
+    def create_accumulator(self) -> list[Partial]:
         return []
 
-    def add_input(self, accumulator: list[Any], partial: Any) -> list[Any]:
+    def add_input(self, accumulator: list[Partial], partial: Partial) -> list[Partial]:
         return add(accumulator, partial)
 
-    def merge_accumulators(self, accumulators: Any) -> list[Any]:
+    def merge_accumulators(self, accumulators: Iterable[list[Partial]]) -> list[Partial]:
         parts = [part for accumulator in accumulators for part in accumulator]
         return [merged(parts)] if parts else []
 
-    def extract_output(self, accumulator: list[Any]) -> Any:
+    def extract_output(self, accumulator: list[Partial]) -> Partial:
         return merged(accumulator)
 
 
-def add(parts: list[Any], partial: Any) -> list[Any]:
+def add(parts: list[Partial], partial: Partial) -> list[Partial]:
     """Add a partial result; they are merged when there are many."""
     parts = [*parts, partial]
     large = isinstance(partial, list) and partial and isinstance(partial[0], Sample)
     return parts if len(parts) < (_FEW_LARGE if large else _FEW) else [_merged(parts)]
 
 
-def merged(parts: Iterable[Any]) -> Any:
+def merged(parts: Iterable[Partial]) -> Partial:
     """Merge partial results into one; their type decides how."""
-    few: list[Any] = []
+    few: list[Partial] = []
     for part in parts:  # a large job has many: never hold all of them
         few = add(few, part)
     one = few[0] if len(few) == 1 else None
@@ -208,7 +208,7 @@ def merged(parts: Iterable[Any]) -> Any:
     return _merged(few) if one is None or (isinstance(one, list) and one and isinstance(one[0], pa.Table)) else one
 
 
-def _merged(parts: list[Any]) -> Any:
+def _merged(parts: list[Partial]) -> Partial:
     if isinstance(parts[0], dict):
         return _add_counts(parts)
     items = [item for part in parts for item in part]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import apache_beam as beam
 import numpy as np
@@ -35,7 +35,7 @@ class SmallestKeys(beam.CombineFn):  # type: ignore[misc]
                 accumulator.append(with_dictionaries((), pa.Table.from_batches([batch.take(pa.array(positions))])))
         return accumulator if len(accumulator) < 16 else [self._smallest(accumulator)]
 
-    def merge_accumulators(self, accumulators: Any) -> list[pa.RecordBatch]:
+    def merge_accumulators(self, accumulators: Iterable[list[pa.RecordBatch]]) -> list[pa.RecordBatch]:
         parts = [part for accumulator in accumulators for part in accumulator]
         return [self._smallest(parts)] if parts else []
 

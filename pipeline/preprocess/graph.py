@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import ToDict
 from apache_beam.transforms.window import GlobalWindows
 
@@ -169,7 +170,7 @@ class MapInThreads(beam.DoFn):  # type: ignore[misc]
 
 
 def build(
-    pipeline: Any,
+    pipeline: beam.Pipeline,
     config: Config,
     input_splits: list[InputSplit],
     directory: str,
@@ -273,7 +274,7 @@ def _split_of_row(config: Config) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
     return partial(splits.by_time, given, settings.gap) if given else lambda batch: batch
 
 
-def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
+def _split(rows: PCollection[Spilled], config: Config, directory: str, log_bytes: int) -> PCollection[Spilled]:
     settings = config.preprocess.split
     if _needs_users(config):
         parts = max(USER_PARTS, log_bytes // USER_PART_BYTES)
@@ -283,11 +284,13 @@ def _split(rows: Any, config: Config, directory: str, log_bytes: int) -> Any:
             | "Users" >> beam.GroupByKey()
             | "JoinUserRows" >> beam.FlatMap(partial(_join_user_rows, directory, config))
         )
-    if settings.by != "time" or settings.test_from:
-        return rows
-    times = rows | "Boundaries" >> beam.CombineGlobally(OverSpilled(splits.TimeBoundaries(settings)))
-    by_time = partial(_split_by_time, settings.gap)
-    return rows | "SplitByTime" >> beam.FlatMap(_apply_and_spill, directory, by_time, beam.pvalue.AsSingleton(times))
+    if settings.by == "time" and not settings.test_from:
+        times = rows | "Boundaries" >> beam.CombineGlobally(OverSpilled(splits.TimeBoundaries(settings)))
+        by_time = partial(_split_by_time, settings.gap)
+        rows = rows | "SplitByTime" >> beam.FlatMap(
+            _apply_and_spill, directory, by_time, beam.pvalue.AsSingleton(times)
+        )
+    return rows
 
 
 def _apply_and_spill(
@@ -340,13 +343,13 @@ def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: 
 def _write_summary(
     directory: str,
     transform: dict[str, Any],
-    golden: Any,
-    written: Any,
-    dead: Any,
-    tally: Any,
-    counts: Any,
-    described: Any,
-    quality: Any,
+    golden: pa.RecordBatch | None,
+    written: list[dict[str, Any]],
+    dead: list[dict[str, Any]],
+    tally: dict[str, tuple[int, int]],
+    counts: dict[str, tuple[int, int]],
+    described: dict[str, Any],
+    quality: dict[str, Any],
 ) -> None:
     """Write what the launching process needs to finish; one worker does it."""
     if golden is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clsd.features.arrays import Int64s
 from clsd.features.schema import Schema
 from clsd.pipeline.preprocess.columns import LABEL, TIME, USER
 
@@ -40,7 +40,7 @@ def add_histories(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
-def _ranges(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _ranges(first: Int64s, last: Int64s) -> Int64s:
     """Concatenated ranges: first[0] ... last[0] - 1, first[1] ... last[1] - 1, and so on."""
     lengths = last - first
     starts = np.cumsum(lengths) - lengths

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from clsd.features.paths import as_path
 from clsd.features.schema import NumericFeature, Schema
@@ -77,12 +78,12 @@ def described_transform(schema: Schema, directory: str, base: str, learnt: dict[
     return {"vocabularies": vocabularies, "numerics": numerics}
 
 
-def _counts(result: list[Any]) -> Any:
+def _counts(result: list[pa.Table]) -> pa.Table:
     """The table of merged counts; empty if no training row has a value."""
     return result[0] if result else COUNTS.empty_table()
 
 
-def _vocabulary(schema: Schema, name: str, counts: Any, base: str) -> Vocabulary:
+def _vocabulary(schema: Schema, name: str, counts: pa.Table, base: str) -> Vocabulary:
     feature = next(feature for feature in schema.vocabularies if feature.name == name)
     limits = {"min_count": feature.min_count, "max_size": feature.max_size}
     if base:

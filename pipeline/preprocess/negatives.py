@@ -6,7 +6,7 @@ clicked in no split. Draws depend on the click's key, not on the workers.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import apache_beam as beam
 import numpy as np
@@ -42,7 +42,7 @@ class Catalogue(beam.CombineFn):  # type: ignore[misc]
         accumulator.append(self._reduce(items))
         return accumulator if len(accumulator) < 16 else [self._merge(accumulator)]
 
-    def merge_accumulators(self, accumulators: Any) -> list[pa.Table]:
+    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
         parts = [part for accumulator in accumulators for part in accumulator]
         return [self._merge(parts)] if parts else []
 

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -49,13 +49,13 @@ def compression_of(path: str) -> str:
     return next((ending for ending in COMPRESSED if path.endswith(ending)), "")
 
 
-def decompressed(path: str, file: IO[bytes]) -> Any:
+def decompressed(path: str, file: IO[bytes]) -> io.BufferedReader:
     """The file, or a decompressing reader over it, by its name; it has ``peek``."""
     result = COMPRESSED[compression_of(path)](file) if compression_of(path) else file
-    return result if hasattr(result, "peek") else io.BufferedReader(result)
+    return cast(io.BufferedReader, result if hasattr(result, "peek") else io.BufferedReader(result))
 
 
-def open_parquet(path: str, file: Any, dictionary_columns: Sequence[str] = ()) -> pq.ParquetFile:
+def open_parquet(path: str, file: IO[bytes], dictionary_columns: Sequence[str] = ()) -> pq.ParquetFile:
     """Open a Parquet file; text columns in ``dictionary_columns`` are read dictionary-encoded.
 
     Raises:

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clsd.features.arrays import Bools
 from clsd.features.hashing import hash64
 from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from clsd.features.tokens import arrow_type, as_type
@@ -34,7 +34,7 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
     reasons = [""]
     first = np.zeros(batch.num_rows, np.int16)  # index of each row's first reason
 
-    def refuse(wrong: npt.NDArray[np.bool_], reason: str) -> None:
+    def refuse(wrong: Bools, reason: str) -> None:
         first[wrong & (first == 0)] = len(reasons)
         reasons.append(reason)
 
@@ -171,5 +171,5 @@ def _as_int(column: pa.Array) -> pa.Array:
     return pa.nulls(len(column), pa.int64())
 
 
-def _nulls(column: pa.Array) -> npt.NDArray[np.bool_]:
+def _nulls(column: pa.Array) -> Bools:
     return np.asarray(column.is_null(), dtype=bool)

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from clsd.features.arrays import Int8s, Int64s
 from clsd.features.encode import encode
 from clsd.features.encoded_rows import EncodedRows
 from clsd.features.hashing import seeded
@@ -59,7 +59,7 @@ def shard_counts(rows: dict[str, tuple[int, int]], rows_per_shard: int) -> dict[
 
 
 def partition(
-    split: npt.NDArray[np.int8], rows: EncodedRows, shards: dict[str, int], seed: int
+    split: Int8s, rows: EncodedRows, shards: dict[str, int], seed: int
 ) -> Iterator[tuple[tuple[str, int, int], EncodedRows]]:
     """Partition rows: ((split, shard, number of shards), rows). The shard is a random function of the row's key and the seed.
 
@@ -82,7 +82,7 @@ def partition(
             yield keys[at], ordered.take(slice(start, stop))
 
 
-def sorted_codes(codes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def sorted_codes(codes: Int64s) -> tuple[Int64s, Int64s]:
     """The stable order of non-negative codes, and the start of each distinct code in it."""
     small = codes.astype(np.uint16) if len(codes) and codes.max() < 1 << 16 else codes  # NumPy sorts 16 bits by radix
     order = np.argsort(small, kind="stable")

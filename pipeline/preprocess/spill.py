@@ -96,7 +96,7 @@ class OverSpilled(beam.CombineFn):  # type: ignore[misc]
     def add_input(self, accumulator: Any, spilled: Spilled) -> Any:
         return self._combine.add_input(accumulator, load(spilled))
 
-    def merge_accumulators(self, accumulators: Any) -> Any:
+    def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
         return self._combine.merge_accumulators(accumulators)
 
     def extract_output(self, accumulator: Any) -> Any:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clsd.features.arrays import Array, Float64s, Int8s, Int64s
 from clsd.features.errors import UserError
 from clsd.features.hashing import hash64, seeded, unit_interval
 from clsd.pipeline.preprocess.columns import GAP, KEY, SPLIT, TIME, USER
 from clsd.pipeline.shared.config import SplitSettings
 
 
-def with_split(batch: pa.RecordBatch, split: npt.NDArray[Any]) -> pa.RecordBatch:
+def with_split(batch: pa.RecordBatch, split: Array) -> pa.RecordBatch:
     """Add a ``_split`` int8 column, an index of :data:`clsd.pipeline.preprocess.columns.SPLITS`."""
     return batch.append_column(SPLIT, pa.array(split.astype(np.int8)))
 
@@ -52,7 +53,7 @@ def by_user_time(settings: SplitSettings, batch: pa.RecordBatch) -> pa.RecordBat
     return with_split(batch, np.where(from_end < test, 2, np.where(from_end < test + validation, 1, 0)))
 
 
-def _by_share(u: npt.NDArray[np.float64], settings: SplitSettings) -> npt.NDArray[np.int8]:
+def _by_share(u: Float64s, settings: SplitSettings) -> Int8s:
     return np.where(u < settings.test, 2, np.where(u < settings.test + settings.validation, 1, 0)).astype(np.int8)
 
 
@@ -100,7 +101,7 @@ class TimeBoundaries(beam.CombineFn):  # type: ignore[misc]
         accumulator.append(_Times(0, times, counts))
         return self._merged(accumulator) if len(accumulator) >= 32 else accumulator
 
-    def merge_accumulators(self, accumulators: Any) -> list[_Times]:
+    def merge_accumulators(self, accumulators: Iterable[list[_Times]]) -> list[_Times]:
         return self._merged([part for accumulator in accumulators for part in accumulator])
 
     def extract_output(self, accumulator: list[_Times]) -> tuple[int, int]:
@@ -135,5 +136,5 @@ class _Times(NamedTuple):
     """Rows by time: rising ``bins`` int64 in units of 2^bits microseconds, and their number of rows."""
 
     bits: int
-    bins: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    bins: Int64s
+    counts: Int64s

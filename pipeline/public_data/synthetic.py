@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from clsd.features.arrays import Float64s, Int64s
 from clsd.features.errors import UserError
 from clsd.pipeline.public_data.movielens import AGE_BANDS
 
@@ -39,9 +39,6 @@ _CATEGORIES = 20
 _TAGS = 60
 _MOST_TAGS = 4
 _ZIPF_EXPONENT = 1.05
-
-_Floats = npt.NDArray[np.float64]
-_Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -200,10 +197,10 @@ class SyntheticLog:
             settings.ctr * (1 - settings.accidental),
         )
 
-    def _accidental_rate(self, positions: _Ints) -> _Floats:
+    def _accidental_rate(self, positions: Int64s) -> Float64s:
         return np.minimum(1, self._accidental_factor * _position_weight(positions))
 
-    def _impressions(self, rng: np.random.Generator, rows: int) -> tuple[_Ints, _Ints, _Ints]:
+    def _impressions(self, rng: np.random.Generator, rows: int) -> tuple[Int64s, Int64s, Int64s]:
         """Users, items and positions of ``rows`` independent impressions."""
         # The power makes users with a low number more active.
         users = (self.settings.users * rng.random(rows) ** 1.5).astype(np.int64)
@@ -211,7 +208,7 @@ class SyntheticLog:
         positions = rng.integers(1, POSITIONS + 1, rows)
         return users, np.minimum(items, self.settings.items - 1), positions
 
-    def _interest(self, users: _Ints, items: _Ints) -> _Floats:
+    def _interest(self, users: Int64s, items: Int64s) -> Float64s:
         fit = np.einsum("ij,ij->i", self._user_vectors[users], self._item_vectors[items])
         score = self._base[self._group[users]] + self._quality[items] + fit
         return np.asarray(1 / (1 + np.exp(-np.clip(score, -10, 10))))
@@ -232,7 +229,7 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def _position_weight(positions: _Ints) -> _Floats:
+def _position_weight(positions: Int64s) -> Float64s:
     """Relative probability of an accidental click by position: the last one, near the thumb, has three times the first one's."""
     return 1 + 2 * (positions - 1) / (POSITIONS - 1)
 
@@ -250,9 +247,9 @@ def _solve(rate: Callable[[float], float], target: float) -> float:
     return high
 
 
-def _ids(prefix: str, numbers: _Ints) -> pa.StringArray:
+def _ids(prefix: str, numbers: Int64s) -> pa.StringArray:
     return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "")
 
 
-def _names(names: tuple[str, ...], numbers: _Ints) -> pa.StringArray:
+def _names(names: tuple[str, ...], numbers: Int64s) -> pa.StringArray:
     return pa.array(names, pa.string()).take(pa.array(numbers))

@@ -229,7 +229,7 @@ def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputS
 
 
 def build(
-    root: Any,
+    root: beam.Pipeline,
     config: Config,
     input_splits: list[InputSplit],
     model: str,

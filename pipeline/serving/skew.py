@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from clsd.features.arrays import Array
 from clsd.features.encode import encode
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.records import begins_as_records, read_records
-from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, NumericFeature, Schema
+from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Feature, NumericFeature, Schema
 from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
-from clsd.models.ranking import Array
 from clsd.pipeline.evaluation.drift import psi
 from clsd.pipeline.serving.export import scoring_function, trainer_scores
 from clsd.pipeline.serving.predict import read_rows
@@ -179,7 +179,7 @@ def _chance(shares: Array, rows: int) -> float:
     return float(np.quantile([psi(shares, result) for result in drawn], 0.95))
 
 
-def _ids(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
+def _ids(dataset: Dataset, feature: Feature, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
     """Shares of the most frequent ids of training, and of all other ids."""
     counts = [np.bincount(ids[ids != PADDING_ID]) for ids in (trained, served)]
     top = np.argsort(-counts[0], kind="stable")[:STATISTICS_TOP]
@@ -195,7 +195,7 @@ def _ids(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple
     return [*(names.get(int(i), str(i)) for i in top), "all others"], shares[0], shares[1]
 
 
-def _numbers(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
+def _numbers(dataset: Dataset, feature: Feature, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
     """Shares between the quantiles of training, of scaled numbers. A missing number is the mean."""
     cuts = np.unique(np.quantile(trained, STATISTICS_QUANTILES[1:-1]))
     shares = [
@@ -206,7 +206,7 @@ def _numbers(dataset: Dataset, feature: Any, trained: Array, served: Array) -> t
 
 
 def _missing(
-    dataset: Dataset, feature: Any, batch: pa.RecordBatch, trained: Array, served: Array
+    dataset: Dataset, feature: Feature, batch: pa.RecordBatch, trained: Array, served: Array
 ) -> tuple[float, float]:
     if feature.name in dataset.schema.id_slices:
         absent = [np.mean(((ids == MISSING_ID) | (ids == PADDING_ID)).all(axis=1)) for ids in (trained, served)]
@@ -217,7 +217,7 @@ def _missing(
     return counted["rows"] / max(counted["of"], 1), asked
 
 
-def _unknown(dataset: Dataset, feature: Any, trained: Array, served: Array) -> tuple[float, float]:
+def _unknown(dataset: Dataset, feature: Feature, trained: Array, served: Array) -> tuple[float, float]:
     if isinstance(feature, NumericFeature) or dataset.schema.vocabulary_source(feature).encoding == "hash":
         return 0.0, 0.0
     first = first_value_id(dataset.schema.vocabulary_source(feature))

@@ -15,6 +15,7 @@ import apache_beam as beam
 import grpc
 import psutil
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult
 
 from clsd.features.errors import UserError
 from clsd.features.paths import address
@@ -151,7 +152,7 @@ def _is_local(options: PipelineOptions) -> bool:
     return runner in ("direct", "directrunner", "fnapirunner")
 
 
-def _watch(result: Any, directory: Path, minutes: float) -> None:
+def _watch(result: PipelineResult, directory: Path, minutes: float) -> None:
     """Wait for a job on another engine; give it up after so many minutes without anything new in its directory.
 
     An engine may wait for a lost worker forever. Flink does if the worker was killed before it connected.
@@ -182,7 +183,7 @@ def _watch(result: Any, directory: Path, minutes: float) -> None:
         raise raised[0]
 
 
-def _done(directory: Path) -> Any:
+def _done(directory: Path) -> tuple[list[str], dict[str, int]]:
     """A job's progress: the files that it wrote, and the counts that its workers reported."""
     return files_in(directory), progress.reported(address(directory))
 

@@ -11,13 +11,14 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clsd.features.errors import Terminated, UserError
 from clsd.features.paths import is_remote
 from clsd.features.schema import digest_of
-from clsd.features.tf_runtime import Strategy, Tensor, tf
+from clsd.features.tf_runtime import Batch, Strategy, Tensor, TfFunction, tf
 from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import Measured, measure
@@ -278,11 +279,11 @@ class TrainingLoop:
         return {"teacher_age": (since - 1) % settings.refresh_steps + 1 if settings.refresh_steps else since}
 
 
-def _steps_function(strategy: Strategy, model: ClsdModel) -> Any:
+def _steps_function(strategy: Strategy, model: ClsdModel) -> TfFunction:
     """A ``tf.function`` that runs several steps and returns their metric sums."""
 
     @tf.function
-    def run_steps(iterator: Any, steps: Tensor) -> Tensor:
+    def run_steps(iterator: Iterator[Batch], steps: Tensor) -> Tensor:
         sums = step_metrics.empty_sums()
         for _ in tf.range(steps):
             now = strategy.run(model.train_metric_sums, args=(next(iterator),))

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from clsd.features.arrays import Array
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
 from clsd.features.tf_runtime import Batch, Strategy, tf
 from clsd.models.calibration import Calibrator
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import Scores
-from clsd.models.ranking import Array
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from clsd.features.arrays import Array
 from clsd.features.input_pipeline import read_batches
 from clsd.features.tf_runtime import Batch, Tensor, tf
 from clsd.models.clsd_model import ClsdModel
-from clsd.models.ranking import Array
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 
