@@ -90,17 +90,17 @@ def make_model(strategy: Any, backbone: str, preset: str, ctr: float) -> ClsdMod
 
 
 def make_run(strategy: Any, model: ClsdModel) -> Callable[[Any, Any], Any]:
-    """So many steps over an iterator, as `clsd.pipeline.training.loop` runs them; gives the totals of each, ``[steps, 10]``."""
+    """So many steps over an iterator, as `clsd.pipeline.training.loop` runs them; gives the sums of each, ``[steps, 10]``."""
 
     @tf.function
     def run_steps(iterator: Any, steps: Any) -> Any:
-        totals, each = step_metrics.empty_sums(), tf.TensorArray(tf.float32, steps)
+        sums, each = step_metrics.empty_sums(), tf.TensorArray(tf.float32, steps)
         for i in tf.range(steps):
             now = strategy.run(model.train_metric_sums, args=(next(iterator),))
             first = strategy.experimental_local_results(now)[0]
-            totals = step_metrics.merged(tf.stack([totals, first]))
+            sums = step_metrics.merged(tf.stack([sums, first]))
             each = each.write(i, first)
-        return totals, each.stack()
+        return sums, each.stack()
 
     return run_steps  # type: ignore[no-any-return]
 
@@ -135,7 +135,7 @@ def make_lookup(model: ClsdModel, data: Batches) -> Any:
 
 
 def check(plain: Any, asked: Any, cached: Any) -> None:
-    """Of the totals of each step after the warm-up, ``[steps, 10]``: the sides compute what they should."""
+    """Of the sums of each step after the warm-up, ``[steps, 10]``: the sides compute what they should."""
     at = {name: i for i, name in enumerate(step_metrics.METRIC_SUMS)}
     least, largest = at["least_weight"], at["largest_weight"]
     assert (plain[:, [least, largest]] == 1.0).all(), "the plain side weighs clicks"

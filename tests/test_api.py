@@ -87,13 +87,13 @@ def test_a_sample_of_one_row_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "groups", "said"),
+    ("changes", "groups", "message"),
     [
         ({"source": "item", "gate": "off"}, {}, "confidence.source: item"),
         ({}, {}, "groups: are missing"),
         ({}, {"age": 3}, "groups: age: is not an input"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(changes: dict[str, str], groups: dict[str, int], said: str) -> None:
-    with pytest.raises(clsd.UserError, match=said):
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, str], groups: dict[str, int], message: str) -> None:
+    with pytest.raises(clsd.UserError, match=message):
         clsd.KerasConfidenceModel(_network, {"ids": np.arange(4)}, clsd.ConfidenceSettings(**changes), groups=groups)

@@ -55,13 +55,13 @@ def run(side: Callable[[str, Any, int, Clock], Any]) -> None:
     )
     parser.add_argument("--precision", default="float32", help="of this project's side")
     parser.add_argument("--tables", default="lazy_adam", help="optimizer of this project's side")
-    told = parser.parse_args()
-    with np.load(told.data) as file:
-        data = dict(file) | {"rate": told.rate, "precision": told.precision, "tables": told.tables}
+    args = parser.parse_args()
+    with np.load(args.data) as file:
+        data = dict(file) | {"rate": args.rate, "precision": args.precision, "tables": args.tables}
     clock = Clock()
-    scores = np.asarray(side(told.backbone, data, told.seed, clock), np.float32).reshape(-1)
-    np.save(told.out.with_suffix(".npy"), scores)
-    told.out.write_text(json.dumps({"rate": clock.rate()}))
+    scores = np.asarray(side(args.backbone, data, args.seed, clock), np.float32).reshape(-1)
+    np.save(args.out.with_suffix(".npy"), scores)
+    args.out.write_text(json.dumps({"rate": clock.rate()}))
 
 
 def columns(data: Any, split: str) -> dict[str, Any]:

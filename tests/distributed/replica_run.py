@@ -162,9 +162,9 @@ def run(strategy: Any, name: str) -> dict[str, np.ndarray]:
         batch = strategy.experimental_distribute_values_from_function(
             lambda context, parts=parts: parts[context.replica_id_in_sync_group]
         )
-        totals = step(batch).numpy()
-        assert (totals == totals[0]).all(), "the totals must be those of the global batch on every replica"
-        shown.append([float(x) for x in metrics_from(tf.constant(totals[0])).values()])
+        sums = step(batch).numpy()
+        assert (sums == sums[0]).all(), "the sums must be those of the global batch on every replica"
+        shown.append([float(x) for x in metrics_from(tf.constant(sums[0])).values()])
         moments.append(model.moments.numpy())
     out = {f"{name}/figures": np.array(shown), f"{name}/moments": np.array(moments)}
     out[f"{name}/weight_moments"] = model.weight_moments.numpy()

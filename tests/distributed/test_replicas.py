@@ -31,12 +31,12 @@ Results = Mapping[int, Mapping[str, np.ndarray]]
 def results(tmp_path_factory: pytest.TempPathFactory, clusters: Callable[[int], list[str]]) -> Results:
     out = tmp_path_factory.mktemp("replicas")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = dict(zip((WORKER + 1, WORKER), clusters(2), strict=True))
+    tf_configs = dict(zip((WORKER + 1, WORKER), clusters(2), strict=True))
     processes = {}
-    for n in (*REPLICAS, *told):
+    for n in (*REPLICAS, *tf_configs):
         with (out / f"{n}.log").open("w") as log:  # a file: a pipe that nobody reads would fill
             command = [sys.executable, str(SCRIPT), str(n if n > 0 else 2), str(out / f"{n}.npz")]
-            mine = {**environment, "TF_CONFIG": told[n]} if n in told else environment
+            mine = {**environment, "TF_CONFIG": tf_configs[n]} if n in tf_configs else environment
             processes[n] = subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT)
     codes = {n: process.wait() for n, process in processes.items()}
     for n, code in codes.items():

@@ -61,9 +61,9 @@ def runs(small_config: Config, small_dataset: Dataset, tmp_path_factory: pytest.
         )
 
     def end(what: Any, process: subprocess.Popen[bytes], code: int) -> str:
-        said = process.communicate()[1].decode()
-        assert process.returncode == code, f"{what}:\n{said}"
-        return said
+        output = process.communicate()[1].decode()
+        assert process.returncode == code, f"{what}:\n{output}"
+        return output
 
     one, two = start(1), start(2)
     while two.poll() is None and Checkpoints(root / "2" / "checkpoints").newest() is None:

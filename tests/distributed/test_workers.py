@@ -38,16 +38,16 @@ SETTINGS = {
 
 
 def _start(config: Config, dataset: Dataset, out: Path, cluster: list[str]) -> list[subprocess.Popen[str]]:
-    """Train in as many processes as the cluster has workers, of which one that needs no cluster is told none."""
+    """Train in as many processes as the cluster has workers, a single process gets no TF_CONFIG."""
     file = out.parent / f"{config.seed}.yaml"
     file.write_text(dump_config(config))
     words = ["--config", str(file), "--dataset", str(dataset.directory), "--out", str(out)]
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
     started = []
-    for told in cluster:
+    for tf_config in cluster:
         command = [sys.executable, "-m", "clsd.pipeline.cli", "train", *words]
-        environment = {**os.environ, "TF_CONFIG": told}
+        environment = {**os.environ, "TF_CONFIG": tf_config}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, text=True, env=environment, preexec_fn=_hear, **pipes))  # type: ignore[call-overload]
     return started
@@ -58,9 +58,9 @@ def _hear() -> None:
 
 
 def _end(processes: list[subprocess.Popen[str]]) -> list[str]:
-    said = ["".join(process.communicate(timeout=240)) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
-    return said
+    output = ["".join(process.communicate(timeout=240)) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(output)
+    return output
 
 
 def _signalled(processes: list[subprocess.Popen[str]], run: Path, number: int) -> list[str]:
@@ -106,10 +106,10 @@ def test_where_one_of_two_is_killed_the_other_ends_and_both_go_on(
 ) -> None:
     run = tmp_path / "run"
     processes = _start(small_config, small_dataset, run, clusters(2))
-    said = _signalled(processes, run, signal.SIGKILL)[0]
-    assert processes[0].returncode == 75, said
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "lost a machine of the job" in line and "Traceback" not in said
+    output = _signalled(processes, run, signal.SIGKILL)[0]
+    assert processes[0].returncode == 75, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "lost a machine of the job" in line and "Traceback" not in output
     assert not (run / "run.json").exists()
     assert all("continuing after epoch" in text for text in _end(_start(small_config, small_dataset, run, clusters(2))))
     _assert_same(run, one)
@@ -120,9 +120,9 @@ def test_sigterm_at_any_machine_ends_all_with_a_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     processes = _start(small_config, small_dataset, run, clusters(2))
-    said = _signalled(processes, run, signal.SIGTERM)
-    assert [process.returncode for process in processes] == [75, 75], "\n".join(said)
-    assert not any("error: " in text for text in said) and not (run / "run.json").exists()
+    output = _signalled(processes, run, signal.SIGTERM)
+    assert [process.returncode for process in processes] == [75, 75], "\n".join(output)
+    assert not any("error: " in text for text in output) and not (run / "run.json").exists()
     _end(_start(small_config, small_dataset, run, clusters(2)))
     _assert_same(run, one)
 
@@ -142,17 +142,17 @@ def test_a_machine_that_waits_for_others_is_ended_by_ctrl_c(
 def test_machines_that_do_not_begin_alike_are_refused(
     small_config: Config, small_dataset: Dataset, clusters: Clusters, tmp_path: Path
 ) -> None:
-    told = clusters(2)
-    chief = _start(small_config, small_dataset, tmp_path / "run", told[:1])
-    other = _start(small_config.model_copy(update={"seed": 8}), small_dataset, tmp_path / "run", told[1:])
+    tf_configs = clusters(2)
+    chief = _start(small_config, small_dataset, tmp_path / "run", tf_configs[:1])
+    other = _start(small_config.model_copy(update={"seed": 8}), small_dataset, tmp_path / "run", tf_configs[1:])
     for process in (*chief, *other):
-        said = "".join(process.communicate(timeout=120))
-        assert process.returncode == 2, said
-        assert "the machines differ in where they start, or in their settings or data" in said
+        output = "".join(process.communicate(timeout=120))
+        assert process.returncode == 2, output
+        assert "the machines differ in where they start, or in their settings or data" in output
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("tf_config", "message"),
     [
         ("{", "TF_CONFIG: cannot be read"),
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: cannot be read"),
@@ -163,7 +163,7 @@ def test_machines_that_do_not_begin_alike_are_refused(
         ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "names a machine twice"),
     ],
 )
-def test_a_cluster_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, told: str, said: str) -> None:
-    monkeypatch.setenv("TF_CONFIG", told)
-    with pytest.raises(UserError, match=said):
+def test_a_cluster_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, tf_config: str, message: str) -> None:
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+    with pytest.raises(UserError, match=message):
         workers()

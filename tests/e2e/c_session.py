@@ -212,12 +212,12 @@ def main() -> None:
             examples = [example.SerializeToString() for example in request.input.example_list.examples]
             inputs = {"inputs": np.array(examples, object)}
         answers, seconds = session.ask(request.model_spec.signature_name, inputs, rounds)
-        told = {
+        answer = {
             "signature": request.model_spec.signature_name,
             "outputs": {name: values.tolist() for name, values in answers.items()},
             "seconds": seconds,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(answer), flush=True)
     assert not any(name.partition(".")[0] in ("tensorflow", "features", "models", "pipeline") for name in sys.modules)
 
 

@@ -39,13 +39,13 @@ def config_file(settings: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-def _refused(result: Result, *said: str) -> None:
+def _refused(result: Result, *message: str) -> None:
     """Exit code 2 and one line on standard error."""
     assert result.exit_code == 2, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.output
-    for words in said:
+    for words in message:
         assert words in errors[0]
 
 
@@ -88,7 +88,7 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("train.epoch", 3, "did you mean 'epochs'?"),
         ("logs.files", ["none.jsonl"], "none.jsonl: no such file"),
@@ -98,18 +98,18 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     ],
 )
 def test_wrong_settings(
-    cli: Cli, settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path, path: str, value: Any, said: str
+    cli: Cli, settings: dict[str, Any], small_dataset: Dataset, tmp_path: Path, path: str, value: Any, message: str
 ) -> None:
     _set(settings, path, value)
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
     command = ("train", "--dataset", small_dataset.directory) if path.startswith("model") else ("preprocess",)
-    _refused(cli(*command, "--config", config, "--runs", tmp_path / "runs"), said)
+    _refused(cli(*command, "--config", config, "--runs", tmp_path / "runs"), message)
     assert not list((tmp_path / "runs").rglob("*.json"))
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda log: log.write_bytes(b"\n".join(log.read_bytes().split(b"\n")[:99] + [b""] * 200)), "x empty line"),
         (lambda log: log.write_bytes(log.read_bytes().replace(b':"u', b':"\xff', 300)), "x broken UTF-8"),
@@ -118,14 +118,14 @@ def test_wrong_settings(
     ],
 )
 def test_broken_logs(
-    cli: Cli, settings: dict[str, Any], small_log: Path, tmp_path: Path, damage: Callable[[Path], Any], said: str
+    cli: Cli, settings: dict[str, Any], small_log: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     log = Path(shutil.copy(small_log, tmp_path / "log.jsonl"))
     damage(log)
     settings["logs"]["files"] = [str(log)]
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
-    _refused(cli("preprocess", "--config", config, "--runs", tmp_path / "runs"), str(log), said)
+    _refused(cli("preprocess", "--config", config, "--runs", tmp_path / "runs"), str(log), message)
     assert not (tmp_path / "runs" / "small" / "dataset").exists()
 
 
@@ -269,10 +269,10 @@ def test_an_interrupted_job_says_so_and_leaves_no_data_set(
     while process.poll() is None and not list(root.glob(".dataset.*.partial")):
         pass  # until the job has begun
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
-    assert "Traceback" not in said
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130, message
+    assert "interrupted" in message
+    assert "Traceback" not in message
     assert not (root / "dataset").exists()
 
 
@@ -334,10 +334,10 @@ def test_a_killed_worker_process_ends_the_job_in_one_line(config_file: Path, tmp
                     killed = True
                     break
         time.sleep(0.05)
-    _, said = job.communicate(timeout=120)
-    assert killed and job.returncode == 2, said
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "lost a worker process" in line and "Traceback" not in said
+    _, message = job.communicate(timeout=120)
+    assert killed and job.returncode == 2, message
+    (line,) = [line for line in message.splitlines() if line.startswith("error: ")]
+    assert "lost a worker process" in line and "Traceback" not in message
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -367,9 +367,9 @@ def test_preprocessing_that_is_asked_to_end_leaves_nothing(
     while job.poll() is None and not list(tmp_path.glob(".out.*/.spill/*")):
         time.sleep(0.01)
     os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
-    _, said = job.communicate(timeout=120)
-    assert job.returncode == code, said
-    assert [line for line in said.splitlines() if line.startswith(("interrupted", "error"))] == [
+    _, message = job.communicate(timeout=120)
+    assert job.returncode == code, message
+    assert [line for line in message.splitlines() if line.startswith(("interrupted", "error"))] == [
         "interrupted; unfinished results are not used, run the same command again"
     ]
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))

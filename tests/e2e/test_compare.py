@@ -51,8 +51,8 @@ def compared(root: Path, common: list[Any]) -> tuple[Path, subprocess.CompletedP
     for words in (["dataset", "movielens-100k", "--out", root / "data"], ["preprocess", *common]):
         made = _clsd(*words)
         assert made.returncode == 0, made.stderr
-    said = _clsd("compare", *common, "--variants", "configured", "--seeds", 3, "--jobs", 2)
-    return root / "runs" / "movielens-100k" / "compare", said
+    message = _clsd("compare", *common, "--variants", "configured", "--seeds", 3, "--jobs", 2)
+    return root / "runs" / "movielens-100k" / "compare", message
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,12 @@ def result(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str,
 
 
 def test_it_ends_well_and_says_where_the_page_is(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    out, said = compared
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.strip() == str(out / "report.html")
+    out, message = compared
+    assert message.returncode == 0, message.stderr
+    assert message.stdout.strip() == str(out / "report.html")
     assert {"compare.json", "compare.md", "report.html", "log.txt"} <= {path.name for path in out.iterdir()}
     for reference in ("plain", "permuted", "popularity"):
-        assert f"against {reference}, test split, 3 seeds" in said.stderr
+        assert f"against {reference}, test split, 3 seeds" in message.stderr
 
 
 def test_every_control_has_three_seeds(result: dict[str, Any]) -> None:

@@ -21,15 +21,15 @@ def _run(name: str, cwd: Path) -> str:
 
 
 def test_the_pipeline_from_python(tmp_path: Path) -> None:
-    said = _run("pipeline.py", tmp_path)
-    assert float(re.search(r"AUC (0\.\d+)", said)[1]) > 0.5  # type: ignore[index]
-    assert "'confidence'" in said
+    message = _run("pipeline.py", tmp_path)
+    assert float(re.search(r"AUC (0\.\d+)", message)[1]) > 0.5  # type: ignore[index]
+    assert "'confidence'" in message
     assert (tmp_path / "runs" / "example" / "evaluation" / "report.html").exists()
 
 
 def test_a_keras_model_of_ones_own_learns_and_weighs_clicks(tmp_path: Path) -> None:
-    said = _run("own_keras_model.py", tmp_path)
-    least, largest = map(float, re.search(r"clicks weigh ([\d.]+) to ([\d.]+)", said).groups())  # type: ignore[union-attr]
+    message = _run("own_keras_model.py", tmp_path)
+    least, largest = map(float, re.search(r"clicks weigh ([\d.]+) to ([\d.]+)", message).groups())  # type: ignore[union-attr]
     assert least < 1 < largest
 
 

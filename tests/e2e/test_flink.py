@@ -112,10 +112,10 @@ def test_flink_scores_a_log_as_one_process_does(config_file: Path, small_export:
 def test_a_users_mistake_on_flink_is_one_line(config_file: Path, tmp_path: Path) -> None:
     with open(tmp_path / "log-1.jsonl", "ab") as file:
         file.write(b'{"click": 2}\n' * 400)
-    said = _preprocess(config_file, tmp_path / "out", *FLINK)
-    assert said.returncode == 2
-    (line,) = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
-    assert "400 of 6400 rows refused" in line and "Traceback" not in said.stderr
+    message = _preprocess(config_file, tmp_path / "out", *FLINK)
+    assert message.returncode == 2
+    (line,) = [line for line in message.stderr.splitlines() if line.startswith("error: ")]
+    assert "400 of 6400 rows refused" in line and "Traceback" not in message.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -149,9 +149,9 @@ def test_a_killed_worker_leaves_a_whole_data_set_or_none(
     small = ("--set", "preprocess.rows_per_shard=50")
     whole = _preprocess(config_file, tmp_path / "whole", *flink, words=small)
     assert whole.returncode == 0, whole.stderr
-    with open(tmp_path / "said.txt", "wb") as said:
+    with open(tmp_path / "message.txt", "wb") as message:
         command = _command(config_file, tmp_path / "out", *flink, words=small)
-        job = subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT)
+        job = subprocess.Popen(command, stdout=message, stderr=message, cwd=ROOT)
     killed: list[int] = []
     while job.poll() is None:
         if not killed and next(tmp_path.glob(".out.*.partial/*/part-*"), None):
@@ -159,7 +159,7 @@ def test_a_killed_worker_leaves_a_whole_data_set_or_none(
                 os.kill(worker, signal.SIGKILL)
                 killed.append(worker)
         time.sleep(0.002)
-    text = (tmp_path / "said.txt").read_text()
+    text = (tmp_path / "message.txt").read_text()
     assert killed and "Traceback" not in text, text
     if job.returncode == 0:
         assert _files(tmp_path / "out") == _files(tmp_path / "whole")
@@ -186,9 +186,9 @@ def test_a_worker_that_never_comes_ends_the_job(config_file: Path, tmp_path: Pat
     try:
         flink = [*FLINK, "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"]
         words = ("--set", "preprocess.stalled_minutes=0.5")
-        said = _preprocess(config_file, tmp_path / "out", *flink, words=words)
+        message = _preprocess(config_file, tmp_path / "out", *flink, words=words)
     finally:
         pool.stop(0)
-    assert said.returncode == 2, said.stderr
-    assert "error: Beam's engine: wrote nothing for 0.5 minutes" in said.stderr and "Traceback" not in said.stderr
+    assert message.returncode == 2, message.stderr
+    assert "error: Beam's engine: wrote nothing for 0.5 minutes" in message.stderr and "Traceback" not in message.stderr
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))

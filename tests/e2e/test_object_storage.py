@@ -150,8 +150,8 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
     assert "left_over" not in _objects(out)
     assert Dataset.load(out).verify()
     (as_path(f"{BUCKET}/mine") / "thesis.txt").write_text("not clsd's")
-    said = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2).stderr
-    assert "did not make" in said
+    message = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2).stderr
+    assert "did not make" in message
     assert _objects(f"{BUCKET}/mine") == ["thesis.txt"]
 
 
@@ -223,20 +223,20 @@ def test_an_object_that_is_not_written_to_its_end_does_not_appear(store: dict[st
 
 
 def test_stores_that_cannot_be_reached_are_named_in_one_line(config_file: Path, store: dict[str, str]) -> None:
-    def said(*words: object, **environment: str) -> str:
+    def message(*words: object, **environment: str) -> str:
         lines = _clsd({**store, **environment}, *words, code=2).stderr.splitlines()
         (error,) = [line for line in lines if line.startswith("error: ")]
         return error
 
     given = ("--config", config_file)
-    assert "no such file" in said("preprocess", *given, "--set", f"logs.files=[{BUCKET}/none/*]", "--runs", "runs")
-    missing = said("preprocess", *given, "--out", "s3://nowhere/dataset")
+    assert "no such file" in message("preprocess", *given, "--set", f"logs.files=[{BUCKET}/none/*]", "--runs", "runs")
+    missing = message("preprocess", *given, "--out", "s3://nowhere/dataset")
     assert "s3://nowhere/dataset: the object store refuses" in missing
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    silent = said("inspect", f"{BUCKET}/any", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
+    silent = message("inspect", f"{BUCKET}/any", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
     assert "the object store refuses or cannot be reached" in silent
-    assert "no such data set" in said("inspect", f"{BUCKET}/any")
-    assert "nosuch://x: cannot be reached" in said("inspect", "nosuch://x")
-    assert "is not a local path" in said("compare", *given, "--runs", f"{BUCKET}/runs")
+    assert "no such data set" in message("inspect", f"{BUCKET}/any")
+    assert "nosuch://x: cannot be reached" in message("inspect", "nosuch://x")
+    assert "is not a local path" in message("compare", *given, "--runs", f"{BUCKET}/runs")

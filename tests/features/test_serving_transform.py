@@ -51,7 +51,7 @@ def _raw(serving: ServingTransform, schema: Schema, batch: pa.RecordBatch) -> di
 def _examples(
     serving: ServingTransform, schema: Schema, batch: pa.RecordBatch, rng: np.random.Generator
 ) -> list[bytes]:
-    """The batch as serialized Examples; what is missing is left out, empty, or said, by turns."""
+    """The batch as serialized Examples; what is missing is left out, empty, or marked as missing, in turn."""
     out = []
     for row in batch.to_pylist():
         example = tf.train.Example()

@@ -150,7 +150,7 @@ def make_model(spec: InputSpec) -> Callable[..., ClsdModel]:
 
 @pytest.fixture(scope="session")
 def step() -> Callable[..., np.ndarray]:
-    """One eager step; the totals of the batch."""
+    """One eager step; the sums of the batch."""
 
     def run(model: ClsdModel, batch: dict[str, Any]) -> np.ndarray:
         return model.train_metric_sums({name: tf.constant(x) for name, x in batch.items()}).numpy()

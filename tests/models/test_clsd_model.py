@@ -69,8 +69,8 @@ def test_gate_and_moments_rest_in_warm_up(
     model = make_model(warmup_steps=2, gate=gate)
     before = values(model.gate)
     for seed in range(2):
-        totals = dict(zip(METRIC_SUMS, step(model, make_batch(seed=seed)), strict=True))
-        assert totals["gate_rows"] == 0 and totals["weight"] == totals["clicks"]
+        sums = dict(zip(METRIC_SUMS, step(model, make_batch(seed=seed)), strict=True))
+        assert sums["gate_rows"] == 0 and sums["weight"] == sums["clicks"]
     np.testing.assert_array_equal(values(model.gate), before)
     assert not model.moments.numpy().any()
     step(model, make_batch(seed=2))
@@ -114,7 +114,7 @@ BY_HAND = {
 
 
 class ByHand(NamedTuple):
-    totals: np.ndarray
+    sums: np.ndarray
     moments: np.ndarray
     to_logit: np.ndarray  # dL/ds
     weight: np.ndarray
@@ -167,7 +167,7 @@ def test_a_weighted_step_is_the_same_step_in_numpy(
     batch["valid"][-5:] = 0
     by_hand = _by_hand(model, batch, prior_ctr=settings.get("prior_ctr", 0.5))
     bias = model.backbone.head.bias.numpy()
-    np.testing.assert_allclose(step(model, batch), by_hand.totals, rtol=2e-6)
+    np.testing.assert_allclose(step(model, batch), by_hand.sums, rtol=2e-6)
     np.testing.assert_allclose(model.moments, by_hand.moments, rtol=2e-6)
     np.testing.assert_allclose(model.backbone.head.bias, bias - 0.1 * by_hand.to_logit.sum(), atol=1e-7)
 
@@ -262,11 +262,11 @@ def test_first_weighted_batch_of_one_class_gives_finite_weights(
     make_model: MakeModel, make_batch: MakeBatch, step: Step, values: Values, teacher: str, ctr: float
 ) -> None:
     model = make_model(teacher=teacher)
-    expected = _by_hand(model, make_batch(ctr=ctr)).totals if ctr else None
-    totals = step(model, make_batch(ctr=ctr))
+    expected = _by_hand(model, make_batch(ctr=ctr)).sums if ctr else None
+    sums = step(model, make_batch(ctr=ctr))
     if expected is not None:
-        np.testing.assert_allclose(totals, expected, rtol=2e-6)
-    assert np.isfinite(totals[: len(SUMS)]).all() and np.isfinite(values(model)).all()
+        np.testing.assert_allclose(sums, expected, rtol=2e-6)
+    assert np.isfinite(sums[: len(SUMS)]).all() and np.isfinite(values(model)).all()
 
 
 def test_batch_of_padding_alone_changes_nothing(

@@ -50,17 +50,17 @@ def test_batch_without_positives_leaves_the_moments_and_trains_the_rest(
     for seed in range(2):
         step(model, make_batch(seed=seed))
     moments, weight_moments, before = model.moments.numpy(), model.weight_moments.numpy(), values(model.backbone)
-    totals = dict(zip(METRIC_SUMS, step(model, make_batch(seed=2, ctr=0.0)), strict=True))
+    sums = dict(zip(METRIC_SUMS, step(model, make_batch(seed=2, ctr=0.0)), strict=True))
     np.testing.assert_array_equal(model.moments, moments)
     np.testing.assert_array_equal(model.weight_moments, weight_moments)
     assert (
         moments.all() == model.confidence_settings.weighted
         and weight_moments.all() == model.confidence_settings.uninformative
     )
-    assert totals["clicks"] == totals["weight"] == 0
-    assert totals["gate_rows"] == (32 if model.confidence_settings.gate == "calibration" else 0)
+    assert sums["clicks"] == sums["weight"] == 0
+    assert sums["gate_rows"] == (32 if model.confidence_settings.gate == "calibration" else 0)
     assert np.isfinite(values(model)).all() and (values(model.backbone) != before).any()
-    shown = metrics_from(tf.constant(list(totals.values())))
+    shown = metrics_from(tf.constant(list(sums.values())))
     assert all(np.isfinite(float(x)) for x in shown.values()) and float(shown["largest_weight"]) == 0
 
 
@@ -91,8 +91,8 @@ def test_one_click_a_batch_is_enough(
         batch = make_batch(seed=seed)
         batch["label"][:] = 0
         batch["label"][5 * seed] = 1
-        totals = step(model, batch)
-        assert np.isfinite(totals).all() and dict(zip(METRIC_SUMS, totals, strict=True))["least_weight"] > 0
+        sums = step(model, batch)
+        assert np.isfinite(sums).all() and dict(zip(METRIC_SUMS, sums, strict=True))["least_weight"] > 0
     assert np.isfinite(values(model)).all()
 
 
@@ -111,9 +111,9 @@ def test_logits_that_are_no_numbers_show_in_the_loss_and_raise_nothing(
             variable.assign(value)
         model.backbone.head.bias.assign([logit])
         for _ in range(2):
-            totals = run(batch)
-            assert np.isfinite(float(metrics_from(totals)["loss"])) == (logit == 0.1)
-            assert float(totals[0]) == 32 and totals.shape == len(METRIC_SUMS)
+            sums = run(batch)
+            assert np.isfinite(float(metrics_from(sums)["loss"])) == (logit == 0.1)
+            assert float(sums[0]) == 32 and sums.shape == len(METRIC_SUMS)
         scores = model.score(batch["ids"], batch["values"])
         measured = measure(batch["label"].numpy(), scores.logit.numpy())
         if logit != 0.1:

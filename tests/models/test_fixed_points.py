@@ -63,15 +63,15 @@ class Trained:
 
         @tf.function
         def steps(count: Any) -> Any:
-            totals = tf.zeros([len(METRIC_SUMS)])
+            sums = tf.zeros([len(METRIC_SUMS)])
             for _ in tf.range(count):
-                totals = model.train_metric_sums(self._data)
-            return totals
+                sums = model.train_metric_sums(self._data)
+            return sums
 
         self._steps = steps
 
     def train(self, steps: int = STEPS) -> Trained:
-        self.totals = dict(zip(METRIC_SUMS, self._steps(tf.constant(steps)).numpy().astype(np.float64), strict=True))
+        self.sums = dict(zip(METRIC_SUMS, self._steps(tf.constant(steps)).numpy().astype(np.float64), strict=True))
         scores = self.model.score(self._data["ids"], self._data["values"])
         self.rows = Scores(*(np.array(x, np.float64) for x in scores))
         self.logit, self.confidence, self.weight, self.correction, self.ctr_logit = (x[self._first] for x in self.rows)
@@ -277,9 +277,9 @@ def test_fact_4_mean_prediction_is_the_ctr_less_the_covariance_of_weight_and_pre
 ) -> None:
     result = tabular(**settings, **UNBOUNDED).train()
     covariance = np.average((result.weight - 1) * result.p, weights=ETA)
-    totals = result.totals
-    assert totals["weight"] / totals["clicks"] == pytest.approx(1.0, rel=1e-5)
-    assert totals["predicted"] / totals["rows"] == pytest.approx(ETA.mean() * (1 - covariance), rel=1e-4)
+    sums = result.sums
+    assert sums["weight"] / sums["clicks"] == pytest.approx(1.0, rel=1e-5)
+    assert sums["predicted"] / sums["rows"] == pytest.approx(ETA.mean() * (1 - covariance), rel=1e-4)
     assert covariance > 0.01  # else the equation would say nothing
 
 

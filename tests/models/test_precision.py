@@ -68,7 +68,7 @@ def test_the_policy_of_the_process_stays_as_it_was(spec: InputSpec) -> None:
 
 def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: MakeBatch) -> None:
     """Teacher, gate and weights included: 80 steps, loss within 1 % and mean CTR within 1 %."""
-    totals = {}
+    sums = {}
     for precision in ("float32", "mixed_bfloat16"):
         keras.utils.set_random_seed(3)
         model = ClsdModel(
@@ -87,10 +87,10 @@ def test_a_weighted_run_ends_near_that_of_float32(spec: InputSpec, make_batch: M
         result = [step(_learnable(make_batch(256, seed), seed)).numpy() for seed in range(80)]
         losses = [np.sum(part, axis=0)[1] for part in (result[:40], result[40:])]
         assert losses[1] < 0.97 * losses[0], "nothing was learnt"
-        totals[precision] = np.sum(result[40:], axis=0)[:6]
+        sums[precision] = np.sum(result[40:], axis=0)[:6]
     # Rows, losses, predicted, clicks, and the weights' sum and sum of squares.
-    np.testing.assert_allclose(totals["mixed_bfloat16"], totals["float32"], rtol=0.01)
-    _, _, _, clicks, weight, squared = totals["mixed_bfloat16"]
+    np.testing.assert_allclose(sums["mixed_bfloat16"], sums["float32"], rtol=0.01)
+    _, _, _, clicks, weight, squared = sums["mixed_bfloat16"]
     assert clicks * squared > 1.001 * weight**2, "all clicks weigh alike"
 
 

@@ -28,8 +28,8 @@ SEPARATE = ["frozen", "ema", "previous"]
 BARE = {"normalise": "none", "blend": math.inf, "gate": "off", "eps": 1e-6}
 
 
-def _named(totals: np.ndarray) -> dict[str, float]:
-    return dict(zip(METRIC_SUMS, totals.tolist(), strict=True))
+def _named(sums: np.ndarray) -> dict[str, float]:
+    return dict(zip(METRIC_SUMS, sums.tolist(), strict=True))
 
 
 def _trace(model: ClsdModel, batches: list[Batch], values: Values) -> tuple[list[Any], list[Any]]:
@@ -141,14 +141,14 @@ def test_scoring_the_positives_alone_changes_nothing(
 def test_scores_that_a_batch_brings_stand_for_the_teachers(
     make_model: MakeModel, make_batch: MakeBatch, step: Step, values: Values
 ) -> None:
-    asked, told, misled = (make_model() for _ in range(3))
+    asked, given, misled = (make_model() for _ in range(3))
     batch = make_batch()
     q = sigmoid(asked.teacher_logit(batch["ids"], batch["values"])).astype(np.float32) * batch["label"]
-    totals = step(asked, batch)
-    np.testing.assert_allclose(step(told, {**batch, "teacher": q}), totals, rtol=1e-6)
-    np.testing.assert_allclose(values(told.backbone), values(asked.backbone), rtol=0, atol=1e-7)
+    sums = step(asked, batch)
+    np.testing.assert_allclose(step(given, {**batch, "teacher": q}), sums, rtol=1e-6)
+    np.testing.assert_allclose(values(given.backbone), values(asked.backbone), rtol=0, atol=1e-7)
     other = _named(step(misled, {**batch, "teacher": np.square(q)}))
-    assert abs(other["weight_squared"] - _named(totals)["weight_squared"]) > 0.1
+    assert abs(other["weight_squared"] - _named(sums)["weight_squared"]) > 0.1
 
 
 @pytest.mark.parametrize("teacher", [*SEPARATE, "self"])
@@ -170,9 +170,9 @@ def test_fact_8_self_teacher_is_the_very_pass_with_its_dropout(
     model, batch = make_model(teacher="self", **BARE, options=DROPOUT), make_batch(ctr=1.1)
     assert model.teacher is None
     without = sigmoid(model(batch)).sum()
-    totals = _named(step(model, batch))
-    assert totals["weight"] == pytest.approx(totals["predicted"], rel=1e-6)  # every row is a positive with w = p
-    assert totals["weight"] != pytest.approx(without, rel=1e-3)  # the pass had a mask
+    sums = _named(step(model, batch))
+    assert sums["weight"] == pytest.approx(sums["predicted"], rel=1e-6)  # every row is a positive with w = p
+    assert sums["weight"] != pytest.approx(without, rel=1e-3)  # the pass had a mask
 
 
 @pytest.mark.parametrize("teacher", SEPARATE)
@@ -181,9 +181,9 @@ def test_fact_8_separate_teacher_scores_without_dropout(
 ) -> None:
     model, batch = make_model(teacher=teacher, **BARE, options=DROPOUT), make_batch(ctr=1.1)
     q = sigmoid(model(batch))
-    totals = _named(step(model, batch))
-    assert totals["weight"] == pytest.approx(q.sum(), rel=1e-6)
-    assert totals["predicted"] != pytest.approx(q.sum(), rel=1e-3)
+    sums = _named(step(model, batch))
+    assert sums["weight"] == pytest.approx(q.sum(), rel=1e-6)
+    assert sums["predicted"] != pytest.approx(q.sum(), rel=1e-3)
 
 
 @pytest.mark.parametrize("teacher", [*SEPARATE, "self"])
@@ -214,10 +214,10 @@ def test_score_of_an_item_is_looked_up_by_its_id(
     batch = make_batch(rows=64)
     q = ITEMS[batch["ids"][:, 1]]
     p, y = sigmoid(model(batch)), batch["label"]
-    totals = _named(step(model, batch))
+    sums = _named(step(model, batch))
     expected = [np.sum(y * x) for x in (np.ones(64), q, q * (1 - p), 1 - p)]
     np.testing.assert_allclose(model.moments, expected, rtol=1e-5)
-    assert totals["weight"] == pytest.approx(np.sum(y * np.maximum(q, 1e-6)), rel=1e-5)
+    assert sums["weight"] == pytest.approx(np.sum(y * np.maximum(q, 1e-6)), rel=1e-5)
     scores = model.score(tf.constant(batch["ids"]), tf.constant(batch["values"]))
     np.testing.assert_allclose(scores.weight, np.maximum(q, 1e-6), rtol=1e-6)
     assert len(set(q.tolist())) > 10 and (q == 0).any() and model.teacher is None
@@ -259,12 +259,12 @@ def test_unknown_intensity_weighs_1_and_does_not_enter_c(
     w[known] = a / c if math.isinf(blend) else (1 + a / c) / 2
     s, y = model(batch).numpy().astype(np.float64), batch["label"]
     losses = np.logaddexp(0, -s[:20]) @ w + np.logaddexp(0, s[20:]).sum()
-    totals = _named(step(model, batch))
+    sums = _named(step(model, batch))
     np.testing.assert_allclose(model.moments[:2], [known.sum(), q.sum()], rtol=1e-6)
-    assert totals["weight"] == pytest.approx(w.sum(), rel=1e-6)
-    assert totals["weight_squared"] == pytest.approx(np.square(w).sum(), rel=1e-6)
-    assert totals["loss"] == pytest.approx(losses, rel=1e-6)
-    assert y.sum() == totals["clicks"] == 20 and known.sum() == 14
+    assert sums["weight"] == pytest.approx(w.sum(), rel=1e-6)
+    assert sums["weight_squared"] == pytest.approx(np.square(w).sum(), rel=1e-6)
+    assert sums["loss"] == pytest.approx(losses, rel=1e-6)
+    assert y.sum() == sums["clicks"] == 20 and known.sum() == 14
 
 
 def test_batch_whose_intensities_are_all_unknown_is_plain_cross_entropy(
@@ -286,7 +286,7 @@ def test_gate_centres_what_is_no_model_too(
     batch, before = _with_intensity(make_batch()), values(model.gate)
     q = np.maximum(batch["intensity"], 0) if source == "intensity" else ITEMS[batch["ids"][:, 1]]
     q = q[(batch["label"] == 1) & np.isfinite(q)].astype(np.float64)
-    totals = _named(step(model, batch))
-    assert totals["gate_rows"] == len(q)
-    assert totals["gate_loss"] == pytest.approx(np.square(q - q.mean()).sum(), rel=1e-5)  # g is 0 in the first step
+    sums = _named(step(model, batch))
+    assert sums["gate_rows"] == len(q)
+    assert sums["gate_loss"] == pytest.approx(np.square(q - q.mean()).sum(), rel=1e-5)  # g is 0 in the first step
     assert (values(model.gate) != before).any()

@@ -87,10 +87,10 @@ def killed(
         "--seeds",
         "2",
     ]
-    with open(root / "said.txt", "wb") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    with open(root / "output.txt", "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         while len(_results(out)) < 3:
-            assert process.poll() is None, (root / "said.txt").read_text()
+            assert process.poll() is None, (root / "output.txt").read_text()
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -117,11 +117,11 @@ def test_cells_are_the_mean_difference_its_deviation_and_a_star(result: dict[str
 def test_the_terminal_and_markdown_show_every_variant_and_the_metrics_that_there_are(result: dict[str, Any]) -> None:
     out = StringIO()
     Console(file=out, width=200).print(table(result, "plain"))
-    said = out.getvalue()
-    assert "against plain, test split, 3 seeds" in said
-    assert TESTED["auc"].label in said
-    assert TESTED["ndcg"].label not in said
-    assert "paper (collapsed)" in said
+    output = out.getvalue()
+    assert "against plain, test split, 3 seeds" in output
+    assert TESTED["auc"].label in output
+    assert TESTED["ndcg"].label not in output
+    assert "paper (collapsed)" in output
     written = markdown(result)
     rows = [line for line in written.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 * (1 + 5)

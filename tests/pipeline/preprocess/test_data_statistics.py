@@ -83,7 +83,7 @@ def test_missing_is_counted_in_every_split(make_config: Make, small_log: Path, t
 
 
 @pytest.mark.parametrize(
-    ("gates", "said"),
+    ("gates", "message"),
     [
         ({"min_ctr": 0.5}, r"the train split's CTR is 2\d\.\d+%, not within 0.5 and 1"),
         ({"max_ctr": 0.01}, r"the train split's CTR is 2\d\.\d+%, not within 0 and 0.01"),
@@ -91,9 +91,9 @@ def test_missing_is_counted_in_every_split(make_config: Make, small_log: Path, t
     ],
 )
 def test_a_gate_that_does_not_hold_leaves_no_data_set(
-    make_config: Make, tmp_path: Path, gates: dict[str, float], said: str
+    make_config: Make, tmp_path: Path, gates: dict[str, float], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         preprocess(make_config(preprocess={"gates": gates}), tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()
 

@@ -43,11 +43,11 @@ def test_they_are_written_in_the_order_of_the_logs(tmp_path: Path, monkeypatch: 
     assert len(spilled) == 3 + 1 + 3
     assert max(batch.spilled.rows for batch in spilled) == 10
     random.Random(1).shuffle(spilled)
-    told = write_dead_letters(str(tmp_path), (0, spilled))
+    summary = write_dead_letters(str(tmp_path), (0, spilled))
     everything = [dead_letter for _, refused in input_splits for dead_letter in refused]
     lines = gzip.decompress((tmp_path / DEAD_LETTERS).read_bytes()).decode().splitlines()
     assert [DeadLetter(**json.loads(line)) for line in lines] == everything
-    assert told["rows"] == len(everything) and told["first"] == everything[0].__dict__
-    assert told["reasons"] == {
+    assert summary["rows"] == len(everything) and summary["first"] == everything[0].__dict__
+    assert summary["reasons"] == {
         f"reason {r}": sum(dead_letter.reason == f"reason {r}" for dead_letter in everything) for r in range(3)
     }

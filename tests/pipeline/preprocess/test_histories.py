@@ -55,7 +55,7 @@ def test_an_empty_batch_has_empty_histories() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "roles", "said"),
+    ("changes", "roles", "message"),
     [
         (
             {"clicks_of": "itm"},
@@ -67,8 +67,8 @@ def test_an_empty_batch_has_empty_histories() -> None:
         ({"dtype": "int64", "share": ""}, ROLES, "'item' is not a column of type int64"),
     ],
 )
-def test_what_cannot_be_made_is_refused(changes: dict[str, Any], roles: dict[str, str], said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+def test_what_cannot_be_made_is_refused(changes: dict[str, Any], roles: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         Schema(features=[ITEM, {**LAST_3, **changes}], **roles)
 
 

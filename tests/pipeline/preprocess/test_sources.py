@@ -187,7 +187,7 @@ def test_a_key_depends_on_the_place_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
         (lambda p: None, "no such file"),
         (lambda p: p.write_bytes(b""), "is empty"),
@@ -198,13 +198,13 @@ def test_a_key_depends_on_the_place_alone(tmp_path: Path) -> None:
         (lambda p: _jsonl(p, [{"user": 3, "n": 1, "click": 1, "t": 1}]), "set the feature's dtype: int64"),
     ],
 )
-def test_a_log_that_cannot_be_used_is_refused_before_the_job(tmp_path: Path, write: Any, said: str) -> None:
+def test_a_log_that_cannot_be_used_is_refused_before_the_job(tmp_path: Path, write: Any, message: str) -> None:
     path = tmp_path / "log.jsonl"
     write(path)
     with pytest.raises(UserError) as error:
         plan(LogSettings(files=[str(path)]), SCHEMA)
     assert str(path) in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_an_ending_that_tells_nothing_is_refused(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_a_line_nested_deeper_than_python_goes_is_a_dead_letter(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "changes", "said"),
+    ("column", "values", "changes", "message"),
     [
         ("user", [["a"]], {}, "feature 'user' is read as one value, and the log has lists"),
         ("user", [{"a": 1}], {}, "feature 'user' is read as one value, and the log has objects"),
@@ -411,7 +411,7 @@ def test_a_line_nested_deeper_than_python_goes_is_a_dead_letter(tmp_path: Path) 
     ],
 )
 def test_a_column_of_another_shape_is_refused_before_the_job(
-    tmp_path: Path, column: str, values: list[Any], changes: dict[str, Any], said: str
+    tmp_path: Path, column: str, values: list[Any], changes: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "log.parquet"
     pq.write_table(pa.Table.from_pylist([{**row, column: values[0]} for row in ROWS]), path)
@@ -423,7 +423,7 @@ def test_a_column_of_another_shape_is_refused_before_the_job(
             raw["features"].append({"name": name, **change})
     with pytest.raises(UserError) as error:
         plan(LogSettings(files=[str(path)]), Schema.model_validate(raw))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_batch_with_faults_and_one_without_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_missing_and_unknown_values_are_scored(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"price": "cheap"}, "rows:2: 'price' is \"cheap\", the model takes float32"),
         ({"user_id": 5}, "'user_id' is 5, the model takes string"),
@@ -118,10 +118,10 @@ def test_missing_and_unknown_values_are_scored(model: Path) -> None:
         ({"price": 10**400}, "'price' is too large a number, the model takes float32"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named_with_its_row(model: Path, row: dict[str, Any], said: str) -> None:
+def test_a_value_of_the_wrong_type_is_named_with_its_row(model: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         Predictor(model).predict([{}, row])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_lines_that_are_no_rows_are_named() -> None:

@@ -116,10 +116,10 @@ def test_an_export_that_does_not_pass_publishes_nothing(
         publish(1, against=tmp_path / "elsewhere")
     publish(1, require=["auc>=0.4", "log_loss<1"], against=models)  # the first has none to be held against
     publish(2, against=models)  # as good as itself
-    told = json.loads((models / "2" / "assets.extra" / "clsd.json").read_text())
-    assert told["metrics"] == metrics
-    told["metrics"]["auc"] += 0.1
-    (models / "2" / "assets.extra" / "clsd.json").write_text(json.dumps(told))
+    metadata = json.loads((models / "2" / "assets.extra" / "clsd.json").read_text())
+    assert metadata["metrics"] == metrics
+    metadata["metrics"]["auc"] += 0.1
+    (models / "2" / "assets.extra" / "clsd.json").write_text(json.dumps(metadata))
     with pytest.raises(OutOfBoundsError, match=r"--against .*2: auc 0\.\d+ is worse than 0\.\d+ of the version served"):
         publish(3, against=models)
     with pytest.raises(UserError, match="needs metrics of the model; run `clsd evaluate` first"):
@@ -148,8 +148,8 @@ def test_the_command_leaves_with_3_where_a_bound_is_not_held_and_with_2_where_it
         main, [*command, "--set", "export.candidates=[price]", "--require", "auc>0.3", "--version", "7"]
     )
     assert done.exit_code == 0, done.stderr
-    told = json.loads((tmp_path / "models" / "7" / "assets.extra" / "clsd.json").read_text())
-    assert told["export"]["candidates"] == ["price"]
+    metadata = json.loads((tmp_path / "models" / "7" / "assets.extra" / "clsd.json").read_text())
+    assert metadata["export"]["candidates"] == ["price"]
 
 
 def test_metrics_of_another_run_are_none(
@@ -158,8 +158,8 @@ def test_metrics_of_another_run_are_none(
     assert known_headline(tmp_path, small_run) is None
     evaluate(small_dataset, small_run, tmp_path / "evaluation", settings=small_config.evaluate)
     other = Path(shutil.copytree(small_run, tmp_path / "run"))
-    told = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**told, "fingerprint": "another"}))
+    metadata = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**metadata, "fingerprint": "another"}))
     assert known_headline(tmp_path / "evaluation", other) is None
 
 
@@ -184,8 +184,8 @@ def test_rolling_back_takes_the_newer_versions_out_of_sight(tmp_path: Path) -> N
     # The older first: as long as the newest is there, a server loads none in between.
     assert (served.name, [version.name for version in gone]) == ("9", ["withdrawn-10", "withdrawn-100"])
     assert (tmp_path / "withdrawn-10" / MODEL_FILE).read_text() == "10"
-    for to, said in ((None, "has no version before the newest"), (9, "serves 9 already"), (8, "has no version 8")):
-        with pytest.raises(UserError, match=said):
+    for to, message in ((None, "has no version before the newest"), (9, "serves 9 already"), (8, "has no version 8")):
+        with pytest.raises(UserError, match=message):
             withdraw(tmp_path, to)
 
 

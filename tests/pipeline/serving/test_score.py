@@ -69,14 +69,14 @@ def test_scores_are_the_online_ones_in_the_logs_order(
     format: str,
     tmp_path: Path,
 ) -> None:
-    told = score(_of(small_export, small_log), small_export, tmp_path / "out", format=format)
+    summary = score(_of(small_export, small_log), small_export, tmp_path / "out", format=format)
     result = _read(tmp_path / "out")
     _assert_scored(result, rows, expected)
     assert {"click", "timestamp", "intensity", "accidental"} <= set(result.column_names)  # carried along
     assert result["click"].to_pylist() == [row["click"] for row in rows]
-    assert told["rows"] == {"read": 6000, "refused": 0, "scored": 6000}
-    assert told["mean"]["ctr"] == pytest.approx(np.mean(expected["ctr"]), abs=1e-6)
-    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == told
+    assert summary["rows"] == {"read": 6000, "refused": 0, "scored": 6000}
+    assert summary["mean"]["ctr"] == pytest.approx(np.mean(expected["ctr"]), abs=1e-6)
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == summary
     assert not (tmp_path / "out" / "job.json").exists() and not (tmp_path / "out" / ".spill").exists()
 
 
@@ -113,11 +113,11 @@ def test_lines_that_do_not_parse_are_dead_letters_and_the_others_keep_their_orde
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
     config = _of(small_export, tmp_path / "log.jsonl")
     lenient = config.preprocess.model_copy(update={"max_refused": 0.1})
-    told = score(config.model_copy(update={"preprocess": lenient}), small_export, tmp_path / "out")
+    summary = score(config.model_copy(update={"preprocess": lenient}), small_export, tmp_path / "out")
     good = [at for at in range(100) if at not in (3, 50)]
     kept = {name: [values[at] for at in good] for name, values in expected.items()}
     _assert_scored(_read(tmp_path / "out"), [rows[at] for at in good], kept)
-    assert told["rows"] == {"read": 100, "refused": 2, "scored": 98}
+    assert summary["rows"] == {"read": 100, "refused": 2, "scored": 98}
     with gzip.open(tmp_path / "out" / "dead_letters.jsonl.gz", "rt") as file:
         assert [json.loads(line)["line"] for line in file] == [4, 51]
 
@@ -155,8 +155,8 @@ def test_a_csv_has_as_text_what_the_model_has_as_a_list(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = [{**row, "tags": "|".join(row["tags"])} for row in rows[:60]]
-    pa.csv.write_csv(pa.Table.from_pylist(told).drop_columns(["accidental"]), tmp_path / "log.csv")
+    as_text = [{**row, "tags": "|".join(row["tags"])} for row in rows[:60]]
+    pa.csv.write_csv(pa.Table.from_pylist(as_text).drop_columns(["accidental"]), tmp_path / "log.csv")
     next(f for f in settings["rows"]["features"] if f["name"] == "tags")["separator"] = "|"
     settings["logs"]["files"] = [str(tmp_path / "log.csv")]
     score(parse_config(settings, "config"), small_export, tmp_path / "out")
@@ -177,13 +177,13 @@ def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
     dataset = preprocess(config, tmp_path / "dataset")
     train(config, dataset, tmp_path / "run")
     model = export(dataset, tmp_path / "run", tmp_path / "models", version=1)
-    told = [
+    requests = [
         {**row, "history": [other["item_id"] for other in rows[at : at + at % 7]]} for at, row in enumerate(rows[:60])
     ]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requests))
     score(_of(model, tmp_path / "log.jsonl"), model, tmp_path / "out")
-    answers = Predictor(model).predict(told)
-    _assert_scored(_read(tmp_path / "out"), told, {name: [answer[name] for answer in answers] for name in OUTPUTS})
+    answers = Predictor(model).predict(requests)
+    _assert_scored(_read(tmp_path / "out"), requests, {name: [answer[name] for answer in answers] for name in OUTPUTS})
     pq.write_table(pa.Table.from_pylist(rows[:60]), tmp_path / "log.parquet")
     with pytest.raises(UserError, match="has no column 'history': preprocessing derived it from the clicks of the log"):
         score(_of(model, tmp_path / "log.parquet"), model, tmp_path / "other")

@@ -101,20 +101,20 @@ def test_logs_of_the_model_server_itself_are_read(
     with (small_export / WARMUP_REQUESTS_FILE).open("rb") as file:
         for record in read_records(file, "warm-up"):
             log = PredictionLog.FromString(record)
-            told = getattr(log, log.WhichOneof("log_type"))
-            asked = loaded.signatures[told.request.model_spec.signature_name]
+            entry = getattr(log, log.WhichOneof("log_type"))
+            asked = loaded.signatures[entry.request.model_spec.signature_name]
             if log.WhichOneof("log_type") == "predict_log":
-                inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in told.request.inputs.items()}
+                inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in entry.request.inputs.items()}
                 for name, answer in asked(**inputs).items():
-                    told.response.outputs[name].CopyFrom(tf.make_tensor_proto(answer.numpy()))
+                    entry.response.outputs[name].CopyFrom(tf.make_tensor_proto(answer.numpy()))
             else:
-                examples = [example.SerializeToString() for example in told.request.input.example_list.examples]
+                examples = [example.SerializeToString() for example in entry.request.input.example_list.examples]
                 answers = asked(inputs=tf.constant(examples))
                 for at in range(len(examples)):
                     if "outputs" in answers:
-                        told.response.result.regressions.add(value=float(answers["outputs"][at]))
+                        entry.response.result.regressions.add(value=float(answers["outputs"][at]))
                     else:
-                        result = told.response.result.classifications.add()
+                        result = entry.response.result.classifications.add()
                         for name, value in zip(("no click", "click"), answers["scores"][at].numpy(), strict=True):
                             result.classes.add(label=name, score=float(value))
             logs.append(log.SerializeToString())
@@ -162,8 +162,8 @@ def test_how_the_version_in_service_was_exported_is_what_it_is_held_to(
     log = _log(tmp_path / "log.jsonl", [{**row, **answer} for row, answer in zip(asked, answers, strict=True)])
     assert "ctr" in skew(log, small_dataset, small_run, **BOUNDS)["differ"]
     assert skew(log, small_dataset, small_run, model=cheap, **BOUNDS)["differ"] == []
-    told = json.loads((cheap / "assets.extra" / "clsd.json").read_text())
-    (cheap / "assets.extra" / "clsd.json").write_text(json.dumps({**told, "fingerprint": "another"}))
+    metadata = json.loads((cheap / "assets.extra" / "clsd.json").read_text())
+    (cheap / "assets.extra" / "clsd.json").write_text(json.dumps({**metadata, "fingerprint": "another"}))
     with pytest.raises(UserError, match=r"is not from the run in .*; give the run that it was exported from"):
         skew(log, small_dataset, small_run, model=cheap, **BOUNDS)
 
@@ -179,7 +179,7 @@ def test_records_are_told_from_json_whatever_the_length_of_the_first(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "holds no request"),
         ('{"user_id": "u1"}\n{', "log:2: is not JSON"),
@@ -192,12 +192,12 @@ def test_records_are_told_from_json_whatever_the_length_of_the_first(
     ],
 )
 def test_a_log_that_cannot_be_read_is_named(
-    content: str, said: str, small_dataset: Dataset, small_run: Path, tmp_path: Path
+    content: str, message: str, small_dataset: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "log").write_text(content)
     with pytest.raises(UserError) as error:
         skew(tmp_path / "log", small_dataset, small_run, **BOUNDS)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_command_leaves_with_3_where_something_moved(

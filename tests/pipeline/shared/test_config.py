@@ -82,10 +82,10 @@ def test_a_missing_setting_is_named(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [1\n", "is not YAML"), ("- 1\n", "is not a mapping"), ("a: b: c\n", ":1: is not YAML")]
+    ("text", "message"), [("a: [1\n", "is not YAML"), ("- 1\n", "is not a mapping"), ("a: b: c\n", ":1: is not YAML")]
 )
-def test_what_is_no_yaml_mapping_is_said_so(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_is_no_yaml_mapping_is_said_so(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_config(_write(tmp_path, text))
 
 

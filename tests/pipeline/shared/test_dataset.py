@@ -90,7 +90,7 @@ def _change(schema: Schema, change: Any) -> Schema:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda r: r["features"].append({"name": "extra", "kind": "numeric"}), "it has no feature 'extra'"),
         (lambda r: r["features"].pop(5), "it has a feature 'position'"),
@@ -99,11 +99,11 @@ def _change(schema: Schema, change: Any) -> Schema:
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_with_the_difference(
-    small_dataset: Dataset, change: Any, said: str
+    small_dataset: Dataset, change: Any, message: str
 ) -> None:
     with pytest.raises(UserError) as error:
         small_dataset.require(_change(small_dataset.schema, change))
-    assert said in str(error.value)
+    assert message in str(error.value)
     small_dataset.require(_change(small_dataset.schema, lambda r: None))
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("counts", "message"),
     [
         ({}, ""),
         ({PLANNED: 8}, "reading"),
@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[3]
         ({PLANNED: 8, READ: 8, "rows read": 0}, "counting, about 30 s left"),
     ],
 )
-def test_the_stage_and_what_is_left_of_it(counts: dict[str, int], said: str) -> None:
-    assert stage_of(counts, 10.0).replace("[dim]", "").replace("[/dim]", "").strip() == said
+def test_the_stage_and_what_is_left_of_it(counts: dict[str, int], message: str) -> None:
+    assert stage_of(counts, 10.0).replace("[dim]", "").replace("[/dim]", "").strip() == message
 
 
 def _count_elsewhere(job: str) -> None:

@@ -31,7 +31,7 @@ PAPER = {"confidence": {"preset": "paper"}, "train": {"epochs": 8, "monitor": {"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({}, ""),
         ({"predicted_ctr": 0.0801}, ""),
@@ -48,8 +48,8 @@ PAPER = {"confidence": {"preset": "paper"}, "train": {"epochs": 8, "monitor": {"
         ({"ctr": 0.0, "predicted_ctr": 0.0, "effective_clicks": 0.0, "largest_weight": 0.0}, ""),
     ],
 )
-def test_each_bound_by_its_figure(changes: dict[str, float], said: str) -> None:
-    assert CollapseMonitor(MonitorSettings()).problem({**HEALTHY, **changes}) == said
+def test_each_bound_by_its_figure(changes: dict[str, float], message: str) -> None:
+    assert CollapseMonitor(MonitorSettings()).problem({**HEALTHY, **changes}) == message
 
 
 def test_a_bound_of_zero_is_no_bound() -> None:
@@ -105,14 +105,14 @@ def test_the_paper_preset_is_warned_of_by_name_and_stopped_in_one_line(
     assert "confidence.teacher: self with confidence.blend: .inf" in lines[warning]
     (first,) = (at for at, line in enumerate(lines) if line.startswith("epoch  1/8"))
     assert warning < first < error == len(lines) - 1
-    said = re.fullmatch(
+    message = re.fullmatch(
         r"error: train: the run collapsed by step (\d+): the mean prediction is (0\.\d+) of the CTR "
         r"\(train\.monitor\.predicted_over_real: 0\.4\); set confidence\.blend: 1\.0 or .*",
         lines[error],
     )
-    assert said is not None, lines[error]
-    assert int(said[1]) % 19 == 0  # a window of an epoch, counted from the end of the warm-up
-    assert 0.2 < float(said[2]) < 0.4
+    assert message is not None, lines[error]
+    assert int(message[1]) % 19 == 0  # a window of an epoch, counted from the end of the warm-up
+    assert 0.2 < float(message[2]) < 0.4
     assert not (tmp_path / "run" / "run.json").exists()
 
 

@@ -198,9 +198,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     result = Checkpoints(run / "checkpoints").newest()
     assert result is not None
     assert result[0].parent.name == str(oldest)
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{newest} has an altered weights.data" in said
-    assert f"{older} lacks weights.index: skipped" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert f"{newest} has an altered weights.data" in output
+    assert f"{older} lacks weights.index: skipped" in output
     train(config, tiny_dataset, run)
     assert same_weights(run, whole)
     for path in (run / "checkpoints").glob("*/weights.index"):
@@ -253,9 +253,9 @@ def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(
     while process.poll() is None and Checkpoints(run / "checkpoints").newest() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 75, said
-    assert "ended by SIGTERM after a checkpoint" in said
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "ended by SIGTERM after a checkpoint" in output
     assert not (run / "run.json").exists(), "it ended before it could be stopped"
     train(config, tiny_dataset, run)
     train(config, tiny_dataset, tmp_path / "whole")

@@ -114,9 +114,9 @@ def test_a_start_that_is_no_model_of_ours_is_refused(
     configs, (first, second), run = days
     version = export(first, run, tmp_path / "models", version=1)
     file = version / "assets.extra" / "clsd.json"
-    told = json.loads(file.read_text())
-    del told["variables"]
-    file.write_text(json.dumps(told))
+    metadata = json.loads(file.read_text())
+    del metadata["variables"]
+    file.write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="does not name its weights; export it again, or give the run"):
         train(configs[1], second, tmp_path / "run", base=version)
     file.unlink()
