@@ -156,7 +156,9 @@ def train(side: str, python: Path, directory: Path, backbone: str, seed: int, ad
     out = directory / "out.json"
     name, *options = PROGRAMS[side]
     arguments = [str(directory / "data.npz"), str(out), backbone, str(seed), f"--rate={adam_rate}", *options]
-    done = subprocess.run([str(python), str(HERE / "sides" / name), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(python), str(HERE / "sides" / name), *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(out.read_text())["rate"], np.load(out.with_suffix(".npy"))

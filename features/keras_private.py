@@ -18,14 +18,21 @@ from tf_keras.src.utils import tf_utils as _tf_utils
 WRITTEN_FOR = {"tensorflow": "2.16", "tf-keras": "2.16"}
 
 
+#: Packages whose functions AutoGraph leaves as they are. TensorFlow 2.16 would convert tf_keras itself, and the first step would
+#: take up to a minute. clsd has no Python control flow over tensors, and converting its functions takes 5 s in every process.
+#: Networks of a user's own package are still converted.
+_NOT_CONVERTED = ("tf_keras", "tensorflow_recommenders", "clsd")
+
+
 def patch() -> None:
     """Repair two faults of tf_keras 2.16. It may be called several times.
 
-    - AutoGraph of TensorFlow 2.16 converts the source of tf_keras itself, which makes the first step take up to a minute.
+    - AutoGraph converts packages that do not need it, see :data:`_NOT_CONVERTED`.
     - tf_keras draws seeds with ``randint(1, 1e9)``; Python 3.12 refuses the float.
     """
-    if not any(getattr(rule, "_prefix", "") == "tf_keras" for rule in _autograph.CONVERSION_RULES):
-        _autograph.CONVERSION_RULES = (_autograph.DoNotConvert("tf_keras"), *_autograph.CONVERSION_RULES)
+    known = {getattr(rule, "_prefix", "") for rule in _autograph.CONVERSION_RULES}
+    added = [_autograph.DoNotConvert(name) for name in _NOT_CONVERTED if name not in known]
+    _autograph.CONVERSION_RULES = (*added, *_autograph.CONVERSION_RULES)
     _tf_utils.get_random_seed = _draw_seed
     _backend.RandomGenerator._create_seed = lambda self, given: _draw_seed() if given is None else given
 

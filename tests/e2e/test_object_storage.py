@@ -150,7 +150,9 @@ def test_a_data_set_is_replaced_only_when_told_to_and_only_if_it_is_one(
     assert "left_over" not in _objects(out)
     assert Dataset.load(out).verify()
     (as_path(f"{BUCKET}/mine") / "thesis.txt").write_text("not clsd's")
-    message = _clsd(store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2).stderr
+    message = _clsd(
+        store, "preprocess", "--config", config_file, "--out", f"{BUCKET}/mine", "--overwrite", code=2
+    ).stderr
     assert "did not make" in message
     assert _objects(f"{BUCKET}/mine") == ["thesis.txt"]
 
