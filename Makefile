@@ -16,13 +16,15 @@ setup: $(VENV)/.done  ## create the virtual environment and install everything, 
 
 # uv unpacks and compiles on all cores; where it cannot install (it does not read pip's configuration), pip does.
 INSTALL := --constraint constraints.txt --editable '.[dev]'
+# Python compiles what it imports, once; where it must not write that (PYTHONDONTWRITEBYTECODE), everything is compiled now.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 $(VENV)/.done: setup.py constraints.txt CHANGELOG.md
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "bringing $(VENV) up to date"; \
 	else echo "creating $(VENV) with $(PYTHON): about 0.8 GB to download, 3 GB on disk, some minutes"; $(PYTHON) -m venv $(VENV); fi
 	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(INSTALL) 2>$(VENV)/uv.log \
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(COMPILE) $(INSTALL) 2>$(VENV)/uv.log \
 	|| { echo "uv could not install (see $(VENV)/uv.log); trying pip"; \
 	PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL); }
 	@touch $@

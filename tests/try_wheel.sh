@@ -6,6 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${BIN:-$root/.venv/bin}
 away=$(mktemp -d)
 trap 'rm -rf "$away"' EXIT
+unset PYTHONDONTWRITEBYTECODE  # else each process would compile TensorFlow anew
 
 "$bin/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$away/wheels" "$root"
 "$bin/python" -m venv "$away/venv"

@@ -1,4 +1,4 @@
-"""Trains every variant over the same global batches on N replicas: ``replica_run.py N out.npz``.
+"""Trains variants over the same global batches on N replicas: ``replica_run.py N out.npz variant ...``.
 
 A process of its own, because the devices of a process are fixed once TensorFlow runs. With ``TF_CONFIG``: of one of N processes
 that train together.
@@ -190,7 +190,7 @@ def lookups(graph: Any) -> tuple[int, int]:
 
 
 def main() -> None:
-    replicas, path = int(sys.argv[1]), sys.argv[2]
+    replicas, path, names = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     warnings.filterwarnings("ignore")
     together = bool(os.environ.get("TF_CONFIG"))
     if together:
@@ -203,7 +203,7 @@ def main() -> None:
         )
     assert strategy.num_replicas_in_sync == replicas
     results = {"labels": np.array([b["label"] for b in global_batches()])}
-    for name in VARIANTS:
+    for name in names:
         results.update(run(strategy, name))
     if replicas <= 2 and not together:  # Keras cannot split its ten rows over four
         results.update(keras_run.run(strategy))
