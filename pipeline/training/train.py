@@ -203,6 +203,7 @@ def _make_loop(config: Config, dataset: Dataset, out: Path, state: RunState, *, 
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
     with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
         model = build_model(config, dataset, config.train.precision)
+        model.create_slots()  # a first step that creates variables is traced twice
     if is_chief():
         if overwrite:  # only after all checks have passed
             clear(out)
