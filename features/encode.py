@@ -25,7 +25,7 @@ from clsd.features.transform import NumericState, Transform, first_value_id
 
 
 def encode(
-    transform: Transform, rows: pa.RecordBatch | pa.Table, each: Callable[..., Iterable[Any]] = map
+    transform: Transform, rows: pa.RecordBatch | pa.Table, map_features: Callable[..., Iterable[Any]] = map
 ) -> tuple[Int32s, Float32s]:
     """Encode the features of raw rows.
 
@@ -44,20 +44,20 @@ def encode(
     values = np.zeros((rows.num_rows, len(schema.numeric)), dtype=np.float32)
 
     def fill(feature: Categorical | NumericFeature) -> None:
-        column, at = _column(rows, feature), schema.id_slices.get(feature.name, slice(0))
+        column, id_columns = _column(rows, feature), schema.id_slices.get(feature.name, slice(0))
         if isinstance(feature, CategoricalFeature):
-            ids[:, at.start] = _categorical_ids(transform, feature, column)
+            ids[:, id_columns.start] = _categorical_ids(transform, feature, column)
         elif not isinstance(feature, NumericFeature):
-            ids[:, at] = _ragged_ids(transform, feature, column)
+            ids[:, id_columns] = _ragged_ids(transform, feature, column)
         elif feature.transform == "quantile":
             x = as_float32(column)
             bucket = np.searchsorted(_boundaries(transform.numerics[feature.name]), x, side="right")
-            ids[:, at.start] = np.where(np.isnan(x), MISSING_ID, FIRST_OOV_ID + 1 + bucket)
+            ids[:, id_columns.start] = np.where(np.isnan(x), MISSING_ID, FIRST_OOV_ID + 1 + bucket)
         else:
             position = schema.numeric.index(feature)
             values[:, position] = scale(feature, transform.numerics[feature.name], as_float32(column))
 
-    deque(each(fill, schema.features), maxlen=0)
+    deque(map_features(fill, schema.features), maxlen=0)
     return ids, values
 
 
@@ -68,14 +68,14 @@ def scale(feature: NumericFeature, state: NumericState, x: Float32s) -> Float32s
     """
     if feature.transform == "none":
         return np.nan_to_num(x, nan=0.0)
-    moved = np.log1p(np.maximum(x, np.float32(0))) if feature.transform == "log1p" else x
-    scaled = (moved - np.float32(state.mean)) * np.float32(1.0 / state.sd)
+    transformed = np.log1p(np.maximum(x, np.float32(0))) if feature.transform == "log1p" else x
+    scaled = (transformed - np.float32(state.mean)) * np.float32(1.0 / state.sd)
     return np.asarray(np.where(np.isnan(x), np.float32(0), scaled), dtype=np.float32)
 
 
 def _column(rows: pa.RecordBatch | pa.Table, feature: Categorical | NumericFeature) -> Column:
-    at = rows.schema.get_field_index(feature.source)
-    return pa.nulls(rows.num_rows, arrow_type(feature)) if at < 0 else rows.column(at)
+    index = rows.schema.get_field_index(feature.source)
+    return pa.nulls(rows.num_rows, arrow_type(feature)) if index < 0 else rows.column(index)
 
 
 def _boundaries(state: NumericState) -> Float32s:
@@ -88,7 +88,7 @@ def _categorical_ids(transform: Transform, feature: Categorical, column: Column)
 
 
 def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArray) -> Int64s:
-    """Int32s of tokens; unknown tokens get an out-of-vocabulary id. No token is missing."""
+    """Ids of tokens; unknown tokens get an out-of-vocabulary id. No token stands for a missing value."""
     vocabulary_source = transform.schema.vocabulary_source(feature)
     first = first_value_id(vocabulary_source)
     if vocabulary_source.encoding == "hash":
@@ -107,14 +107,14 @@ def _value_ids(transform: Transform, feature: Categorical, tokens: pa.StringArra
 def _ragged_ids(transform: Transform, feature: Categorical, column: Column) -> Int32s:
     """int32 ``[rows, max_length]``: values packed to the left without empty ones, padded with 0."""
     (tokens, codes), lengths = coded_lists(feature, column)
-    there = codes >= 0
-    row = np.repeat(np.arange(len(lengths)), lengths)[there]
-    kept = np.bincount(row, minlength=len(lengths))
-    position = np.arange(len(row)) - np.repeat(np.cumsum(kept) - kept, kept)
+    present = codes >= 0
+    row = np.repeat(np.arange(len(lengths)), lengths)[present]
+    counts = np.bincount(row, minlength=len(lengths))
+    position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     if isinstance(feature, SequenceFeature):  # the newest values are last, and those are kept
-        position = position - np.repeat(np.maximum(kept - feature.max_length, 0), kept)
-    inside = (position >= 0) & (position < feature.max_length)
+        position = position - np.repeat(np.maximum(counts - feature.max_length, 0), counts)
+    fits = (position >= 0) & (position < feature.max_length)
     out = np.full((len(lengths), feature.max_length), PADDING_ID, dtype=np.int32)
-    ids = _value_ids(transform, feature, tokens)[codes[there]]
-    out[row[inside], position[inside]] = ids[inside]
+    ids = _value_ids(transform, feature, tokens)[codes[present]]
+    out[row[fits], position[fits]] = ids[fits]
     return out

@@ -55,7 +55,7 @@ class _Categorical(_Feature):
         description="vocabulary: learnt from the training split; hash: `size` bins; identity: the integers 0 ... size - 1",
     )
     size: int = Field(
-        default=0, ge=0, description="number of bins of a hash, or of identities; unused for a vocabulary"
+        default=0, ge=0, description="number of hash bins, or of integers for identity; unused for a vocabulary"
     )
     min_count: int = Field(
         default=1, ge=1, description="least number of training rows that a value must occur in to get an id"
@@ -99,8 +99,8 @@ class SequenceFeature(_MultiValued):
     kind: Literal["sequence"] = Field(description="several values in order, oldest first")
     clicks_of: str = Field(
         default="",
-        description="column: the sequence is made from its values in the user's clicks strictly before the row's time; "
-        "the log has no such column, but a request to the served model does",
+        description="column, such as the item: the sequence is its values in the user's clicks strictly before the "
+        "row's time; the log has no column for the sequence, but a request to the served model does",
     )
 
     @model_validator(mode="after")

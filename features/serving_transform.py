@@ -2,7 +2,7 @@
 
 It is the twin of :mod:`clsd.features.encode`. The canary compares the two on real rows before a version is published.
 
-An input of one row stands for every row of a request, so clients send what all rows share once.
+An input of one row stands for every row of a request, so clients send only once what all rows share.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         """Names, dtypes and shapes of the raw inputs.
 
         A single value is ``[rows]``; a bag or sequence ``[rows, any]`` padded with "" (or the int sentinel), or text
-        ``[rows]`` where the log has a separator. Missing is "", NaN, or -2**63 for integers.
+        ``[rows]`` where the schema has a separator. Missing is "", NaN, or -2**63 for integers.
         """
         specs = {}
         for feature in self._transform.schema.inputs:
@@ -86,7 +86,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return specs
 
     def example_spec(self) -> dict[str, Tensor]:
-        """Parsing spec of a ``tf.train.Example`` with the same raw inputs; absent features are missing."""
+        """Parsing spec of a ``tf.train.Example`` with the same raw inputs; an absent feature gets missing values."""
         return {
             name: tf.io.FixedLenFeature([], spec.dtype, default_value=_MISSING[spec.dtype])
             if spec.shape.rank == 1
@@ -105,7 +105,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         }
 
     def __call__(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Raw inputs to one tensor a feature, by name: ids int32 ``[rows]``, or ``[rows, max_length]`` of a bag or sequence;
+        """Raw inputs to one tensor per feature, by name: ids int32 ``[rows]``, or ``[rows, max_length]`` for a bag or sequence;
         values float32 ``[rows]``."""
         return self._columns(raw, _common(_shapes(list(raw.values()), 1)), self._transform.schema.features)
 
@@ -119,34 +119,37 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             them; and the shape ``[R, N]``, int32 ``[2]``.
         """
         features = self._transform.schema.features
-        once = {name: x for name, x in raw.items() if name not in candidates}
-        each = {name: x for name, x in raw.items() if name in candidates}
-        of_requests = tf.pad(_shapes(list(once.values()), 1), [[0, 0], [0, 1]], constant_values=1)
-        whole = _common(tf.concat([_shapes(list(each.values()), 2), of_requests], axis=0))
-        mine = self._columns(once, whole[:1], [f for f in features if f.name not in candidates])
-        theirs = self._columns(each, whole, [f for f in features if f.name in candidates])
-        return mine, theirs, whole
+        user_inputs = {name: x for name, x in raw.items() if name not in candidates}
+        candidate_inputs = {name: x for name, x in raw.items() if name in candidates}
+        user_shapes = tf.pad(_shapes(list(user_inputs.values()), 1), [[0, 0], [0, 1]], constant_values=1)
+        shape = _common(tf.concat([_shapes(list(candidate_inputs.values()), 2), user_shapes], axis=0))
+        user_features = self._columns(user_inputs, shape[:1], [f for f in features if f.name not in candidates])
+        candidate_features = self._columns(candidate_inputs, shape, [f for f in features if f.name in candidates])
+        return user_features, candidate_features, shape
 
-    def _columns(self, raw: dict[str, Tensor], whole: Tensor, features: Sequence[Any]) -> dict[str, Tensor]:
-        """Transform some features. Their inputs have the shape ``whole`` (``[rows]`` or ``[R, N]``), or 1 in place of a
+    def _columns(self, raw: dict[str, Tensor], shape: Tensor, features: Sequence[Any]) -> dict[str, Tensor]:
+        """Transform some features. Their inputs have the given shape (``[rows]`` or ``[R, N]``), or 1 in place of a
         dimension.
 
-        Features are transformed together where possible: in a request, each operation costs more than its rows.
+        Features are transformed together where possible: in a request, starting an operation costs more than computing its rows.
         """
-        rows = tf.reduce_prod(whole)
+        rows = tf.reduce_prod(shape)
         out: dict[str, Any] = {}
-        single = [f for f in features if isinstance(f, CategoricalFeature | NumericFeature)]
-        given = {f.name: tf.broadcast_to(raw[f.name], whole) for f in single if f.name in raw}
+        single_valued = [f for f in features if isinstance(f, CategoricalFeature | NumericFeature)]
+        broadcast_inputs = {f.name: tf.broadcast_to(raw[f.name], shape) for f in single_valued if f.name in raw}
         for kind in ("string", "int64", "quantile", "number"):
-            mine = [f for f in single if f.name in given and _kind(f) == kind]
-            if mine:
-                make: Any = {"quantile": self._buckets, "number": self._scaled}.get(kind, self._single)
-                made = tf.reshape(make(mine, [given[f.name] for f in mine]), tf.stack([len(mine), rows]))
-                out |= zip([f.name for f in mine], tf.unstack(made, num=len(mine)), strict=True)
+            same_kind = [f for f in single_valued if f.name in broadcast_inputs and _kind(f) == kind]
+            if same_kind:
+                transform_kind: Any = {"quantile": self._buckets, "number": self._scaled}.get(kind, self._single)
+                transformed = tf.reshape(
+                    transform_kind(same_kind, [broadcast_inputs[f.name] for f in same_kind]),
+                    tf.stack([len(same_kind), rows]),
+                )
+                out |= zip([f.name for f in same_kind], tf.unstack(transformed, num=len(same_kind)), strict=True)
         for feature in features:
-            if feature not in single and feature.name in raw:
-                out[feature.name] = tf.cast(self._ragged(feature, _with_rows(raw[feature.name], whole)), tf.int32)
-            elif feature not in single:
+            if feature not in single_valued and feature.name in raw:
+                out[feature.name] = tf.cast(self._ragged(feature, _with_rows(raw[feature.name], shape)), tf.int32)
+            elif feature not in single_valued:
                 out[feature.name] = tf.fill([rows, feature.max_length], PADDING_ID)
             elif feature.name not in raw:
                 out[feature.name] = tf.fill([rows], 0.0 if _kind(feature) == "number" else MISSING_ID)
@@ -154,29 +157,29 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
 
     def _single(self, features: list[CategoricalFeature], raw: list[Tensor]) -> Tensor:
         """Ids int32 of features of one dtype, ``[features, ...]``."""
-        together = tf.stack(raw)
-        # Unstacked from the stack, not taken from `raw`: lookups that are ready at the same time go to as many threads,
-        # which costs a request of 100 candidates a tenth of its time.
-        tokens = tf.unstack(_as_text(together), num=len(features))
+        stacked = tf.stack(raw)
+        # The tokens are unstacked from the stack, not taken from `raw`: there, lookups that are ready at the same time would go
+        # to as many threads, which costs a request of 100 candidates a tenth of its time.
+        tokens = tf.unstack(_as_text(stacked), num=len(features))
         value_indices = tf.cast(
             tf.stack([self._value_indices(f, x) for f, x in zip(features, tokens, strict=True)]), tf.int32
         )
-        first = _each(
-            [first_value_id(self._transform.schema.vocabulary_source(f)) for f in features], np.int32, together
+        first = _per_feature(
+            [first_value_id(self._transform.schema.vocabulary_source(f)) for f in features], np.int32, stacked
         )
-        return tf.where(together == _MISSING[together.dtype], MISSING_ID, first + value_indices)
+        return tf.where(stacked == _MISSING[stacked.dtype], MISSING_ID, first + value_indices)
 
     def _buckets(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
         """Ids int32 of quantile buckets, ``[features, ...]``."""
-        together = tf.stack(raw)
+        stacked = tf.stack(raw)
         buckets = [
             tf.searchsorted(
                 tf.constant(self._transform.numerics[f.name].boundaries, tf.float32), tf.reshape(x, [-1]), side="right"
             )
             for f, x in zip(features, raw, strict=True)
         ]
-        ids = FIRST_OOV_ID + 1 + tf.reshape(tf.stack(buckets), tf.shape(together))
-        return tf.where(tf.math.is_finite(together), ids, MISSING_ID)
+        ids = FIRST_OOV_ID + 1 + tf.reshape(tf.stack(buckets), tf.shape(stacked))
+        return tf.where(tf.math.is_finite(stacked), ids, MISSING_ID)
 
     def _value_indices(self, feature: Categorical, tokens: Tensor) -> Tensor:
         """Ids minus the first value's id, int64, in the shape of the tokens; negative for unknown values."""
@@ -191,7 +194,7 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
             result = self.tables[vocabulary_source.name].lookup(tokens)
         else:
             result = tf.fill(tf.shape(tokens), tf.constant(-1, tf.int64))
-        if vocabulary_source.oov_buckets == 1:  # -1 is the bin before the first value
+        if vocabulary_source.oov_buckets == 1:  # index -1 is the only OOV id, just before the first value
             return result
         unknown = tf.strings.to_hash_bucket_fast(tokens, vocabulary_source.oov_buckets) + (
             FIRST_OOV_ID - first_value_id(vocabulary_source)
@@ -200,10 +203,10 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
 
     def _ragged(self, feature: BagFeature | SequenceFeature, raw: Tensor) -> Tensor:
         """int64 ``[rows, max_length]``: empty values left out, packed to the left, padded with 0."""
-        split = feature.separator
-        tokens = tf.strings.split(raw, split) if split else tf.RaggedTensor.from_tensor(_as_text(raw))
+        separator = feature.separator
+        tokens = tf.strings.split(raw, separator) if separator else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
-        if split and feature.dtype == "int64":  # 007 is 7, as in the log; a log with non-integers is refused
+        if separator and feature.dtype == "int64":  # 007 is 7, as in the log; a log with non-integers is refused
             tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,19}"))
             short = tf.strings.regex_replace(tokens.flat_values, r"^(-?)0+(\d)", r"\1\2")
             tokens = tokens.with_flat_values(tf.where(short == "-0", "0", short))
@@ -220,11 +223,11 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, for missing values."""
         x = tf.stack(raw)
         states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
-        mean = _each([state.mean if state else 0.0 for state in states], np.float32, x)
-        inverse = _each([1.0 / state.sd if state else 1.0 for state in states], np.float32, x)
+        mean = _per_feature([state.mean if state else 0.0 for state in states], np.float32, x)
+        inverse = _per_feature([1.0 / state.sd if state else 1.0 for state in states], np.float32, x)
         logs = [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
-        moved = tf.where(_each(logs, bool, x), tf.math.log1p(tf.maximum(x, 0.0)), x) if any(logs) else x
-        return tf.where(tf.math.is_finite(x), (moved - mean) * inverse, 0.0)  # tests x: tf.maximum may swallow a NaN
+        transformed = tf.where(_per_feature(logs, bool, x), tf.math.log1p(tf.maximum(x, 0.0)), x) if any(logs) else x
+        return tf.where(tf.math.is_finite(x), (transformed - mean) * inverse, 0.0)  # check x: tf.maximum may drop a NaN
 
 
 def missing(dtype: tf.DType, rank: int) -> Array:
@@ -234,10 +237,10 @@ def missing(dtype: tf.DType, rank: int) -> Array:
 
 def _shapes(inputs: list[Tensor], rank: int) -> Tensor:
     """The first ``rank`` dimensions of each input, int32 ``[inputs, rank]``, in any order."""
-    alike: dict[Any, list[Any]] = {}
+    by_dtype_and_rank: dict[Any, list[Any]] = {}
     for x in inputs:  # one operation for all inputs of one dtype and rank
-        alike.setdefault((x.dtype, x.shape.rank), []).append(x)
-    shapes = [tf.stack(tf.shape_n(several)) for several in alike.values()]
+        by_dtype_and_rank.setdefault((x.dtype, x.shape.rank), []).append(x)
+    shapes = [tf.stack(tf.shape_n(same_kind)) for same_kind in by_dtype_and_rank.values()]
     kept = [shape if shape.shape[1] == rank else shape[:, :rank] for shape in shapes]
     return tf.concat(kept, axis=0) if kept else tf.zeros([0, rank], tf.int32)
 
@@ -247,21 +250,21 @@ def _common(shapes: Tensor) -> Tensor:
     return tf.where(tf.reduce_any(shapes == 0, axis=0), 0, tf.reduce_max(shapes, axis=0))
 
 
-def _with_rows(x: Tensor, whole: Tensor) -> Tensor:
+def _with_rows(x: Tensor, shape: Tensor) -> Tensor:
     """An input of a bag or sequence, broadcast to all rows: ``[rows]`` of text, or ``[rows, any]``."""
-    rest = tf.shape(x)[tf.size(whole) :]
-    wide = tf.broadcast_to(x, tf.concat([whole, rest], axis=0))
-    return tf.reshape(wide, tf.concat([tf.reduce_prod(whole)[None], rest], axis=0))
+    inner = tf.shape(x)[tf.size(shape) :]
+    broadcast = tf.broadcast_to(x, tf.concat([shape, inner], axis=0))
+    return tf.reshape(broadcast, tf.concat([tf.reduce_prod(shape)[None], inner], axis=0))
 
 
 def _kind(feature: CategoricalFeature | NumericFeature) -> str:
-    """How a feature of one value is transformed: as string, int64, number or quantile."""
+    """How a single-valued feature is transformed: as string, int64, number or quantile."""
     if isinstance(feature, CategoricalFeature):
         return feature.dtype
     return "quantile" if feature.transform == "quantile" else "number"
 
 
-def _each(values: list[Tensor], dtype: type, x: Tensor) -> Array:
+def _per_feature(values: Sequence[float], dtype: type, x: Tensor) -> Array:
     """A constant per feature, shaped to broadcast with ``[features, ...]``."""
     return np.array(values, dtype).reshape([-1] + [1] * (x.shape.rank - 1))
 

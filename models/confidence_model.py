@@ -19,13 +19,13 @@ from clsd.models.weighting import TrainingBatch, make_weighting
 
 
 class Scores(NamedTuple):
-    """What the model says of each row, float32 ``[B]`` each.
+    """What the model computes for each row, float32 ``[B]`` each.
 
     Args:
         logit: s of the student.
-        confidence: a / c, the confidence in units of the mean click's; 1 for a model without weighting, for a control whose
-            weights say nothing of the row, and for a model whose training ended within the warm-up.
-        weight: w that a click on the row would get, in units of a non-click's.
+        confidence: a / c, the confidence relative to the average click's; 1 for a model without weighting, for a control whose
+            weights say nothing about the row, and for a model whose training ended within the warm-up.
+        weight: w that a click on the row would get, relative to a non-click's weight.
         correction: g of the gate; 0 without one.
         ctr_logit: s - log w + log r, the calibrated log odds; r is the share of non-clicks that training kept.
     """
@@ -37,8 +37,8 @@ class Scores(NamedTuple):
     ctr_logit: Tensor
 
 
-_TABLES = OptimizerSettings(name="adagrad", learning_rate=0.05)
-_DENSE = OptimizerSettings(name="adam", learning_rate=1e-3)
+_TABLE_OPTIMIZER = OptimizerSettings(name="adagrad", learning_rate=0.05)
+_DENSE_OPTIMIZER = OptimizerSettings(name="adam", learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class TrainingSetup:
     """
 
     warmup_steps: int = 0
-    embedding_optimizer: OptimizerSettings = _TABLES
-    dense_optimizer: OptimizerSettings = _DENSE
+    embedding_optimizer: OptimizerSettings = _TABLE_OPTIMIZER
+    dense_optimizer: OptimizerSettings = _DENSE_OPTIMIZER
     l2: float = 0.0
     prior_ctr: float = 0.5
     kept_negatives: float = 1.0
@@ -69,8 +69,8 @@ class TrainingSetup:
 class TrainableGroups:
     """The trainable variables by optimizer.
 
-    These are not lists of the model itself: Keras would name a checkpoint's variables by their index in such a list, and an
-    embedding table that is split in two as it grows would shift the names of all others.
+    They are not list attributes of the model, because Keras would name a checkpoint's variables by their index in such a
+    list, and splitting a growing embedding table in two would shift the names of all others.
     """
 
     tables: list[Variable]
@@ -89,7 +89,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
     :class:`clsd.models.keras_model.KerasConfidenceModel` for a network of your own.
 
     Args:
-        student: the network that is trained; its output is one logit a row.
+        student: the network that is trained; its output is one logit per row.
         teacher: a second network by the same constructor, or None where the settings need none.
         gate: an :class:`clsd.models.adgate.AdGate`, or None.
         confidence: the method's settings.
@@ -115,7 +115,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         self._weighting = make_weighting(confidence, self)
 
     def _create_variables(self, inputs: Tensors) -> None:
-        """Create every variable on a sample of inputs of 2 rows, so that the teacher can be copied and optimizers be made."""
+        """Create every variable on sample inputs of 2 rows, so that the teacher can be copied and optimizers can be made."""
         self._check_output(self._call(self.backbone, inputs))
         self._teacher_updates: TeacherUpdates | None = None
         if self.teacher is not None:
@@ -167,7 +167,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
         """Scores of rows as evaluation and serving see them (dropout off)."""
         logit = self.logit_of(self.backbone, inputs)
         confidence, weight, correction = self._weighting.score(inputs, logit)
-        # Before the first weighted step the teacher knows nothing, and every click weighed 1.
+        # Before the first weighted step, the teacher has not learnt anything and every click weighs 1.
         has_weighted = self.moments[0] > 0
         weight, confidence = tf.where(has_weighted, weight, 1.0), tf.where(has_weighted, confidence, 1.0)
         return self._scores(logit, confidence, weight, correction)
@@ -214,15 +214,16 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
             s = self.logit_of(self.backbone, inputs, training=True)
             p = tf.stop_gradient(tf.sigmoid(s))
             batch = TrainingBatch(inputs, y, valid, positive, p, self.step >= self.warmup_steps, extras)
-            given = self._weighting.train(batch)
-            w = given.click
-            click, non_click, target = (tf.stop_gradient(x) for x in (w, given.non_click, given.target))
+            weights = self._weighting.train(batch)
+            w = weights.click
+            click, non_click, target = (tf.stop_gradient(x) for x in (w, weights.non_click, weights.target))
             losses = equations.row_losses(s, y, click, non_click, target) * valid
-            gate_losses = given.gate_losses * given.gate_rows
+            gate_losses = weights.gate_losses * weights.gate_rows
             columns = [valid, losses, p * valid, positive, w * positive, tf.square(w) * positive]
-            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, given.gate_rows)]
+            local = [tf.reduce_sum(column) for column in (*columns, gate_losses, weights.gate_rows)]
             sums = step_metrics.over_replicas(tf.stop_gradient(step_metrics.local_metric_sums(local, w, positive)))
-            # This replica's sums, divided by the global count: the optimizers add the replicas' gradients to the global mean.
+            # This replica's sums, divided by the global count. The optimizers add up the replicas' gradients, which gives the
+            # gradient of the global mean.
             objective = local[1] / tf.maximum(sums[0], 1.0) + local[6] / tf.maximum(sums[7], 1.0)
             if self.setup.l2 > 0:
                 kernels = [tf.nn.l2_loss(v) for v in self._groups.dense if "kernel" in v.name]
@@ -250,15 +251,15 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
             self._teacher_updates.after_update(self.step)
 
     def update_moments(self, moments: Variable, batch_sums: Tensor, weighted: Tensor) -> Tensor:
-        """Move moving sums towards those of the global batch, and give their new value.
+        """Update moving sums with those of the global batch, and return their new value.
 
-        They rest during warm-up, and at a batch without clicks (``batch_sums[0]`` 0).
+        They do not change during warm-up, nor for a batch without clicks (``batch_sums[0]`` is 0).
         """
         decay = self.confidence_settings.mean_decay
         moved = decay * moments + (1.0 - decay) * batch_sums
-        now = tf.where(tf.logical_and(weighted, batch_sums[0] > 0), moved, tf.identity(moments))
-        moments.assign(now)
-        return now
+        updated = tf.where(tf.logical_and(weighted, batch_sums[0] > 0), moved, tf.identity(moments))
+        moments.assign(updated)
+        return updated
 
     def create_slots(self) -> None:
         """Create the optimizers' variables now; the first step would create them otherwise."""
@@ -272,7 +273,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
                 create_slots(optimizer, variables)
 
     def copy_teacher(self) -> None:
-        """Copy the student to the separate teacher, as the end of warm-up does; outside of a step."""
+        """Copy the student to the separate teacher, as at the end of warm-up, but outside of a step."""
         assert self._teacher_updates is not None
         self._teacher_updates.copy()
 
@@ -285,7 +286,7 @@ class ConfidenceModel(keras.Model):  # type: ignore[misc]
 
 
 def metrics_of_test_sums(sums: Tensor) -> dict[str, Tensor]:
-    """Mean loss, predicted and real CTR by the sums of :meth:`ConfidenceModel.test_sums`."""
+    """Mean loss, predicted and real CTR from the sums of :meth:`ConfidenceModel.test_sums`."""
     return {"loss": sums[1] / sums[0], "predicted_ctr": sums[2] / sums[0], "ctr": sums[3] / sums[0]}
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clsd.features.schema import Strict
 
-#: What each preset changes of the defaults. A key that the user gives overrides its preset.
+#: What each preset changes in the defaults. A key that the user sets overrides the preset.
 PRESETS: dict[str, dict[str, Any]] = {
     "stable": {},
     "paper": {"teacher": "self", "normalise": "none", "blend": math.inf, "gate": "centre"},
@@ -32,8 +32,8 @@ class ConfidenceSettings(Strict):
     )
     teacher: Literal["frozen", "ema", "previous", "self", "none"] = Field(
         default="frozen",
-        description="the model whose score is q: frozen at the end of warm-up; ema, its moving average; previous, one step ago; "
-        "self, the same forward pass; none: no weighting",
+        description="the network whose score is q: frozen: the model at the end of warm-up; ema: the model's moving "
+        "average; previous: the model one step ago; self: the same forward pass; none: no weighting",
     )
     source: Literal["teacher", "item", "popularity", "intensity"] = Field(
         default="teacher",
@@ -42,7 +42,8 @@ class ConfidenceSettings(Strict):
     )
     scale: Literal["probability", "odds"] = Field(
         default="probability",
-        description="probability: q; odds: q / (1 - q), which does not depend on the share of non-clicks in the training data",
+        description="probability: q; odds: q / (1 - q); normalised weights from odds do not depend on the share of "
+        "non-clicks in the training data",
     )
     refresh_steps: int = Field(
         default=0, ge=0, description="frozen: steps between copies of the model; 0: never copied again"
@@ -52,7 +53,8 @@ class ConfidenceSettings(Strict):
     )
     normalise: Literal["mean", "gradient_mass", "none"] = Field(
         default="mean",
-        description="c: the mean confidence of clicks; gradient_mass: the c that keeps the mean prediction; none: 1",
+        description="normaliser c: mean: the mean confidence of clicks; gradient_mass: the c that keeps the mean "
+        "prediction equal to the CTR; none: 1",
     )
     mean_decay: float = Field(
         default=0.99, ge=0, lt=1, description="decay of the moving averages that c is computed from"
@@ -71,7 +73,8 @@ class ConfidenceSettings(Strict):
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
     control: Literal["none", "constant", "permuted", "rce", "tce"] = Field(
         default="none",
-        description="for comparisons: constant: the mean weight; permuted: permuted among the clicks; rce, tce: R-CE, T-CE",
+        description="for comparisons: constant: every click gets the mean weight; permuted: the weights, permuted "
+        "among the clicks; rce, tce: R-CE, T-CE",
     )
     rce_exponent: float = Field(
         default=0.25, gt=0, description="R-CE: exponent b of the weights p**b of clicks and (1 - p)**b of non-clicks"
@@ -84,7 +87,8 @@ class ConfidenceSettings(Strict):
     gate: Annotated[Literal["centre", "calibration", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = (
         Field(
             default="centre",
-            description="aim of AdGate: centre: equal mean confidence of groups; calibration: calibrated groups; off: no AdGate",
+            description="aim of AdGate: centre: the same mean confidence in every group; calibration: a calibrated score "
+            "in every group; off: no AdGate",
         )
     )
     gate_units: list[Annotated[int, Field(ge=1)]] = Field(default=[16], description="widths of AdGate's hidden layers")
@@ -126,7 +130,7 @@ class ConfidenceSettings(Strict):
 
     @property
     def separate_teacher(self) -> bool:
-        """Whether a second network is kept: a teacher that is not the student, and that is asked."""
+        """Whether a second network is kept: a teacher that is not the student, and whose scores are used."""
         asked = self.source == "teacher" or self.soften > 0
         return asked and self.control not in ("rce", "tce") and self.teacher in ("frozen", "ema", "previous")
 
@@ -137,14 +141,16 @@ class ConfidenceSettings(Strict):
 
 
 class OptimizerSettings(Strict):
-    """An optimizer. For tables choose any but adam: the others update only the rows of the batch."""
+    """An optimizer. For embedding tables choose any but adam: the others update only the rows of the batch."""
 
     name: Literal["adam", "adagrad", "sgd", "lazy_adam", "rowwise_adagrad"] = Field(
         default="adam",
         description="kind of optimizer; lazy_adam updates only the moments of the batch's rows, rowwise_adagrad keeps one number "
         "per row",
     )
-    learning_rate: float = Field(gt=0, description="learning rate")
+    learning_rate: float = Field(
+        gt=0, description="learning rate; the default optimizers have 0.05 (tables, adagrad) and 0.001 (the rest, adam)"
+    )
 
 
 class TableOptimizerSettings(OptimizerSettings):
@@ -167,7 +173,7 @@ class ModelSettings(Strict):
     max_table_rows: int = Field(
         default=0,
         ge=0,
-        description="most rows of an embedding table; one with more ids is composed of two tables, of this many rows and of "
-        "ids / rows; 0: no limit",
+        description="largest number of rows of an embedding table; a table with more ids is composed of two, one of "
+        "this many rows and one of ids / this many rows; 0: no limit",
     )
     options: dict[str, Any] = Field(default={}, description="other arguments of the backbone, such as hidden_units")

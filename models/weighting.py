@@ -27,7 +27,8 @@ class TrainingBatch(NamedTuple):
         positive: ``label * valid``, float32 ``[B]``.
         p: the student's prediction, without gradient, float32 ``[B]``.
         weighted: whether the warm-up is over, scalar bool.
-        extras: optional columns, float32 ``[B]`` each: ``intensity``, and ``teacher`` where scores were computed before.
+        extras: optional columns, float32 ``[B]`` each: ``intensity``, and ``teacher`` if the teacher's
+            scores were computed beforehand.
     """
 
     inputs: Tensors
@@ -43,7 +44,7 @@ class BatchWeights(NamedTuple):
     """The weights of a batch, float32 ``[B]`` each.
 
     Args:
-        click: u of a click.
+        click: u of a click, the factor that multiplies its loss (:func:`clsd.models.equations.row_losses`).
         non_click: u of a non-click.
         target: what the loss compares the prediction with: the label, or a softened label.
         gate_losses: AdGate's squared errors.

@@ -61,7 +61,7 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
         raise
     except Exception as error:
         where = "model.options" if settings.options else "model.backbone"
-        what = f"{settings.backbone} cannot be made ({type(error).__name__}: {error})"
+        what = f"{settings.backbone} cannot be created ({type(error).__name__}: {error})"
         raise UserError(where, what, "its constructor takes (spec, embedding_dim, **options)") from error
     finally:
         keras.mixed_precision.set_global_policy(policy)

@@ -51,7 +51,7 @@ def evaluate(
 @set_option
 @runs_option
 @dataset_option
-@click.option("--variants", default="", metavar="A,B,…", help="Variants beside the controls; by default `configured`.")
+@click.option("--variants", default="", metavar="A,B,…", help="Variants besides the controls; by default `configured`.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings per variant.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at the same time.")
 @click.option("--no-controls", is_flag=True, help="Omit the controls; no basis for a claim.")

@@ -1,7 +1,7 @@
 """Compare variants of the method with its controls over several seeds: train and measure each pair of seed and variant.
 
-All variants of a seed start from one warm-up, so they differ in the weights only. Each run writes ``result.json`` last; a
-killed comparison resumes with the runs that are missing::
+All variants of a seed start from one warm-up, so they differ only in their ``confidence`` settings. Each run writes
+``result.json`` last; a killed comparison resumes with the runs that are missing::
 
     compare/seed-1/warmup/  compare/seed-1/<variant>/{config.yaml, best/, scores.npz, result.json}  compare/compare.json
 """
@@ -59,7 +59,7 @@ def compare(
         config: the settings; ``confidence`` is the configured method.
         dataset: what to train and measure on.
         out: the comparison's directory.
-        variants: names of variants beside the controls, see :mod:`clsd.pipeline.evaluation.compare_variants`.
+        variants: names of variants besides the controls, see :mod:`clsd.pipeline.evaluation.compare_variants`.
         seeds: number of trainings of each variant, with the seeds ``config.seed``, ``config.seed + 1``, …
         jobs: number of processes that train at the same time and share the cores.
         controls: whether to include the controls.
@@ -98,9 +98,9 @@ def compare(
             )
             for seed in seed_numbers
         }
-        of_seed = {future: seed for seed, future in warmups.items()}
-        for future in as_completed(of_seed):
-            done(f"warm-up seed {of_seed[future]}", future.result())
+        seed_of = {future: seed for seed, future in warmups.items()}
+        for future in as_completed(seed_of):
+            done(f"warm-up seed {seed_of[future]}", future.result())
         runs = {
             submit(_run, variant_config, dataset.directory, out, name, seed, overwrite): (name, seed)
             for variant_config, name, seed in tasks
@@ -227,7 +227,7 @@ def _begin_worker(threads: int, parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)  # a killed comparison leaves no process that writes into the next one
+        os._exit(1)  # so that no process of a killed comparison writes into the next comparison
 
     threading.Thread(target=watch, daemon=True).start()
     from clsd.features.tf_runtime import tf
@@ -250,7 +250,7 @@ def _workers(out: Path, jobs: int) -> Iterator[Callable[..., Future[str]]]:
         yield pool.submit
     except BrokenProcessPool:
         what = "a training process died, perhaps out of memory"
-        raise UserError(str(out), what, "see log.txt there; the same command continues") from None
+        raise UserError(str(out), what, "see log.txt there, then run the same command again to continue") from None
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()

@@ -91,7 +91,7 @@ def choose(config: Config, names: list[str], *, controls: bool = True) -> tuple[
 
     Args:
         config: the settings. ``confidence`` is the configured method; ``compare.variants`` holds the user's variants.
-        names: variants beside the controls; empty for the configured method alone.
+        names: variants besides the controls; empty for the configured method alone.
         controls: whether to include the controls.
 
     Raises:

@@ -48,7 +48,7 @@ from clsd.pipeline.shared.threads import ONE, Threads
 
 #: Users are hashed into parts if a step needs all rows of a user: bytes of log per part, and the least number of parts.
 USER_PART_BYTES, USER_PARTS = 64 << 20, 32
-#: Rows that are encoded together, at least one batch.
+#: Batches are encoded together once they hold this many rows, or the bundle ends.
 ENCODE_ROWS = 1 << 20
 _DEAD, _COUNTS = "dead", "counts"
 
@@ -218,10 +218,10 @@ def build(
     transform = beam.pvalue.AsSingleton(
         learnt | "Transform" >> beam.Map(partial(described_transform, schema, directory, base))
     )
-    described = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(data_statistics.describe, schema)))
-    counts = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda result: result.get("splits", {})))
+    statistics = beam.pvalue.AsSingleton(learnt | "Describe" >> beam.Map(partial(data_statistics.describe, schema)))
+    rows_per_split = beam.pvalue.AsSingleton(learnt | "Count" >> beam.Map(lambda result: result.get("splits", {})))
 
-    encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, counts).with_outputs(
+    encoded = rows | "Encode" >> beam.ParDo(Encode(config, directory, threads), transform, rows_per_split).with_outputs(
         _COUNTS, main="rows"
     )
     written = (
@@ -236,8 +236,10 @@ def build(
         | "OneFile" >> beam.GroupBy(lambda _: 0)
         | "DeadLetters" >> beam.Map(partial(write_dead_letters, directory))
     )
-    tally = read.counts | "Counts" >> beam.CombineGlobally(MergePartials()).without_defaults()
-    quality = encoded.counts | "OutOfVocabularyCounts" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    rows_read_and_kept = read.counts | "Counts" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    out_of_vocabulary_counts = (
+        encoded.counts | "OutOfVocabularyCounts" >> beam.CombineGlobally(MergePartials()).without_defaults()
+    )
     _ = (
         pipeline
         | "SummaryTrigger" >> beam.Create([directory])
@@ -248,10 +250,10 @@ def build(
             golden=beam.pvalue.AsSingleton(golden),
             written=beam.pvalue.AsList(written),
             dead=beam.pvalue.AsList(dead),
-            tally=beam.pvalue.AsSingleton(tally, default_value={"rows": (0, 0)}),
-            counts=counts,
-            described=described,
-            quality=beam.pvalue.AsSingleton(quality, default_value={}),
+            rows_read_and_kept=beam.pvalue.AsSingleton(rows_read_and_kept, default_value={"rows": (0, 0)}),
+            rows_per_split=rows_per_split,
+            statistics=statistics,
+            out_of_vocabulary_counts=beam.pvalue.AsSingleton(out_of_vocabulary_counts, default_value={}),
         )
     )
 
@@ -296,7 +298,7 @@ def _split(rows: PCollection[Spilled], config: Config, directory: str, log_bytes
 def _apply_and_spill(
     batch: Spilled, directory: str, change: Callable[..., pa.RecordBatch], learnt: Any = None
 ) -> Iterable[Spilled]:
-    """Apply ``change`` to a batch, with what was learnt if given, and spill the result."""
+    """Apply ``change`` to a batch, with ``learnt`` as its second argument if given, and spill the result."""
     rows = load(batch)
     return spill(directory, [change(rows) if learnt is None else change(rows, learnt)])
 
@@ -329,8 +331,10 @@ def _join_user_rows(directory: str, config: Config, element: tuple[int, Iterable
 def _add_negatives(config: Config, batch: pa.RecordBatch, catalogue: pa.Table | None) -> pa.RecordBatch:
     assert config.preprocess.negatives is not None
     rows = with_dictionaries((), pa.Table.from_batches([batch]))
-    more = negatives.add_negatives(config.preprocess.negatives, config.row_schema, config.seed, rows, catalogue)
-    return with_dictionaries(config.row_schema.single_valued, pa.Table.from_batches([more]))
+    with_negatives = negatives.add_negatives(
+        config.preprocess.negatives, config.row_schema, config.seed, rows, catalogue
+    )
+    return with_dictionaries(config.row_schema.single_valued, pa.Table.from_batches([with_negatives]))
 
 
 def _write_shard(schema: Schema, rows_per_block: int, gzipped: bool, directory: str, element: Any) -> dict[str, Any]:
@@ -346,23 +350,23 @@ def _write_summary(
     golden: pa.RecordBatch | None,
     written: list[dict[str, Any]],
     dead: list[dict[str, Any]],
-    tally: dict[str, tuple[int, int]],
-    counts: dict[str, tuple[int, int]],
-    described: dict[str, Any],
-    quality: dict[str, Any],
+    rows_read_and_kept: dict[str, tuple[int, int]],
+    rows_per_split: dict[str, tuple[int, int]],
+    statistics: dict[str, Any],
+    out_of_vocabulary_counts: dict[str, Any],
 ) -> None:
-    """Write what the launching process needs to finish; one worker does it."""
+    """Write what the launching process needs to complete the data set. This runs on one worker."""
     if golden is not None:
         with atomic_file(as_path(directory) / GOLDEN_FILE) as file:
             pq.write_table(pa.Table.from_batches([golden]), file)
-    rows, kept = tally["rows"]
+    rows, kept = rows_read_and_kept["rows"]
     summary = {
-        "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": counts.get("gap", (0, 0))[0]},
+        "rows": {"read": rows, "kept": kept, "refused": rows - kept, "in_gap": rows_per_split.get("gap", (0, 0))[0]},
         "dead": list(dead),
         "shards": sorted(written, key=lambda shard: shard["file"]),
         "transform": transform,
-        "quality": quality,
-        "features": described["features"],
+        "quality": out_of_vocabulary_counts,
+        "features": statistics["features"],
     }
-    write_json(as_path(directory) / STATISTICS_FILE, described)
+    write_json(as_path(directory) / STATISTICS_FILE, statistics)
     write_json(as_path(directory) / "job.json", summary)

@@ -1,7 +1,8 @@
 """Reads input splits of click logs into Arrow batches; lines that do not parse become dead letters.
 
-Every row carries a random key (column ``_key``), made from its position in its input split. Whatever is drawn for a row (its
-shard, its position in the shuffle, its sampled negatives) is therefore the same on every engine and for any number of workers.
+Every row carries a random key (column ``_key``), made from the seed, the input split and the row's position in it. Whatever is
+drawn for a row (its shard, its position in the shuffle, its sampled negatives) is therefore the same on every engine and for
+any number of workers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from clsd.pipeline.preprocess.parsing import (
 from clsd.pipeline.shared.config import LogSettings
 from clsd.pipeline.shared.threads import ONE, Threads
 
-#: Bytes of text that are parsed together; a larger block falls out of the processor's cache.
+#: Bytes of text that are parsed together; a larger block does not fit into the processor's cache.
 BLOCK_BYTES = 4 << 20
 #: Largest number of rows per batch.
 BATCH_ROWS = 262_144
@@ -48,7 +49,7 @@ class ReadBatch(NamedTuple):
 
     Args:
         rows: the columns that the schema reads, ``_key`` uint64 and ``_position`` int64.
-        blocks: the blocks of text that hold these rows; none for a format with columns of its own.
+        blocks: the blocks of text that hold these rows; none for a typed format (Parquet, Avro).
     """
 
     rows: pa.RecordBatch
@@ -63,7 +64,7 @@ class ReadBatch(NamedTuple):
 
 
 class Reader:
-    """Reads input splits; a worker has one.
+    """Reads input splits. Each worker has one reader.
 
     Args:
         logs: settings of the logs.
@@ -121,7 +122,7 @@ class Reader:
             while at < input_split.start and (block := file.read(min(BLOCK_BYTES, input_split.start - at))):
                 breaks, at = breaks + block.count(b"\n"), at + len(block)
         known[input_split.start] = breaks
-        # The line that the input split starts in belongs to the one before.
+        # The line in which the input split starts belongs to the previous input split.
         return breaks if block.endswith(b"\n") else breaks + 1
 
     def _with_keys(self, input_split: InputSplit, table: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
@@ -190,7 +191,7 @@ class Reader:
             return lines, *parse_all(
                 len(lines),
                 lambda rows: self._parse(input_split, lines, rows),
-                lambda row: self._odd(input_split, lines[row]),
+                lambda row: self._suspicious_column(input_split, lines[row]),
             )
 
         for lines, table, rows, faults in self._threads.map(parse, self._lines_of(input_split)):
@@ -222,7 +223,7 @@ class Reader:
         table.validate(full=True)
         return table
 
-    def _odd(self, input_split: InputSplit, line: bytes) -> str | None:
+    def _suspicious_column(self, input_split: InputSplit, line: bytes) -> str | None:
         if input_split.format == "csv":
             return suspicious_csv_column(line, input_split.columns, input_split.types, self._logs)
         return suspicious_json_column(line, input_split.types)

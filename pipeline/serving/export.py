@@ -63,7 +63,8 @@ class PublishingRequirements:
     Args:
         metrics: the model's metrics, by the names of :data:`HEADLINE_METRICS`; None if it was not evaluated.
         require: bounds, such as ``auc>=0.7``.
-        against: a version, or a directory of versions of which the newest is served. The model must not be worse.
+        against: a version, or a directory of versions of which the newest is served. The model must not be worse than
+            that version by more than ``export.margins``.
     """
 
     metrics: dict[str, float] | None = None
@@ -197,7 +198,7 @@ def _check_requirements(config: Config, requirements: PublishingRequirements, ou
         )
     metrics = requirements.metrics or {}
     enforce(metrics, bounds)
-    # The first version in its own directory has no version to compare with.
+    # If the first version is compared with its own directory, there is no version to compare with yet.
     if requirements.against is not None and (address(requirements.against) != address(out) or versions_in(out)):
         served = newest_version(requirements.against)
         known = read_json(served / PROVENANCE_FILE, "model that clsd exported", "").get("metrics")

@@ -12,7 +12,7 @@ from clsd.features.schema import Schema, Strict
 from clsd.models.settings import ConfidenceSettings, ModelSettings, OptimizerSettings, TableOptimizerSettings
 from clsd.pipeline.shared.headline_metrics import DIRECTED_METRICS
 
-#: A text; a time that YAML has parsed becomes text again.
+#: A point in time as text; a time that YAML has parsed becomes text again.
 Instant = Annotated[str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given)]
 
 
@@ -66,7 +66,7 @@ class SplitSettings(Strict):
         allow_inf_nan=False,
         description="time: hours before the validation and the test split that are left out",
     )
-    key: str = Field(default="", description="hash: column whose equal values stay in one split, such as the user")
+    key: str = Field(default="", description="hash: key column, such as the user; rows with equal values stay together")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitSettings:
@@ -104,7 +104,7 @@ class QualityBounds(Strict):
 
     max_missing: float = Field(default=1.0, ge=0, le=1, description="largest share of missing values of a feature")
     max_out_of_vocabulary: float = Field(
-        default=1.0, ge=0, description="largest mean number of out-of-vocabulary ids per row of a feature"
+        default=1.0, ge=0, description="largest mean number of a feature's out-of-vocabulary ids per row"
     )
     min_ctr: float = Field(default=0.0, ge=0, le=1, description="smallest CTR")
     max_ctr: float = Field(default=1.0, ge=0, le=1, description="largest CTR")
@@ -134,7 +134,7 @@ class PreprocessSettings(Strict):
     threads: int = Field(
         default=0,
         ge=0,
-        description="threads per worker; 0: the cores of this machine, divided among its workers; 1 on other engines",
+        description="threads per worker; 0: this machine's cores divided among its workers, but 1 on other engines",
     )
     stalled_minutes: float = Field(
         default=30.0,
@@ -170,9 +170,9 @@ class MonitorSettings(Strict):
         default="stop", description="stop: end the run with an error; warn: warn once"
     )
     window_steps: int = Field(default=200, ge=1, description="weighted steps per window")
-    predicted_over_real: float = Field(default=0.4, ge=0, description="smallest mean prediction over CTR")
+    predicted_over_real: float = Field(default=0.4, ge=0, description="smallest ratio of mean prediction to CTR")
     effective_clicks: float = Field(
-        default=0.1, ge=0, le=1, description="smallest effective sample size of the clicks, as a share"
+        default=0.1, ge=0, le=1, description="smallest effective sample size of the clicks, as a share of their number"
     )
     largest_weight: float = Field(
         default=0.1, ge=0, description="smallest value that the largest weight of a click may have"
@@ -202,7 +202,7 @@ class TrainSettings(Strict):
         default=10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after every call"
     )
     keep_checkpoints: int = Field(
-        default=3, ge=2, description="number of newest checkpoints that are kept, beside the best epoch"
+        default=3, ge=2, description="number of newest checkpoints that are kept, besides the best epoch"
     )
     deterministic: bool = Field(
         default=True,
@@ -227,7 +227,8 @@ class TrainSettings(Strict):
     teacher_cache_clicks: int = Field(
         default=20_000_000,
         ge=0,
-        description="most training clicks whose teacher scores are kept in memory, about 40 bytes each; 0: none",
+        description="the teacher's scores are kept in memory, about 40 bytes per click, if there are at most this many "
+        "training clicks; 0: never",
     )
     monitor: MonitorSettings = Field(default=MonitorSettings(), description="the collapse monitor")
 
@@ -238,7 +239,8 @@ class EvaluateSettings(Strict):
     split: Literal["validation", "test"] = Field(default="test", description="split to evaluate on")
     item: str = Field(
         default="",
-        description="feature of the item, for correlations given its popularity; by default the one of negatives.item",
+        description="feature of the item, for correlations that control for popularity; by default that of "
+        "negatives.item",
     )
     calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
 
@@ -281,7 +283,7 @@ class ExportSettings(Strict):
     keep: int = Field(default=0, ge=0, description="number of newest versions that are kept; 0: all")
 
     @model_validator(mode="after")
-    def _margins_have_a_worse(self) -> ExportSettings:
+    def _margins_have_a_direction(self) -> ExportSettings:
         for name in self.margins:
             if name not in DIRECTED_METRICS:
                 raise ValueError(
@@ -316,11 +318,13 @@ class Config(Strict):
             for column in [negatives.item, *negatives.item_columns]:
                 if column not in self.row_schema.columns:
                     raise ValueError(
-                        f"preprocess.negatives: '{column}' is not a column of rows; "
+                        f"preprocess.negatives: '{column}' is not a column that rows names; "
                         f"{did_you_mean(column, self.row_schema.columns)}"
                     )
         if split.key and split.key not in self.row_schema.columns:
-            raise ValueError(f"preprocess.split.key: '{split.key}' is not a column of rows; add it to rows.passthrough")
+            raise ValueError(
+                f"preprocess.split.key: '{split.key}' is not a column that rows names; add it to rows.passthrough"
+            )
         lists = [f.source for f in self.row_schema.ragged if not f.separator]
         if split.key in {*lists, self.row_schema.label, self.row_schema.timestamp, self.row_schema.intensity} - {""}:
             raise ValueError(

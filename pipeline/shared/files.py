@@ -34,7 +34,7 @@ _NOT_WRITABLE = (
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 #: Marks a directory of an object store that is being published, or whose publication was killed.
 UNFINISHED = ".clsd-unfinished"
-#: Objects that are moved at the same time.
+#: Threads that copy and remove objects of an object store.
 _TRANSFER_THREADS = Threads(16, ahead=2)
 #: Lock file of the process that writes into a directory.
 LOCK = ".lock"
@@ -42,7 +42,7 @@ _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
 def disk_full_error(error: BaseException, where: str) -> UserError | None:
-    """The error for a full disk if ``error`` comes from one, even if an engine wrapped it into text; else None."""
+    """The error for a full disk if ``error`` comes from one, even if an engine turned it into text; else None."""
     seen: BaseException | None = error
     while seen is not None:
         code = seen.errno if isinstance(seen, OSError) else None
@@ -53,13 +53,13 @@ def disk_full_error(error: BaseException, where: str) -> UserError | None:
 
 
 def object_store_error(error: BaseException, where: str) -> UserError | None:
-    """The error for an object store that refuses or cannot be reached if ``error`` comes from one; else None."""
+    """The error for an object store that refuses access or cannot be reached, if ``error`` comes from one; else None."""
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__module__.partition(".")[0] in _STORE_CLIENTS:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             hint = "check the address, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
-            return UserError(where, f"the object store refuses or cannot be reached ({reason})", hint)
+            return UserError(where, f"the object store refuses access or cannot be reached ({reason})", hint)
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -89,7 +89,7 @@ def local_path(text: str | Path) -> Path:
         UserError: the path is in an object store.
     """
     if is_remote(text):
-        raise UserError(str(text), "is not a local path", "give a directory of this machine")
+        raise UserError(str(text), "is not a local path", "give a directory on this machine")
     return Path(text)
 
 
@@ -114,7 +114,7 @@ def files_in(directory: Path) -> list[str]:
     """Names of all files under a directory, relative to it and sorted."""
     if isinstance(directory, Path):
         return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    # Not with a glob: an object's name may contain its special characters.
+    # Not with a glob: an object's name may contain a glob's special characters.
     return sorted(name.removeprefix(directory.path).lstrip("/") for name in directory.fs.find(directory.path))
 
 
@@ -125,7 +125,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def sizes(directory: Path, names: list[str]) -> dict[str, int | None]:
-    """Bytes of files under a directory by name, None for absent ones. An object store is listed once."""
+    """Size in bytes of each named file under a directory, None for an absent file. An object store is listed only once."""
     if isinstance(directory, Path):
         return {name: path.stat().st_size if (path := directory / name).exists() else None for name in names}
     result = directory.fs.find(directory.path, detail=True)
@@ -137,7 +137,7 @@ def _is_empty(target: Path) -> bool:
 
 
 def refuse_foreign_directory(target: Path, markers: tuple[str, ...]) -> None:
-    """Refuse to overwrite a directory without any of the marker files of clsd.
+    """Refuse to overwrite a directory that has none of clsd's marker files.
 
     Raises:
         UserError: the target is a file, or holds something else.
@@ -164,7 +164,7 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_full_error(error, str(path)) or UserError(
-            str(path), f"cannot be made ({error.strerror})", "choose another path"
+            str(path), f"cannot be created ({error.strerror})", "choose another path"
         ) from error
 
 
@@ -175,8 +175,8 @@ def atomic_directory(
     """A directory that appears under its name only if the block succeeds.
 
     Yields a directory to write into. At the end it replaces the target: on this machine by one rename; in an object store by
-    copies, with ``marker`` last. After an error the target is unchanged. An error during the copies leaves a target without
-    its marker, which may be overwritten.
+    copies, with ``marker`` last. After an error the target is unchanged, with one exception: an error during the copies
+    leaves a target without its marker, which may be overwritten.
 
     Args:
         target: the directory.
@@ -210,7 +210,7 @@ def atomic_directory(
 
 @contextmanager
 def directory_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory of this machine while the block runs.
+    """Hold the lock of a directory on this machine while the block runs.
 
     The directory is created if needed, and removed again if the block wrote nothing.
 
@@ -227,7 +227,7 @@ def directory_lock(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                str(directory), "another process writes there", "wait for it, or choose another --out or --runs"
+                str(directory), "another process is writing there", "wait for it, or choose another --out or --runs"
             ) from None
         except OSError:
             pass  # a file system without locks
@@ -251,7 +251,7 @@ def clear(directory: Path) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what killed processes left of :func:`atomic_directory` in a directory of this machine."""
+    """Remove temporary directories of :func:`atomic_directory` that killed processes left in a directory on this machine."""
     for name in ("*.partial", "*.old") if directory.is_dir() and not is_remote(directory) else ():
         for left in directory.glob(f".{name}"):
             remove_tree(left)
@@ -292,7 +292,7 @@ def _publish_object(source: Any, target: Any) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete.
 
-    Objects are complete or absent anyway; a local file is written aside and renamed.
+    Objects are complete or absent anyway; a local file is written under a temporary name and then renamed.
     """
     temporary = path if is_remote(path) else path.with_name(f".{uuid.uuid4().hex}.partial")
     try:

@@ -84,10 +84,10 @@ class TrainingLoop:
 
     def start_from(self, base: BaseRun) -> None:
         """Start from an earlier model, with its tables extended to this data set's vocabularies."""
-        # On the run's own disk, which has space for it.
-        beside = None if is_remote(self._out) or not self._is_chief else self._out
-        with tempfile.TemporaryDirectory(prefix=".clsd-", dir=beside) as made, self._strategy.scope():
-            self.restore(expand_checkpoint(base, self._model, Path(made)))
+        # The expanded checkpoint goes to the run's own disk, which has space for it.
+        parent = None if is_remote(self._out) or not self._is_chief else self._out
+        with tempfile.TemporaryDirectory(prefix=".clsd-", dir=parent) as expanded, self._strategy.scope():
+            self.restore(expand_checkpoint(base, self._model, Path(expanded)))
         say(f"starts with the model of {base.directory}")
 
     def fit(self, until: int | None = None) -> RunState:
@@ -101,7 +101,7 @@ class TrainingLoop:
             Terminated: the process was asked to end.
         """
         main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, self._terminate) if main_thread else None
+        previous_handler = signal.signal(signal.SIGTERM, self._terminate) if main_thread else None
         try:
             starting_point = digest_of([self.state.fingerprint, self._steps_done])
             if len(set(self._machines.gather(int(starting_point[:8], 16)))) > 1:
@@ -110,8 +110,8 @@ class TrainingLoop:
             return self._fit(until)
         finally:
             self._profiler.close()
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            if previous_handler is not None:
+                signal.signal(signal.SIGTERM, previous_handler)
 
     def wait_for_chief(self) -> None:
         """Barrier: wait for the chief's writes. The others wait here, so that they notice if the chief dies."""
@@ -152,41 +152,44 @@ class TrainingLoop:
             within = f" and {state.step} of {self._steps_per_epoch} steps" if state.step else ""
             say(f"continuing after epoch {state.epoch} of {settings.epochs}{within}")
         elif settings.batch_size > self._dataset.rows("train"):
-            warn(f"train.batch_size {settings.batch_size} is more than the {self._dataset.rows('train')} rows")
+            warn(f"train.batch_size {settings.batch_size} is more than the {self._dataset.rows('train')} training rows")
         if self._config.confidence.weighted:
             if self._model.warmup_steps >= total:
                 warn(f"the warm-up takes all {total} steps: no click will be weighted")
             if expected := known_to_collapse(self._config.confidence, self._dataset.ctr("train")):
                 warn(expected)
 
-    def _fit_epoch(self, last: int) -> Tensor:
+    def _fit_epoch(self, last_step: int) -> Tensor:
         """Run the current epoch up to step ``last`` and return the epoch's metric sums so far."""
         config, state = self._config, self.state
         iterator = self._reader.read(state)
-        warmup = (
-            self._model.warmup_steps - state.epoch * self._steps_per_epoch
-        )  # end of the warm-up, as a step of this epoch
+        # The end of the warm-up, as a step of this epoch.
+        warmup_end = self._model.warmup_steps - state.epoch * self._steps_per_epoch
         weighted = config.confidence.weighted
         title = f"epoch {state.epoch + 1}/{config.train.epochs}"
-        title += " (warm-up)" if weighted and warmup >= last else ""
+        title += " (warm-up)" if weighted and warmup_end >= last_step else ""
         sums = as_sums(state.epoch_sums)
         with epoch_bar(title, self._steps_per_epoch, state) as advance, reading(self._dataset):
-            while state.step < last:
-                stops = [last, state.step + config.train.steps_per_call, *([warmup] if warmup > state.step else [])]
+            while state.step < last_step:
+                stops = [
+                    last_step,
+                    state.step + config.train.steps_per_call,
+                    *([warmup_end] if warmup_end > state.step else []),
+                ]
                 steps = min(stops) - state.step
                 started, traces = time.perf_counter(), self._run_steps.experimental_get_tracing_count()
                 with self._profiler.call():
                     new_sums = self._run_steps(iterator, tf.constant(steps))
                 metrics = _as_floats(new_sums)
-                if state.step >= warmup:
+                if state.step >= warmup_end:
                     state.weighted_steps += steps
                     if self._run_steps.experimental_get_tracing_count() == traces:
                         state.seconds += time.perf_counter() - started
                         state.timed_steps += steps
                 state.step += steps
                 sums = step_metrics.merged(tf.stack([sums, new_sums]))
-                # R-CE's weights are small by design, smaller at a lower CTR, so they do not show a collapse.
-                watched = weighted and config.confidence.control != "rce" and state.step > warmup
+                # R-CE's weights are small by design, and smaller at a lower CTR. So small weights are no sign of a collapse.
+                watched = weighted and config.confidence.control != "rce" and state.step > warmup_end
                 self._check(metrics, new_sums, steps, watched)
                 rate = steps * config.train.batch_size / (time.perf_counter() - started)
                 advance(steps, f"{rate:,.0f} rows/s  loss {metrics['loss']:.4f}")
@@ -195,7 +198,9 @@ class TrainingLoop:
                     self._steps_done,
                     {**metrics, "rows_per_second": rate, **self._teacher_age(self._steps_done)},
                 )
-                if state.step < last and ((terminated := self._any_machine_got_sigterm()) or self._checkpoint_is_due()):
+                if state.step < last_step and (
+                    (terminated := self._any_machine_got_sigterm()) or self._checkpoint_is_due()
+                ):
                     self._save(sums)
                     if terminated:
                         raise Terminated
@@ -227,10 +232,10 @@ class TrainingLoop:
             for name in ("log_loss", "ece", "predicted_over_real")
             if name in calibrated.values
         )
-        done = (self.state.epoch + 1) * self._steps_per_epoch
-        self._metrics_log.log("validation", done, measured.values)
+        steps_done = (self.state.epoch + 1) * self._steps_per_epoch
+        self._metrics_log.log("validation", steps_done, measured.values)
         if self._config.confidence.weighted and (by_group := confidence_by_group(self._dataset, rows)):
-            self._metrics_log.log("confidence", done, by_group)
+            self._metrics_log.log("confidence", steps_done, by_group)
         return measured
 
     def _finish_epoch(self, metrics: dict[str, float], measured: Measured) -> None:
@@ -272,7 +277,7 @@ class TrainingLoop:
         self._last_save = time.monotonic()
 
     def _teacher_age(self, step: int) -> dict[str, float]:
-        """Steps since the frozen teacher was copied."""
+        """Steps since the frozen teacher was last copied."""
         settings, since = self._config.confidence, step - self._model.warmup_steps
         if settings.teacher != "frozen" or not self._model.scoring_needs_teacher or since <= 0:
             return {}
@@ -286,9 +291,9 @@ def _steps_function(strategy: Strategy, model: ClsdModel) -> TfFunction:
     def run_steps(iterator: Iterator[Batch], steps: Tensor) -> Tensor:
         sums = step_metrics.empty_sums()
         for _ in tf.range(steps):
-            now = strategy.run(model.train_metric_sums, args=(next(iterator),))
-            first = strategy.experimental_local_results(now)[0]  # the same on every replica
-            sums = step_metrics.merged(tf.stack([sums, first]))
+            per_replica = strategy.run(model.train_metric_sums, args=(next(iterator),))
+            step_sums = strategy.experimental_local_results(per_replica)[0]  # the same on every replica
+            sums = step_metrics.merged(tf.stack([sums, step_sums]))
         return sums
 
     return run_steps

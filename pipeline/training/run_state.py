@@ -1,4 +1,4 @@
-"""The state of a training run: everything that a checkpoint holds beside the model, such as the position in the data."""
+"""The state of a training run: everything that a checkpoint holds besides the model, such as the position in the data."""
 
 from __future__ import annotations
 
@@ -79,12 +79,14 @@ def warmup_steps(config: Config, dataset: Dataset) -> int:
     return round(config.confidence.warmup_epochs * steps_per_epoch(config, dataset))
 
 
-def as_sums(listed: list[float | None]) -> Tensor:
+def as_sums(values: list[float | None]) -> Tensor:
     """The inverse of :func:`as_list`. An empty list gives the sums of no batch."""
     empty = step_metrics.empty_sums()
-    if not listed:
+    if not values:
         return empty
-    return tf.constant([none if value is None else value for none, value in zip(empty.numpy(), listed, strict=True)])
+    return tf.constant(
+        [empty_value if value is None else value for empty_value, value in zip(empty.numpy(), values, strict=True)]
+    )
 
 
 def as_list(sums: Tensor) -> list[float | None]:

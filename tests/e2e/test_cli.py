@@ -278,10 +278,10 @@ def test_an_interrupted_job_says_so_and_leaves_no_data_set(
 
 def test_outputs_that_cannot_be(cli: Cli, config_file: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    _refused(cli("preprocess", "--config", config_file, "--out", tmp_path / "file" / "x"), "cannot be made")
-    _refused(cli("preprocess", "--config", config_file, "--out", "/proc/none/x"), "cannot be made")
+    _refused(cli("preprocess", "--config", config_file, "--out", tmp_path / "file" / "x"), "cannot be created")
+    _refused(cli("preprocess", "--config", config_file, "--out", "/proc/none/x"), "cannot be created")
     given = ("--config", config_file, "--dataset", small_dataset.directory)
-    _refused(cli("train", *given, "--out", "/proc/none/x"), "cannot be made")
+    _refused(cli("train", *given, "--out", "/proc/none/x"), "cannot be created")
 
 
 @pytest.mark.parametrize(("returned", "fine"), [("[:, :1]", True), ("[:, 0]", True), ("", False)])

@@ -238,7 +238,7 @@ def test_stores_that_cannot_be_reached_are_named_in_one_line(config_file: Path, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     silent = message("inspect", f"{BUCKET}/any", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
-    assert "the object store refuses or cannot be reached" in silent
+    assert "the object store refuses access or cannot be reached" in silent
     assert "no such data set" in message("inspect", f"{BUCKET}/any")
     assert "nosuch://x: cannot be reached" in message("inspect", "nosuch://x")
     assert "is not a local path" in message("compare", *given, "--runs", f"{BUCKET}/runs")

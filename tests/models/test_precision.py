@@ -61,7 +61,7 @@ def test_variables_and_gradients_stay_float32_and_those_of_tables_sparse(
 def test_the_policy_of_the_process_stays_as_it_was(spec: InputSpec) -> None:
     build_backbone(ModelSettings(), spec, "mixed_bfloat16")
     assert keras.mixed_precision.global_policy().name == "float32"
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         build_backbone(ModelSettings(options={"hidden_units": 3}), spec, "mixed_bfloat16")
     assert keras.mixed_precision.global_policy().name == "float32"
 

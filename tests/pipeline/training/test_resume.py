@@ -266,5 +266,5 @@ def test_two_trainings_do_not_write_into_one_directory(config: Config, tiny_data
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("")
-    with directory_lock(run), pytest.raises(UserError, match="another process writes there; wait for it"):
+    with directory_lock(run), pytest.raises(UserError, match="another process is writing there; wait for it"):
         train(config, tiny_dataset, run)

@@ -263,7 +263,7 @@ def test_overwriting_waits_for_no_other_process_to_be_robbed(
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(small_run, copy)
-    with directory_lock(copy), pytest.raises(UserError, match="another process writes there"):
+    with directory_lock(copy), pytest.raises(UserError, match="another process is writing there"):
         train(small_config, small_dataset, copy, overwrite=True)
     assert (copy / "run.json").exists() and (copy / "checkpoints").exists()
 
