@@ -22,6 +22,8 @@ from apache_beam.utils import shared
 WRITTEN_FOR = "2.77"
 #: Milliseconds that the state sampler sleeps at most; Beam sleeps up to 200.
 SAMPLING_PERIOD = 10
+#: The module that a worker process of the local engine runs, and the name of the thread that waits for such a process.
+WORKER_MODULE, WORKER_THREAD = "apache_beam.runners.worker.sdk_worker_main", "run_worker"
 
 _close_all = worker_handlers.WorkerHandlerManager.close_all
 

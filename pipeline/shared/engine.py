@@ -64,10 +64,10 @@ def run(
         ) from None
     for option in beam_private.unknown_options(beam_options):  # a job server may know it, so this is no error
         progress.warn(f"Beam itself does not know {option}")
+    progress.add(progress.PLANNED, input_splits)
     before = threading.excepthook
     lost = threading.excepthook = _Hook(before)
     heard = signal.signal(_WAKE_SIGNAL, _interrupt) if threading.current_thread() is threading.main_thread() else None
-    progress.add(progress.PLANNED, input_splits)
     try:
         with beam_private.without_notebook_labels():
             build(pipeline, _threads(threads, options))
@@ -134,7 +134,7 @@ class _Hook:
         cancelled = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.CANCELLED
         if cancelled or type(error) is grpc.RpcError:
             return  # the other side closed the connection (the engine ended, or a worker died)
-        if not args.thread or args.thread.name != "run_worker":
+        if not args.thread or args.thread.name != beam_private.WORKER_THREAD:
             self._before(args)
             return
         if not self.worker and not str(error).endswith((" -2", " 130")):  # those got the user's Ctrl-C too
@@ -143,7 +143,7 @@ class _Hook:
             # Beam would wait for workers that have not connected yet.
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
-                    if "apache_beam.runners.worker.sdk_worker_main" in child.cmdline():
+                    if beam_private.WORKER_MODULE in child.cmdline():
                         child.kill()
 
 

@@ -185,10 +185,10 @@ def test_a_worker_that_never_comes_ends_the_job(config_file: Path, tmp_path: Pat
     pool.start()
     try:
         flink = [*FLINK, "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"]
-        words = ("--set", "preprocess.stalled_minutes=0.5")
+        words = ("--set", "preprocess.stalled_minutes=0.1")
         message = _preprocess(config_file, tmp_path / "out", *flink, words=words)
     finally:
         pool.stop(0)
     assert message.returncode == 2, message.stderr
-    assert "error: Beam's engine: wrote nothing for 0.5 minutes" in message.stderr and "Traceback" not in message.stderr
+    assert "error: Beam's engine: wrote nothing for 0.1 minutes" in message.stderr and "Traceback" not in message.stderr
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))

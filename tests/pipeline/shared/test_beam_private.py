@@ -1,6 +1,8 @@
 """The private names of Beam that clsd uses have not changed their meaning."""
 
 import gc
+import importlib.util
+import inspect
 import weakref
 from importlib.metadata import version
 from typing import Any
@@ -25,6 +27,12 @@ def test_they_were_read_in_the_version_that_is_installed() -> None:
 
 def test_what_a_worker_imports_shortens_the_waits() -> None:
     assert graph.beam_private is score.beam_private is beam_private
+
+
+def test_the_local_engine_names_its_workers_so() -> None:
+    source = inspect.getsource(worker_handlers)
+    assert f"name='{beam_private.WORKER_THREAD}'" in source
+    assert importlib.util.find_spec(beam_private.WORKER_MODULE) is not None
 
 
 def test_a_bundle_waits_no_longer_for_its_sampler_than_the_period() -> None:
