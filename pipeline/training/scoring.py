@@ -11,12 +11,13 @@ import numpy as np
 from clsd.features.arrays import Array
 from clsd.features.errors import UserError
 from clsd.features.input_pipeline import ALL_COLUMNS, read_batches
-from clsd.features.tf_runtime import Batch, Strategy, tf
+from clsd.features.tf_runtime import Batch, Strategy, TfDataset, tf
 from clsd.models.calibration import Calibrator
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import Scores
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import sizes
+from clsd.pipeline.training.strategy import distribute_locally
 
 #: Batch size of scoring; scores do not depend on it.
 _BATCH = 16_384
@@ -42,6 +43,7 @@ class Scorer:
             return scores
 
         self._run = run
+        self._batches: dict[str, TfDataset] = {}
 
     def score(self, split: str) -> dict[str, Array]:
         """Score each row of a split. The order depends on the files alone: blocks of a few files in turn.
@@ -50,16 +52,11 @@ class Scorer:
             logit, confidence, weight, correction, ctr_logit, label, intensity float32 ``[n]``; user, key, timestamp int64
             ``[n]``; ids int32 ``[n, width]``.
         """
-        data = read_batches(
-            self._dataset.schema,
-            self._dataset.files(split),
-            self._batch,
-            columns=ALL_COLUMNS,
-            rows_per_block=self._dataset.rows_per_block,
-        )
+        if split not in self._batches:
+            self._batches[split] = self._read(split)
         parts: dict[str, list[Any]] = {}
         with reading(self._dataset):
-            for batch in self._strategy.experimental_distribute_dataset(data):
+            for batch in self._batches[split]:
                 scores = self._run(batch)
                 result = {**scores._asdict(), **batch}
                 for name, value in result.items():
@@ -70,6 +67,16 @@ class Scorer:
         whole = {name: np.concatenate(values) for name, values in parts.items()}
         real = whole.pop("valid") > 0
         return {name: value[real] for name, value in whole.items()}
+
+    def _read(self, split: str) -> TfDataset:
+        data = read_batches(
+            self._dataset.schema,
+            self._dataset.files(split),
+            self._batch,
+            columns=ALL_COLUMNS,
+            rows_per_block=self._dataset.rows_per_block,
+        )
+        return distribute_locally(self._strategy, data)
 
 
 def cheap_calibrator(model: ClsdModel, dataset: Dataset) -> Calibrator | None:

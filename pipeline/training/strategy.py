@@ -109,7 +109,7 @@ def distribute(strategy: Strategy, data: TfDataset) -> TfDataset:
     """Split global batches over the replicas. Each machine reads all batches and keeps its own rows, so batches do not change."""
     num_workers, worker = workers()
     if num_workers == 1:
-        return strategy.experimental_distribute_dataset(data)
+        return distribute_locally(strategy, data)
     replicas = strategy.num_replicas_in_sync
     local_slice = slice(worker * replicas // num_workers, (worker + 1) * replicas // num_workers)
 
@@ -121,6 +121,13 @@ def distribute(strategy: Strategy, data: TfDataset) -> TfDataset:
         return tf.data.Dataset.from_tensor_slices(parts)
 
     return strategy.distribute_datasets_from_function(lambda context: data.flat_map(split).prefetch(4))
+
+
+def distribute_locally(strategy: Strategy, data: TfDataset) -> TfDataset:
+    """Split batches over the replicas of this machine. A single CPU device reads them as they are, which starts sooner."""
+    if strategy.num_replicas_in_sync == 1 and not tf.config.list_physical_devices("GPU"):
+        return data
+    return strategy.experimental_distribute_dataset(data)
 
 
 def make_strategy(replicas: int, batch_size: int) -> Strategy:
