@@ -133,7 +133,9 @@ def test_every_program_runs(
         "data": tf.data.Dataset.from_tensors((ids, tf.cast(ids > 5, tf.float32))),
     }
     if "load_config" in block:
-        monkeypatch.setattr(clsd, "load_config", lambda *_: small_config, raising=False)
+        train = small_config.train.model_copy(update={"epochs": 1})
+        config = small_config.model_copy(update={"train": train})
+        monkeypatch.setattr(clsd, "load_config", lambda *_: config, raising=False)
         monkeypatch.chdir(tmp_path)
     exec(block, given)
     if "whole_pipeline" in given:

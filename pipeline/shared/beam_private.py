@@ -7,12 +7,14 @@ upgrade starts there.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import apache_beam.pipeline
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability import job_server
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.worker import statesampler
@@ -26,6 +28,7 @@ SAMPLING_PERIOD = 10
 WORKER_MODULE, WORKER_THREAD = "apache_beam.runners.worker.sdk_worker_main", "run_worker"
 
 _close_all = worker_handlers.WorkerHandlerManager.close_all
+_stop_server = job_server.SubprocessJobServer.stop
 
 
 def _close_together(self: Any) -> None:
@@ -47,6 +50,21 @@ def shorten_waits() -> None:
     """
     statesampler.StateSampler.__init__.__defaults__ = (SAMPLING_PERIOD,)
     worker_handlers.WorkerHandlerManager.close_all = _close_together  # type: ignore[method-assign]
+
+
+def _remove_files_and_stop(self: Any) -> Any:
+    if self._local_temp_root:
+        shutil.rmtree(self._local_temp_root, ignore_errors=True)
+        self._local_temp_root = None
+    return _stop_server(self)
+
+
+def stop_servers_quietly() -> None:
+    """At exit, stop a job server even if it removes its temporary files while Beam does. It may be called several times.
+
+    Otherwise Beam prints a traceback, and the server goes on.
+    """
+    job_server.SubprocessJobServer.stop = _remove_files_and_stop  # type: ignore[method-assign]
 
 
 def local_runner() -> Any:

@@ -71,6 +71,7 @@ def run(
     try:
         with beam_private.without_notebook_labels():
             build(pipeline, _threads(threads, options))
+        beam_private.stop_servers_quietly()
         result = pipeline.run()
         if _is_local(options):
             result.wait_until_finish()

@@ -236,11 +236,12 @@ def test_a_changed_log_is_not_taken_for_the_same(
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
     common = ("--config", config, "--runs", tmp_path / "runs")
-    assert cli("run", *common).exit_code == 0
+    assert cli("preprocess", *common).exit_code == 0
     text = small_log.read_bytes()
     log.write_bytes(gzip.compress(text[: text.index(b"\n", len(text) // 2) + 1]))
-    _refused(cli("run", *common), "dataset: exists already", "--overwrite")
-    assert cli("run", *common, "--overwrite").exit_code == 0
+    for command in ("preprocess", "run"):
+        _refused(cli(command, *common), "dataset: exists already", "--overwrite")
+    assert cli("preprocess", *common, "--overwrite").exit_code == 0
     assert Dataset.load(tmp_path / "runs" / "small" / "dataset").manifest["rows"]["read"] < 4000
 
 

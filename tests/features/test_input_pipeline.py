@@ -162,7 +162,7 @@ def test_an_epoch_that_is_begun_in_the_middle_is_the_rest_of_the_whole(
 ):
     options: dict[str, Any] = {"shuffle_seed": 9, "shuffle_blocks": shuffle_blocks, "file_rows": FILE_ROWS}
     whole = _read(SCHEMA, six_files, batch_size, **options)
-    for first in range(1, len(whole)):
+    for first in range(1, len(whole), max(1, len(whole) // 6)):
         rest = _read(SCHEMA, six_files, batch_size, first_batch=first, **options)
         assert len(rest) == len(whole) - first
         for mine, theirs in zip(rest, whole[first:], strict=True):

@@ -27,7 +27,6 @@ TEACHERS = ["frozen", "ema", "previous", "self"]
 # ---------------------------------------------------------------- warm-up
 
 
-@pytest.mark.parametrize("optimizers", ["sgd", "adam"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -44,12 +43,11 @@ def test_warm_up_is_plain_cross_entropy(
     step: Step,
     values: Values,
     settings: dict[str, Any],
-    optimizers: str,
 ) -> None:
     items = ("item", np.linspace(0, 1, 20))
     settings = {**settings, "tce_ramp_steps": 1, "tce_share": 0.5, "items": items}
-    ours = make_model(warmup_steps=3, optimizers=optimizers, l2=1e-3, **settings)
-    plain = make_model(preset="plain", optimizers=optimizers, l2=1e-3)
+    ours = make_model(warmup_steps=3, optimizers="adam", l2=1e-3, **settings)
+    plain = make_model(preset="plain", optimizers="adam", l2=1e-3)
     for seed in range(3):
         np.testing.assert_array_equal(step(ours, make_batch(seed=seed)), step(plain, make_batch(seed=seed)))
     np.testing.assert_array_equal(values(ours.backbone), values(plain.backbone))

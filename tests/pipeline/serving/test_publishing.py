@@ -211,7 +211,7 @@ def test_what_was_taken_out_of_service_is_not_exported_again(
     assert export(small_dataset, small_run, tmp_path, version=3, settings=other).name == "3"
 
 
-@pytest.mark.parametrize("moment", ["_run_canary", "warmup_requests", "golden_rows"])
+@pytest.mark.parametrize("moment", ["_run_canary", "golden_rows"])
 def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
     small_dataset: Dataset, small_run: Path, tmp_path: Path, moment: str
 ) -> None:

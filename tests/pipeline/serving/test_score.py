@@ -189,12 +189,10 @@ def test_a_history_is_what_the_log_says_and_a_log_without_it_is_refused(
         score(_of(model, tmp_path / "log.parquet"), model, tmp_path / "other")
 
 
-@pytest.mark.parametrize("format", ["csv", "csv.gz"])
 def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
     make_config: Callable[..., Config],
     settings: dict[str, Any],
     rows: list[dict[str, Any]],
-    format: str,
     tmp_path: Path,
 ) -> None:
     features = [f for f in settings["rows"]["features"] if f["kind"] != "bag"]
@@ -205,26 +203,19 @@ def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
     table = pa.Table.from_pylist([{**row, "request": f"r{at}"} for at, row in enumerate(rows[:50])]).drop_columns(
         ["tags"]
     )
-    opened = gzip.open if format.endswith(".gz") else open
-    with opened(tmp_path / f"log.{format}", "wb") as file:
-        pa.csv.write_csv(table, file, pa.csv.WriteOptions(delimiter=";"))
-    command = [
-        "score",
-        "--model",
-        str(model.parent),
-        "--logs",
-        str(tmp_path / "log.csv*"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    command += ["--set", "logs.csv.delimiter=;", "--set", "rows.passthrough=[request]"]
-    done = CliRunner().invoke(main, command)
-    assert done.exit_code == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "out")
-    assert "50 rows scored, mean score 0." in done.stderr
-    result = _read(tmp_path / "out")
-    assert result["request"].to_pylist() == [f"r{at}" for at in range(50)]
-    answers = Predictor(model).predict(rows[:50])
-    np.testing.assert_allclose(result["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
-    again = CliRunner().invoke(main, command)
-    assert again.exit_code == 2 and "exists already" in again.stderr
+    for ending, opened in (("csv", open), ("csv.gz", gzip.open)):
+        out = tmp_path / f"out-{ending}"
+        with opened(tmp_path / f"log.{ending}", "wb") as file:
+            pa.csv.write_csv(table, file, pa.csv.WriteOptions(delimiter=";"))
+        command = ["score", "--model", str(model.parent), "--logs", str(tmp_path / f"*.{ending}"), "--out", str(out)]
+        command += ["--set", "logs.csv.delimiter=;", "--set", "rows.passthrough=[request]"]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.strip() == str(out)
+        assert "50 rows scored, mean score 0." in done.stderr
+        result = _read(out)
+        assert result["request"].to_pylist() == [f"r{at}" for at in range(50)]
+        answers = Predictor(model).predict(rows[:50])
+        np.testing.assert_allclose(result["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
+        again = CliRunner().invoke(main, command)
+        assert again.exit_code == 2 and "exists already" in again.stderr

@@ -5,11 +5,13 @@ import importlib.util
 import inspect
 import weakref
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pytest
 from apache_beam import pipeline as _pipeline
+from apache_beam.runners.portability import job_server
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils import interactive_utils
@@ -33,6 +35,20 @@ def test_the_local_engine_names_its_workers_so() -> None:
     source = inspect.getsource(worker_handlers)
     assert f"name='{beam_private.WORKER_THREAD}'" in source
     assert importlib.util.find_spec(beam_private.WORKER_MODULE) is not None
+
+
+def test_a_job_server_whose_files_vanish_is_stopped_all_the_same(tmp_path: Path) -> None:
+    beam_private.stop_servers_quietly()
+    stopped: list[bool] = []
+
+    class Process:
+        def stop(self) -> None:
+            stopped.append(True)
+
+    server = job_server.SubprocessJobServer()
+    server._local_temp_root, server._server = str(tmp_path / "gone"), Process()  # type: ignore[assignment]
+    server.stop()
+    assert stopped == [True]
 
 
 def test_a_bundle_waits_no_longer_for_its_sampler_than_the_period() -> None:

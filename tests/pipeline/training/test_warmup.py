@@ -51,13 +51,10 @@ def warmups(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> 
     [
         ({"preset": "stable"}, NONE),
         ({"preset": "stable"}, WITHIN),
-        ({"preset": "stable"}, AT_AN_END),
         ({"preset": "stable"}, TWO_EPOCHS),
         ({"preset": "paper"}, BEYOND),
-        ({"preset": "plain"}, AT_AN_END),
         ({"teacher": "ema"}, ONE_AND_A_HALF),
         ({"control": "permuted", "normalise": "none"}, AT_AN_END),
-        ({"control": "rce", "gate": "off"}, BEYOND),
         ({"preset": "two-level"}, WITHIN),
     ],
     ids=lambda value: " ".join(map(str, value.values())),
