@@ -108,8 +108,17 @@ def small_export(small_dataset: Any, small_run: Path, tmp_path_factory: pytest.T
     return export(small_dataset, small_run, tmp_path_factory.mktemp("models"), version=3)
 
 
-#: Files of the unit tests' packages that take long: they train to convergence, or start processes.
-_NOT_UNIT = {"test_fixed_points.py", "test_public_data.py"}
+#: Files that take long, although they need neither a log nor, most of them, a process: they build and train a model in each test.
+_NOT_UNIT = {
+    "test_backbones.py",
+    "test_clsd_model.py",
+    "test_degenerate.py",
+    "test_fixed_points.py",
+    "test_gradients.py",
+    "test_model_inputs.py",
+    "test_public_data.py",
+    "test_teacher.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
