@@ -80,22 +80,22 @@ class EpochOrder:
             file_rows: rows of each file, in the order on disk.
             rows_per_block: rows of every block except the last of a file.
         """
-        in_order = np.asarray(file_rows, np.int64)[self.files(len(file_rows))]
-        blocks = -(-in_order // rows_per_block)
+        rows_of_files = np.asarray(file_rows, np.int64)[self.files(len(file_rows))]
+        blocks = -(-rows_of_files // rows_per_block)
         ends = np.cumsum(blocks)
         sizes = np.full(ends[-1], rows_per_block, np.int64)
-        # The last block of each; a file may have none.
-        np.subtract.at(sizes, ends - 1, blocks * rows_per_block - in_order)
+        # The last block of each file may be shorter; a file may have no block.
+        np.subtract.at(sizes, ends - 1, blocks * rows_per_block - rows_of_files)
         window, row = _within(sizes, self.window_blocks, row)
         first = window * self.window_blocks
-        of_window = sizes[first : first + self.window_blocks]
-        chunk, row = _within(of_window[self.blocks(window, len(of_window)).numpy()], self.chunk_blocks, row)
+        window_sizes = sizes[first : first + self.window_blocks]
+        chunk, row = _within(window_sizes[self.blocks(window, len(window_sizes)).numpy()], self.chunk_blocks, row)
         file = int(np.searchsorted(ends, first, side="right"))
         return Start(file, int(first - ends[file] + blocks[file]), window, chunk, row)
 
 
 def _within(sizes: Int64s, group_size: int, row: int) -> tuple[int, int]:
-    """The group of ``group_size`` consecutive sizes that a row is in, and its index there."""
+    """The group of ``group_size`` consecutive sizes that a row is in, and the row's index in that group."""
     ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), group_size)))
     group = int(np.searchsorted(ends, row, side="right"))
     return group, int(row - (ends[group - 1] if group else 0))

@@ -47,7 +47,7 @@ def parse_blocks(schema: Schema, serialized: Tensor, columns: Sequence[str] = TR
     joined = {name: tf.strings.reduce_join(buffers) for name, buffers in parsed.items()}
 
     out = {}
-    n = tf.strings.length(joined["label"])  # one byte a row; -1 could not be inferred from no columns
+    n = tf.strings.length(joined["label"])  # one byte a row; without columns, a reshape could not infer -1
     if "ids" in columns:
         parts = [tf.reshape(tf.io.decode_raw(joined["ids"], tf.int32), [n, schema.fixed_width])]
         for feature in schema.ragged:
@@ -93,26 +93,26 @@ def read_batches(
         columns: see :func:`parse_blocks`.
         rows_per_block: rows per record, from ``dataset.json``; decides how many blocks are parsed at once.
         shuffle_blocks: largest window in which blocks are permuted; they are held in memory.
-        first_batch: number of batches of a shuffled epoch to skip; they are not read.
+        first_batch: number of batches of a shuffled epoch to skip; reading starts with the window of the next row.
         file_rows: rows of each file, needed for ``first_batch``.
 
     Returns:
         batches of the columns and ``valid`` float32 ``[B]``: 1 for a row, 0 for padding.
     """
     register_file_systems(files)
-    together = max(1, min(64, -(-batch_size // rows_per_block)))
+    chunk_blocks = max(1, min(64, -(-batch_size // rows_per_block)))
     if shuffle_seed is None:
-        chunks = _in_turn(files).batch(together)
+        chunks = _in_turn(files).batch(chunk_blocks)
         parsed = chunks.map(lambda c: parse_blocks(schema, c, columns), num_parallel_calls=tf.data.AUTOTUNE)
     else:
-        order = EpochOrder(shuffle_seed, together, max(1, shuffle_blocks // together))
+        order = EpochOrder(shuffle_seed, chunk_blocks, max(1, shuffle_blocks // chunk_blocks))
         start = order.find(first_batch * batch_size, file_rows, rows_per_block) if first_batch else Start()
-        chunks = _shuffled([files[at] for at in order.files(len(files))], order, start).batch(together)
+        chunks = _shuffled([files[at] for at in order.files(len(files))], order, start).batch(chunk_blocks)
         first = start.window * order.window_chunks + start.chunk
 
         def parse(index: Tensor, chunk: Tensor) -> dict[str, Tensor]:
             rows = parse_blocks(schema, chunk, columns)
-            # The number of rows comes from a column: a chunk may hold no rows.
+            # Any column's length is the number of rows; it may be 0.
             at = order.rows(index, tf.shape(rows[columns[0]])[0])
             at = at[tf.where(tf.equal(index, first), start.row, 0) :]
             return {name: tf.gather(column, at) for name, column in rows.items()}
@@ -139,8 +139,8 @@ def _shuffled(files: Sequence[str], order: EpochOrder, start: Start) -> TfDatase
 
     def permute(window: Tensor, blocks: Tensor) -> Tensor:
         at = order.blocks(window, tf.shape(blocks)[0])
-        begun = tf.where(tf.equal(window, start.window), start.chunk * order.chunk_blocks, 0)
-        return tf.gather(blocks, at[begun:])
+        skipped = tf.where(tf.equal(window, start.window), start.chunk * order.chunk_blocks, 0)
+        return tf.gather(blocks, at[skipped:])
 
     windows = blocks.batch(order.window_blocks).enumerate(start.window)
     return windows.map(permute).unbatch()

@@ -14,9 +14,9 @@ from clsd.pipeline.preprocess.columns import LABEL, TIME, USER
 def add_histories(schema: Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Add a list column for each of ``schema.histories``.
 
-    A row's list holds the values of the user's last ``max_length`` clicks strictly before the row's time, oldest first;
-    clicks of one instant are in the batch's order. So no row sees its own click, nor one of the same instant. A row of the
-    test split sees the user's older clicks of all splits, as a server would.
+    A row's list holds the values of the user's last ``max_length`` clicks strictly before the row's time. So no row sees its
+    own click, nor one of the same instant. The oldest click comes first; clicks of one instant are in the batch's order. A
+    row of the test split sees the user's older clicks of all splits, as a server would.
 
     Args:
         schema: the schema.

@@ -1,6 +1,6 @@
 """Preprocessing: plans the job, runs it, and publishes the data set.
 
-The launching process writes ``dataset.json`` last, after the share of dead letters was found small enough.
+The launching process writes ``dataset.json`` last, after the result has passed the checks of ``manifest.refuse_if_bad``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def preprocess(
         config: the config.
         out: the data set's directory.
         base: an earlier data set with the same schema; its ids and scales are kept, and new values get ids after them.
-        overwrite: replace what is in ``out``.
+        overwrite: make the data set anew, and replace the one in ``out``.
         beam_options: options for Beam, such as ``["--runner=FlinkRunner"]``.
 
     Raises:
@@ -56,13 +56,13 @@ def preprocess(
         progress.say_there_already()
         return Dataset.load(out)
     with atomic_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as temporary:
-        # Not by the workers: one that outlives its job must not create them again.
+        # Created here and not by the workers: a worker that outlives its job must not create them again.
         for name in (SPILL, "vocabularies", *SPLITS):
             make_directory(temporary / name)
         with progress.launching(address(temporary)):
-            job, earlier_one = address(temporary), address(base) if base else ""
+            directory, base_directory = address(temporary), address(base) if base else ""
             engine.run(
-                lambda pipeline, threads: build(pipeline, config, input_splits, job, earlier_one, threads),
+                lambda pipeline, threads: build(pipeline, config, input_splits, directory, base_directory, threads),
                 temporary,
                 beam_options or [],
                 input_splits=len(input_splits),

@@ -87,26 +87,26 @@ def add_negatives(
     item_codes = pc.fill_null(pc.index_in(batch.column(settings.item), value_set=items), -1).to_numpy().astype(np.int64)
     label = batch.column(LABEL).to_numpy()
     clicks = np.flatnonzero(label == 1)
-    taken = np.unique((users * len(items) + item_codes)[(label == 1) & (item_codes >= 0)])
+    clicked_pairs = np.unique((users * len(items) + item_codes)[(label == 1) & (item_codes >= 0)])
 
     row = np.repeat(clicks, settings.per_click)
     draw = np.tile(np.arange(settings.per_click, dtype=np.uint64), len(clicks))
     keys = mix64(seeded(batch.column(KEY).to_numpy()[row], seed, 0x4E47) ^ mix64(draw))
     drawn = np.full(len(row), -1, np.int64)
-    open_ = np.arange(len(row))
+    pending = np.arange(len(row))
     weights = catalogue["_clicks"].to_numpy().astype(np.float64)
     popular = settings.source == "popularity" and weights.sum() > 0
     cumulative = np.cumsum(weights) / weights.sum() if popular else None
     for attempt in range(_ATTEMPTS):
-        u = unit_interval(seeded(keys[open_], attempt))
+        u = unit_interval(seeded(keys[pending], attempt))
         if cumulative is None:
             choice = (u * len(items)).astype(np.int64)
         else:
             choice = np.minimum(np.searchsorted(cumulative, u, side="right"), len(items) - 1)
-        clicked = np.isin(users[row[open_]] * len(items) + choice, taken)
-        drawn[open_[~clicked]] = choice[~clicked]
-        open_ = open_[clicked]
-        if len(open_) == 0:
+        clicked = np.isin(users[row[pending]] * len(items) + choice, clicked_pairs)
+        drawn[pending[~clicked]] = choice[~clicked]
+        pending = pending[clicked]
+        if len(pending) == 0:
             break
     result = drawn >= 0
     row, drawn, keys = row[result], pa.array(drawn[result]), keys[result]

@@ -73,7 +73,7 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             whole = pc.match_substring_regex(values.flatten(), r"^(-?\d{1,18})?$")
             wrong = np.zeros(batch.num_rows, bool)
             wrong[pc.list_parent_indices(values).to_numpy()[~np.asarray(whole, bool)]] = True
-            refuse(wrong, f"{feature.source} holds something else than integers")
+            refuse(wrong, f"{feature.source} holds something other than integers")
 
     result = {name: batch.column(name) for name in batch.schema.names} | {
         LABEL: label,
@@ -97,7 +97,7 @@ def carried(schema: Schema) -> pa.Schema:
     """The columns of checked rows, the same for every log file. Absent columns are null; passthrough columns are text.
 
     ``_label`` is 0 or 1, ``_time`` microseconds since 1970 (0 without a timestamp), ``_user`` a hash (0 without a user). The raw
-    label, time and user are dropped.
+    label, time and user are dropped unless a feature or ``passthrough`` names their columns.
     """
     types: dict[str, pa.DataType] = {}
     for feature in schema.features:
@@ -138,7 +138,7 @@ def refused_text(batch: pa.RecordBatch, position: int) -> str:
 def _parse_iso(column: pa.Array) -> pa.Array:
     zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"), False)
     iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
-    shaped = pc.if_else(
+    well_formed = pc.if_else(
         pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string())
     )
     none = pa.scalar(None, pa.string())
@@ -155,9 +155,9 @@ def _parse_iso(column: pa.Array) -> pa.Array:
                     values.append(None)
             return pa.array(values, pa.int64())
 
-    nine = pa.timestamp("ns")  # a log may have nine decimals; microseconds are kept
-    local = parse(pc.if_else(zoned, none, shaped), nine)
-    utc = parse(pc.if_else(zoned, shaped, none), pa.timestamp("ns", tz="UTC"))
+    nanoseconds = pa.timestamp("ns")  # a log may have nine decimals; microseconds are kept
+    local = parse(pc.if_else(zoned, none, well_formed), nanoseconds)
+    utc = parse(pc.if_else(zoned, well_formed, none), pa.timestamp("ns", tz="UTC"))
     return pc.divide(pc.coalesce(local, utc), 1000)
 
 

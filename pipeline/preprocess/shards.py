@@ -70,14 +70,14 @@ def partition(
         seed: seed of the draws.
     """
     counts = [shards.get(name, 0) for name in SPLITS]
-    num_shards = np.array([*counts, 0])  # GAP, -1, is the last
+    num_shards = np.array([*counts, 0])  # the last, 0, is for GAP, whose index is -1
     before = np.cumsum(num_shards) - num_shards
     where = seeded(rows.key, seed, 0x5A4D) % np.maximum(num_shards, 1).astype(np.uint64)[split]
     code = np.where(num_shards[split] > 0, before[split] + where.astype(np.int64), num_shards.sum())
     order, starts = sorted_codes(code)
     ordered = rows.take(order)  # copied once; the parts are views
     keys = [(name, at, n) for name, n in zip(SPLITS, counts, strict=True) for at in range(n)]
-    for start, stop in pairwise([*starts, len(order)]):  # no parts without codes
+    for start, stop in pairwise([*starts, len(order)]):  # an empty batch has no parts
         if (at := int(code[order[start]])) < len(keys):
             yield keys[at], ordered.take(slice(start, stop))
 

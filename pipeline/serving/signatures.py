@@ -38,8 +38,8 @@ _METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/se
 class ServingModel(tf.Module):  # type: ignore[misc]
     """The exported model: raw rows in; ``score``, ``ctr`` and ``confidence`` out.
 
-    score = sigmoid(s), for ranking; ctr = sigmoid(s - log w), the calibrated click-through rate; confidence = a / c, the
-    confidence that a click on the row would have (1 for the mean click).
+    score = sigmoid(s), for ranking; ctr = sigmoid(s - log w + log r), the calibrated click-through rate; confidence = a / c,
+    the confidence that a click on the row would have (1 for the mean click).
 
     Args:
         transform: the raw-feature transform; its tables become assets.
@@ -99,9 +99,11 @@ class ServingModel(tf.Module):  # type: ignore[misc]
 
     def names(self, model: ClsdModel) -> dict[str, str]:
         """Maps the name of a weight in a run's checkpoint to its name in the SavedModel, for a warm start."""
-        theirs = names_in_checkpoint(model)
+        checkpoint_names = names_in_checkpoint(model)
         return {
-            theirs[id(weight)]: f"weights/{at}{VALUE}" for at, weight in enumerate(self.weights) if id(weight) in theirs
+            checkpoint_names[id(weight)]: f"weights/{at}{VALUE}"
+            for at, weight in enumerate(self.weights)
+            if id(weight) in checkpoint_names
         }
 
     def save(self, directory: Path) -> None:

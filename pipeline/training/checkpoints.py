@@ -21,7 +21,7 @@ from clsd.pipeline.shared.progress import warn
 
 #: In a run's directory: its summary, written last; the checkpoints; the weights of the best epoch.
 RUN_FILE, CHECKPOINTS, BEST = "run.json", "checkpoints", "best/weights"
-#: The file of a checkpoint that is written last: the run's position, and the checksums of the other files.
+#: The last file that a checkpoint writes: the run's position, and the checksums of the other files.
 STATE_FILE = "state.json"
 #: Prefix of TensorFlow's checkpoint files.
 WEIGHTS = "weights"
@@ -59,7 +59,7 @@ class Checkpoints:
             remove_tree(self._directory / str(old))
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest intact checkpoint: the prefix of its files and its state. None if the run has no checkpoint.
+        """The newest intact checkpoint: (prefix of its files, its state). None if the run has no checkpoint.
 
         A damaged checkpoint is named in a warning, and the one before it is used.
 
@@ -108,4 +108,4 @@ def _verify(path: Path) -> tuple[str, dict[str, Any]]:
     except OSError as error:
         return f"lacks {Path(str(error.filename)).name}", {}
     except (KeyError, TypeError):
-        return f"has no whole {STATE_FILE}", {}
+        return f"has an incomplete {STATE_FILE}", {}

@@ -31,7 +31,7 @@ def known_to_collapse(settings: ConfidenceSettings, ctr: float) -> str:
     end = "every row whose CTR is below one half" if settings.normalise == "none" else "rows of low CTR"
     return (
         f"confidence.teacher: {settings.teacher} with confidence.blend: .inf is known to collapse at a CTR of {ctr:.1%}: "
-        f"it drives {end} to 0; set confidence.blend: 1.0, or confidence.teacher: frozen"
+        f"it drives the predictions of {end} to 0; set confidence.blend: 1.0, or confidence.teacher: frozen"
     )
 
 
@@ -69,7 +69,7 @@ class CollapseMonitor:
     def finish(self, state: RunState, done: int) -> None:
         """Check the last window of a run.
 
-        A window shorter than half is ignored unless it is the run's only one.
+        A window of fewer than half of ``window_steps`` steps is ignored unless it is the run's only one.
         """
         window = self._settings.window_steps
         if state.weighted_steps < window or 2 * state.window_steps >= window:
@@ -82,7 +82,7 @@ class CollapseMonitor:
         if not problem:
             return
         if self._settings.action == "stop":
-            hint = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if you mean it"
+            hint = "set confidence.blend: 1.0 or confidence.teacher: frozen; or lower that bound if small weights are intended"
             raise UserError("train", f"the run collapsed by step {done}: {problem}", hint)
         state.collapsed = f"{problem} by step {done}"
         warn(f"the run collapsed: {state.collapsed}")

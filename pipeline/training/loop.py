@@ -160,7 +160,7 @@ class TrainingLoop:
                 warn(expected)
 
     def _fit_epoch(self, last_step: int) -> Tensor:
-        """Run the current epoch up to step ``last`` and return the epoch's metric sums so far."""
+        """Run the current epoch up to step ``last_step`` and return the epoch's metric sums so far."""
         config, state = self._config, self.state
         iterator = self._reader.read(state)
         # The end of the warm-up, as a step of this epoch.

@@ -68,14 +68,14 @@ def lost_machines_reported() -> Iterator[None]:
     except _LOST as error:
         if workers()[0] == 1:
             raise
-        hint = "start all of them again: they continue from the newest checkpoint"
+        hint = "start all machines again: they continue from the newest checkpoint"
         said = [line for line in str(error).splitlines() if line.strip() and line != "Graph execution error:"]
         reason = said[0][:200] if said else type(error).__name__
         raise TryAgainError("train", f"lost a machine of the job ({reason})", hint) from error
 
 
 class Machines:
-    """Collectives over the machines of a job; all of them must reach each call.
+    """Collectives over the machines of a job; every machine must reach each call.
 
     Args:
         strategy: the training's strategy.
@@ -94,7 +94,7 @@ class Machines:
         self._gather = gather
 
     def gather(self, value: int) -> list[int]:
-        """The values of all machines, in order; a value is below 2**32. It is a barrier: it waits for all of them."""
+        """The values of all machines, in order; a value is below 2**32. The call is a barrier: it waits for all machines."""
         if self._num_workers == 1:
             return [value]
         return [int(gathered) for gathered in self._gather(tf.constant([value], tf.int64)).numpy()]
@@ -138,7 +138,7 @@ def make_strategy(replicas: int, batch_size: int) -> Strategy:
 
     Args:
         replicas: number of devices; 0 for all GPUs, or for one CPU device.
-        batch_size: global batch size; it must divide by the number of replicas, so that all rows count the same.
+        batch_size: global batch size; it must be a multiple of the number of replicas, so that all rows count the same.
 
     Raises:
         UserError: more replicas than GPUs, a batch that does not divide, or TensorFlow already runs with other CPU devices.
@@ -174,16 +174,16 @@ def _of_several_machines(batch_size: int) -> Strategy:
 
 @contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: Python's handlers do not run while TensorFlow waits. SIGTERM is TensorFlow's own."""
-    before = signal.getsignal(signal.SIGINT)
-    heard = threading.current_thread() is threading.main_thread() and before is not signal.SIG_IGN
-    if heard:
+    """Let Ctrl-C end the process at once: Python's handlers do not run while TensorFlow waits. TensorFlow catches SIGTERM."""
+    previous_handler = signal.getsignal(signal.SIGINT)
+    replaces_handler = threading.current_thread() is threading.main_thread() and previous_handler is not signal.SIG_IGN
+    if replaces_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        if heard:
-            signal.signal(signal.SIGINT, before)
+        if replaces_handler:
+            signal.signal(signal.SIGINT, previous_handler)
 
 
 def _require_divides(batch_size: int, count: int) -> None:
@@ -200,7 +200,7 @@ def _make_logical_cpus(count: int) -> None:
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:
-        hint = "start a new process for it"
+        hint = "run this in a new process"
         raise UserError(
             "train.replicas", f"TensorFlow is already running, with other devices than {count} CPUs", hint
         ) from None

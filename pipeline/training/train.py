@@ -58,9 +58,9 @@ def train(
         config: the whole run's settings.
         dataset: what to train on.
         out: directory for config.yaml, versions, checkpoints, the best weights, TensorBoard events, and, last, run.json.
-        overwrite: start anew, whatever is in ``out``.
+        overwrite: start anew, whatever run is in ``out``.
         start: directory of :func:`warm_up` for this config, from which the warm-up is taken. The result does not change.
-        base: a finished run on the base of this data set, or the model exported from it, to begin with. See
+        base: what to start from: a finished run on the base of this data set, or the model exported from that run. See
             :mod:`clsd.pipeline.training.warm_start`.
 
     Returns:
@@ -75,13 +75,13 @@ def train(
     dataset.require(config.row_schema)
     if base and base.resolve() == out.resolve():
         raise UserError(str(out), "is the base run, and would be overwritten", "choose another --out")
-    before = load_base_run(base) if base else None
-    if before:
-        require_compatible(config, dataset, before)
-    fingerprint = run_fingerprint(config, dataset, before.fingerprint if before else "")
+    base_run = load_base_run(base) if base else None
+    if base_run:
+        require_compatible(config, dataset, base_run)
+    fingerprint = run_fingerprint(config, dataset, base_run.fingerprint if base_run else "")
     refuse_foreign_directory(
         out, (RUN_FILE, "config.yaml", LOCK)
-    )  # the lock may be there alone: another machine of the job was first
+    )  # LOCK may be the only file: another machine of the job came first
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_json(out / RUN_FILE, "run", "")
         if run["fingerprint"] == fingerprint:
@@ -90,12 +90,14 @@ def train(
         raise UserError(
             str(out), "holds a run of other settings or data", "choose another --out or --runs, or pass --overwrite"
         )
-    warmup = run_fingerprint(_warmup_config(config, dataset), dataset)
+    warmup_fingerprint = run_fingerprint(_warmup_config(config, dataset), dataset)
     with as_user_errors(str(out)), directory_lock(out) if is_chief() else nullcontext(), lost_machines_reported():
-        state, weights = (RunState(fingerprint), None) if overwrite else _load_state(out, fingerprint, start, warmup)
+        state, weights = (
+            (RunState(fingerprint), None) if overwrite else _load_state(out, fingerprint, start, warmup_fingerprint)
+        )
         loop = _make_loop(config, dataset, out, state, overwrite=overwrite)
-        if before and weights is None:
-            loop.start_from(before)
+        if base_run and weights is None:
+            loop.start_from(base_run)
         else:
             loop.restore(weights)
         state = loop.fit()
@@ -109,7 +111,7 @@ def train(
             "warmup_steps": warmup_steps(config, dataset),
             "seconds_per_step": state.seconds / state.timed_steps if state.timed_steps else None,
             "history": state.history,
-            "base": {"run": str(base), "fingerprint": before.fingerprint} if before else None,
+            "base": {"run": str(base), "fingerprint": base_run.fingerprint} if base_run else None,
         }
         if is_chief():
             write_json(out / RUN_FILE, run)
@@ -132,23 +134,23 @@ def warm_up(config: Config, dataset: Dataset, out: Path, *, overwrite: bool = Fa
     steps, total = warmup_steps(config, dataset), config.train.epochs * steps_per_epoch(config, dataset)
     if steps >= total:
         what = f"the warm-up takes all {total} steps"
-        raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten it")
+        raise UserError("confidence.warmup_epochs", what, "raise train.epochs, or shorten the warm-up")
     config = _warmup_config(config, dataset)
     fingerprint = run_fingerprint(config, dataset)
     with as_user_errors(str(out)), directory_lock(out):
         newest = Checkpoints(out / CHECKPOINTS).newest() if overwrite else None
-        other = newest is not None and newest[1]["fingerprint"] != fingerprint
-        state, weights = (RunState(fingerprint), None) if other else _load_state(out, fingerprint)
-        if (out / WARMUP_FILE).exists() and not other:
+        differs = newest is not None and newest[1]["fingerprint"] != fingerprint
+        state, weights = (RunState(fingerprint), None) if differs else _load_state(out, fingerprint)
+        if (out / WARMUP_FILE).exists() and not differs:
             return
-        loop = _make_loop(config, dataset, out, state, overwrite=other)
+        loop = _make_loop(config, dataset, out, state, overwrite=differs)
         loop.restore(weights)
         loop.fit(until=steps)
         write_json(out / WARMUP_FILE, {"fingerprint": fingerprint, "steps": steps})
 
 
 def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
-    """Fingerprint of a training: equal if and only if the trainings are. ``base`` is the fingerprint of the run to begin with."""
+    """Fingerprint of a training: equal if and only if the trainings are. ``base`` is the fingerprint of the base run."""
     parts = config.model_dump(
         mode="json", include={"seed", "row_schema", "model", "confidence", "train"}, by_alias=True
     )
@@ -168,7 +170,7 @@ def run_fingerprint(config: Config, dataset: Dataset, base: str = "") -> str:
 
 
 def _warmup_config(config: Config, dataset: Dataset) -> Config:
-    """The config of the warm-up: equal for all configs that differ in ``confidence`` only and warm up for as many steps."""
+    """The config of the warm-up: equal for all configs that differ in ``confidence`` only and warm up for equally many steps."""
     plain = ConfidenceSettings(preset="plain", warmup_steps=warmup_steps(config, dataset))
     return config.model_copy(update={"confidence": plain})
 
@@ -201,7 +203,7 @@ def _make_loop(config: Config, dataset: Dataset, out: Path, state: RunState, *, 
     make_reproducible(config.seed, config.train.deterministic)
     compile_by_xla(config.train.xla)
     strategy = make_strategy(config.train.replicas, config.train.batch_size)
-    with strategy.scope():  # variables must be created here to be mirrored, the optimizers' with them
+    with strategy.scope():  # variables, also the optimizers', must be created here to be mirrored
         model = build_model(config, dataset, config.train.precision)
         model.create_slots()  # a first step that creates variables is traced twice
     if is_chief():

@@ -37,8 +37,8 @@ def _check(*rows: dict[str, Any]) -> tuple[pa.RecordBatch, list[tuple[int, str]]
         ({"t": 1_780_000_000_000}, "t not within 1970-2199: is timestamp_unit right?"),
         ({"x": -0.5}, "x below 0"),
         ({"x": 11.0}, "x above 10"),
-        ({"ids": "1|two"}, "ids holds something else than integers"),
-        ({"ids": "1 2|3"}, "ids holds something else than integers"),
+        ({"ids": "1|two"}, "ids holds something other than integers"),
+        ({"ids": "1 2|3"}, "ids holds something other than integers"),
     ],
 )
 def test_a_row_that_breaks_the_schema_is_refused_with_its_reason(row: dict[str, Any], reason: str) -> None:
