@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import apache_beam.pipeline
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability import job_server
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
@@ -53,6 +55,13 @@ def shorten_waits() -> None:
 
 
 def _remove_files_and_stop(self: Any) -> Any:
+    shown = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, grpc.RpcError):  # how a thread's connection to the server ended
+            shown(args)
+
+    threading.excepthook = hook  # it stays: the process is ending, and Beam's threads end after this function
     if self._local_temp_root:
         shutil.rmtree(self._local_temp_root, ignore_errors=True)
         self._local_temp_root = None
@@ -62,7 +71,7 @@ def _remove_files_and_stop(self: Any) -> Any:
 def stop_servers_quietly() -> None:
     """At exit, stop a job server even if it removes its temporary files while Beam does. It may be called several times.
 
-    Otherwise Beam prints a traceback, and the server goes on.
+    Otherwise Beam prints a traceback, and the server goes on. Nor do Beam's threads print how their connections ended.
     """
     job_server.SubprocessJobServer.stop = _remove_files_and_stop  # type: ignore[method-assign]
 

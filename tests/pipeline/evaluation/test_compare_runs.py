@@ -43,7 +43,7 @@ def config(make_tiny: Make) -> Config:
     return make_tiny(
         confidence={"tce_ramp_steps": 10},
         train={
-            "epochs": 3,
+            "epochs": 4,
             "embedding_optimizer": {"name": "adagrad", "learning_rate": 0.3},
             "dense_optimizer": {"name": "adam", "learning_rate": 0.01},
             "monitor": {"window_steps": 19},

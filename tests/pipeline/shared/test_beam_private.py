@@ -3,12 +3,14 @@
 import gc
 import importlib.util
 import inspect
+import threading
 import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 import pytest
 from apache_beam import pipeline as _pipeline
 from apache_beam.runners.portability import job_server
@@ -37,9 +39,13 @@ def test_the_local_engine_names_its_workers_so() -> None:
     assert importlib.util.find_spec(beam_private.WORKER_MODULE) is not None
 
 
-def test_a_job_server_whose_files_vanish_is_stopped_all_the_same(tmp_path: Path) -> None:
+def test_a_job_server_whose_files_vanish_is_stopped_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beam_private.stop_servers_quietly()
     stopped: list[bool] = []
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
 
     class Process:
         def stop(self) -> None:
@@ -49,6 +55,9 @@ def test_a_job_server_whose_files_vanish_is_stopped_all_the_same(tmp_path: Path)
     server._local_temp_root, server._server = str(tmp_path / "gone"), Process()  # type: ignore[assignment]
     server.stop()
     assert stopped == [True]
+    for error in (grpc.RpcError("closed"), ValueError("of ours")):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+    assert shown == [ValueError]
 
 
 def test_a_bundle_waits_no_longer_for_its_sampler_than_the_period() -> None:
