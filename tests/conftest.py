@@ -110,12 +110,16 @@ def small_export(small_dataset: Any, small_run: Path, tmp_path_factory: pytest.T
 
 #: Files that take long, although they need neither a log nor, most of them, a process: they build and train a model in each test.
 _NOT_UNIT = {
+    "test_backbone_formulas.py",
     "test_backbones.py",
     "test_clsd_model.py",
+    "test_controls.py",
     "test_degenerate.py",
     "test_fixed_points.py",
     "test_gradients.py",
+    "test_input_pipeline.py",
     "test_model_inputs.py",
+    "test_precision.py",
     "test_public_data.py",
     "test_teacher.py",
 }
