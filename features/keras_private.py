@@ -16,8 +16,6 @@ from tf_keras.src.utils import tf_utils as _tf_utils
 
 #: Versions for which this file was written.
 WRITTEN_FOR = {"tensorflow": "2.16", "tf-keras": "2.16"}
-
-
 #: Packages whose functions AutoGraph leaves as they are. TensorFlow 2.16 would convert tf_keras itself, and the first step would
 #: take up to a minute. clsd has no Python control flow over tensors, and converting its functions takes 5 s in every process.
 #: Networks of a user's own package are still converted.
@@ -25,10 +23,10 @@ _NOT_CONVERTED = ("tf_keras", "tensorflow_recommenders", "clsd")
 
 
 def patch() -> None:
-    """Repair two faults of tf_keras 2.16. It may be called several times.
+    """Change what TensorFlow and tf_keras 2.16 do in two places. It may be called several times.
 
-    - AutoGraph converts packages that do not need it, see :data:`_NOT_CONVERTED`.
-    - tf_keras draws seeds with ``randint(1, 1e9)``; Python 3.12 refuses the float.
+    - AutoGraph leaves the packages in :data:`_NOT_CONVERTED` alone.
+    - tf_keras draws seeds as whole numbers; its own ``randint(1, 1e9)`` is refused by Python 3.12.
     """
     known = {getattr(rule, "_prefix", "") for rule in _autograph.CONVERSION_RULES}
     added = [_autograph.DoNotConvert(name) for name in _NOT_CONVERTED if name not in known]
