@@ -129,7 +129,7 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
 
     Args:
         base: the earlier model.
-        model: the untrained model of the next data set.
+        model: the untrained model of the next data set, with its optimizers' variables.
         out: directory for the checkpoint.
 
     Returns:
@@ -138,7 +138,6 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
     Raises:
         UserError: a variable has another shape in the earlier run, or is missing there.
     """
-    model.create_slots()
     fresh = tf.train.load_checkpoint(tf.train.Checkpoint(model=model).write(str(out / "fresh")))
     before, tensors = tf.train.load_checkpoint(str(base.weights)), {}
     before_shapes = before.get_variable_to_shape_map()
