@@ -59,6 +59,7 @@ setup(
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "pytest-cov>=7.1,<8",
+            "hypothesis>=6.170,<7",  # property tests of readers, encoders and the serving graph
             "ruff>=0.17.6,<0.18",
             "import-linter>=2.17,<3",  # what may import what
             "pre-commit>=4.7,<5",

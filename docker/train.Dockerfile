@@ -11,5 +11,8 @@ COPY features features
 COPY models models
 COPY pipeline pipeline
 RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+# Not as root: give this user the directories that are mounted, or run with --user.
+RUN useradd --uid 1000 --create-home clsd && install --directory --owner 1000 --group 1000 /work
+USER 1000:1000
 WORKDIR /work
 ENTRYPOINT ["clsd"]

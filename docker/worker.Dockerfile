@@ -11,3 +11,6 @@ COPY features features
 COPY models models
 COPY pipeline pipeline
 RUN pip install --constraint constraints.txt ".[s3]"
+# Not as root; Beam would otherwise create an environment of its own under /opt.
+ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 HOME=/tmp
+USER 1000:1000

@@ -23,6 +23,8 @@ from clsd.features.schema import (
 from clsd.features.tokens import arrow_type, as_float32, coded, coded_lists
 from clsd.features.transform import NumericState, Transform, first_value_id
 
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 
 def encode(
     transform: Transform, rows: pa.RecordBatch | pa.Table, map_features: Callable[..., Iterable[Any]] = map
@@ -62,15 +64,17 @@ def encode(
 
 
 def scale(feature: NumericFeature, state: NumericState, x: Float32s) -> Float32s:
-    """(t(x) - mean) / sd in float32, where t is the identity or log(1 + max(x, 0)). NaN becomes 0, the mean.
+    """(t(x) - mean) / sd, where t is the identity or log(1 + max(x, 0)). NaN becomes 0, the mean.
 
-    The transform ``none`` gives x itself.
+    The transform ``none`` gives x itself. It is computed in float64, because a large mean would swallow a small difference, and
+    limited to float32. A request holds x as float32, so x is float32 here too.
     """
     if feature.transform == "none":
         return np.nan_to_num(x, nan=0.0)
-    transformed = np.log1p(np.maximum(x, np.float32(0))) if feature.transform == "log1p" else x
-    scaled = (transformed - np.float32(state.mean)) * np.float32(1.0 / state.sd)
-    return np.asarray(np.where(np.isnan(x), np.float32(0), scaled), dtype=np.float32)
+    wide = x.astype(np.float64)
+    transformed = np.log1p(np.maximum(wide, 0.0)) if feature.transform == "log1p" else wide
+    scaled = np.clip((transformed - state.mean) / state.sd, -LARGEST_FLOAT32, LARGEST_FLOAT32)
+    return np.asarray(np.where(np.isnan(x), 0.0, scaled), dtype=np.float32)
 
 
 def _column(rows: pa.RecordBatch | pa.Table, feature: Categorical | NumericFeature) -> Column:

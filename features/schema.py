@@ -27,9 +27,9 @@ MISSING_INT = -(2**63)
 
 
 class Strict(BaseModel):
-    """Base of all settings classes: unknown keys are errors, and objects are frozen."""
+    """Base of all settings classes: unknown keys and infinities are errors, and objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Feature(Strict):
@@ -55,13 +55,20 @@ class _Categorical(_Feature):
         description="vocabulary: learnt from the training split; hash: `size` bins; identity: the integers 0 ... size - 1",
     )
     size: int = Field(
-        default=0, ge=0, description="number of hash bins, or of integers for identity; unused for a vocabulary"
+        default=0,
+        ge=0,
+        le=2_000_000_000,
+        description="number of hash bins, or of integers for identity; unused for a vocabulary",
     )
     min_count: int = Field(
-        default=1, ge=1, description="least number of training rows that a value must occur in to get an id"
+        default=1, ge=1, le=10**12, description="least number of training rows that a value must occur in to get an id"
     )
-    max_size: int = Field(default=10_000_000, ge=1, description="largest number of values that get an id")
-    oov_buckets: int = Field(default=1, ge=1, description="number of ids among which unknown values are hashed")
+    max_size: int = Field(
+        default=10_000_000, ge=1, le=2_000_000_000, description="largest number of values that get an id"
+    )
+    oov_buckets: int = Field(
+        default=1, ge=1, le=1_000_000, description="number of ids among which unknown values are hashed"
+    )
     share: str = Field(default="", description="feature whose vocabulary and embedding table this feature uses too")
 
     @model_validator(mode="after")
@@ -81,7 +88,7 @@ class CategoricalFeature(_Categorical):
 
 
 class _MultiValued(_Categorical):
-    max_length: int = Field(ge=1, description="values kept per row")
+    max_length: int = Field(ge=1, le=65_536, description="values kept per row")
     separator: str = Field(
         default="", description="separator that splits the column's text into values; empty if the log has lists"
     )
@@ -257,6 +264,11 @@ class Schema(Strict):
         single = {f.source for f in self.features if isinstance(f, CategoricalFeature)}
         others = {f.source for f in self.features if not isinstance(f, CategoricalFeature)}
         return sorted(single - others - {self.label, self.timestamp, self.intensity})
+
+    @property
+    def id_columns(self) -> list[str]:
+        """Log columns whose values are ids: the categorical features' and the user's."""
+        return sorted({*(f.source for f in self.categorical if f not in self.histories), self.user} - {""})
 
     @property
     def columns(self) -> list[str]:

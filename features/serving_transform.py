@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clsd.features.arrays import Array
+from clsd.features.encode import LARGEST_FLOAT32
 from clsd.features.schema import (
     FIRST_OOV_ID,
     MISSING_ID,
@@ -220,14 +221,19 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         return ids.to_tensor(default_value=0, shape=[None, feature.max_length])
 
     def _scaled(self, features: list[NumericFeature], raw: list[Tensor]) -> Tensor:
-        """float32 ``[features, ...]``: (t(x) - mean) / sd; 0, the mean, for missing values."""
+        """float32 ``[features, ...]``: (t(x) - mean) / sd, in float64 as in training; 0, the mean, for missing values."""
         x = tf.stack(raw)
         states = [self._transform.numerics.get(f.name) if f.transform != "none" else None for f in features]
-        mean = _per_feature([state.mean if state else 0.0 for state in states], np.float32, x)
-        inverse = _per_feature([1.0 / state.sd if state else 1.0 for state in states], np.float32, x)
+        mean = _per_feature([state.mean if state else 0.0 for state in states], np.float64, x)
+        sd = _per_feature([state.sd if state else 1.0 for state in states], np.float64, x)
         logs = [f.transform == "log1p" and state is not None for f, state in zip(features, states, strict=True)]
-        transformed = tf.where(_per_feature(logs, bool, x), tf.math.log1p(tf.maximum(x, 0.0)), x) if any(logs) else x
-        return tf.where(tf.math.is_finite(x), (transformed - mean) * inverse, 0.0)  # check x: tf.maximum may drop a NaN
+        wide = tf.cast(x, tf.float64)
+        transformed = (
+            tf.where(_per_feature(logs, bool, x), tf.math.log1p(tf.maximum(wide, 0.0)), wide) if any(logs) else wide
+        )
+        scaled = tf.clip_by_value((transformed - mean) / sd, -LARGEST_FLOAT32, LARGEST_FLOAT32)
+        # x is checked, not the result: tf.maximum may drop a NaN.
+        return tf.where(tf.math.is_finite(x), tf.cast(scaled, tf.float32), 0.0)
 
 
 def missing(dtype: tf.DType, rank: int) -> Array:

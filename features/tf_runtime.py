@@ -25,8 +25,11 @@ if "keras" in sys.modules and "tf_keras" not in sys.modules:
         "or set TF_USE_LEGACY_KERAS=1"
     )
 
-import tensorflow as _tensorflow
-import tf_keras as _tf_keras
+from clsd.features.native_imports import import_interruptibly
+
+with import_interruptibly():
+    import tensorflow as _tensorflow
+    import tf_keras as _tf_keras
 
 from clsd.features import keras_private
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from clsd.features.schema import FIRST_OOV_ID, Categorical, NumericFeature, Schema
 from clsd.features.vocabulary import Vocabulary
@@ -96,12 +96,12 @@ class Transform:
         }
 
     @classmethod
-    def load(cls, schema: Schema, described: dict[str, Any], directory: Path) -> Transform:
-        """Load the transform from what :meth:`describe` gave and the vocabularies' files under ``directory``."""
+    def load(cls, schema: Schema, described: dict[str, Any], read: Callable[[str], pa.Table]) -> Transform:
+        """Load the transform from what :meth:`describe` gave; ``read`` reads the file of a vocabulary by its name."""
         return cls(
             schema=schema,
             vocabularies={
-                name: Vocabulary.load(directory / entry["file"]) for name, entry in described["vocabularies"].items()
+                name: Vocabulary.from_table(read(entry["file"])) for name, entry in described["vocabularies"].items()
             },
             numerics={
                 name: NumericState(entry["mean"], entry["sd"], tuple(entry["boundaries"]))

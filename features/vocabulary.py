@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -64,7 +63,7 @@ class Vocabulary:
         kept = counts.filter(pc.greater_equal(counts["rows"], min_count))
         kept = kept.append_column("bytes", pc.cast(kept["token"], pa.binary()))  # sorted by bytes, without collation
         order = pc.sort_indices(kept, sort_keys=[("rows", "descending"), ("bytes", "ascending")])
-        return cls._of(kept.take(order[:max_size]))
+        return cls.from_table(kept.take(order[:max_size]))
 
     def extended(self, counts: pa.Table, *, min_count: int, max_size: int) -> Vocabulary:
         """This vocabulary's values in their order with the counts of another log, followed by that log's new values.
@@ -77,10 +76,11 @@ class Vocabulary:
         new = Vocabulary.from_counts(fresh, min_count=min_count, max_size=room)
         at = pc.index_in(self.tokens, value_set=counts["token"].combine_chunks())
         old = pa.table({"token": self.tokens, **{n: pc.fill_null(counts[n].take(at), 0) for n in ("rows", "clicks")}})
-        return Vocabulary._of(pa.concat_tables([old.cast(COUNTS), new.table()]))
+        return Vocabulary.from_table(pa.concat_tables([old.cast(COUNTS), new.table()]))
 
     @classmethod
-    def _of(cls, table: pa.Table) -> Vocabulary:
+    def from_table(cls, table: pa.Table) -> Vocabulary:
+        """The inverse of :meth:`table`."""
         tokens = table["token"].combine_chunks()
         return cls(
             tokens=tokens if isinstance(tokens, pa.StringArray) else pa.array([], pa.string()),
@@ -101,11 +101,5 @@ class Vocabulary:
         return pa.table({"token": self.tokens, "rows": self.rows, "clicks": self.clicks}, schema=COUNTS)
 
     def write(self, file: IO[bytes]) -> None:
-        """Write the vocabulary as a Parquet file."""
+        """Write :meth:`table` as a Parquet file."""
         pq.write_table(self.table(), file)
-
-    @classmethod
-    def load(cls, path: Path) -> Vocabulary:
-        """Read what :meth:`write` wrote."""
-        with path.open("rb") as file:
-            return cls._of(pq.read_table(file, schema=COUNTS))

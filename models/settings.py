@@ -46,7 +46,7 @@ class ConfidenceSettings(Strict):
         "non-clicks in the training data",
     )
     refresh_steps: int = Field(
-        default=0, ge=0, description="frozen: steps between copies of the model; 0: never copied again"
+        default=0, ge=0, le=2**31 - 1, description="frozen: steps between copies of the model; 0: never copied again"
     )
     ema_decay: float = Field(
         default=0.999, gt=0, lt=1, description="ema: share of the old teacher that each step keeps"
@@ -60,7 +60,10 @@ class ConfidenceSettings(Strict):
         default=0.99, ge=0, lt=1, description="decay of the moving averages that c is computed from"
     )
     blend: float = Field(
-        default=1.0, ge=0, description="lambda: 0 gives every click the weight 1, .inf weights by confidence alone"
+        default=1.0,
+        ge=0,
+        allow_inf_nan=True,
+        description="lambda: 0 gives every click the weight 1, .inf weights by confidence alone",
     )
     soften: float = Field(
         default=0.0,
@@ -68,7 +71,7 @@ class ConfidenceSettings(Strict):
         le=1,
         description="share of the teacher's score in the target, for clicks and non-clicks",
     )
-    alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="exponent of the teacher's score")
+    alpha: float = Field(default=1.0, gt=0, description="exponent of the teacher's score")
     eps: float = Field(default=0.02, gt=0, description="least confidence, in units of c")
     a_max: float = Field(default=5.0, gt=0, description="largest confidence, in units of c")
     control: Literal["none", "constant", "permuted", "rce", "tce"] = Field(
@@ -82,7 +85,9 @@ class ConfidenceSettings(Strict):
     tce_share: float = Field(
         default=0.1, ge=0, lt=1, description="T-CE: share of clicks that are dropped, those with the largest loss"
     )
-    tce_ramp_steps: int = Field(default=1000, ge=0, description="T-CE: steps over which the share rises from 0")
+    tce_ramp_steps: int = Field(
+        default=1000, ge=0, le=2**31 - 1, description="T-CE: steps over which the share rises from 0"
+    )
     # YAML reads a bare off as false.
     gate: Annotated[Literal["centre", "calibration", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = (
         Field(
@@ -91,13 +96,17 @@ class ConfidenceSettings(Strict):
             "in every group; off: no AdGate",
         )
     )
-    gate_units: list[Annotated[int, Field(ge=1)]] = Field(default=[16], description="widths of AdGate's hidden layers")
-    gate_embedding_dim: int = Field(default=4, ge=1, description="length of AdGate's embedding of each group feature")
-    gate_learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdGate's own optimizer, Adam")
-    warmup_epochs: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="epochs of plain loss before weighting"
+    gate_units: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
+        default=[16], description="widths of AdGate's hidden layers"
     )
-    warmup_steps: int | None = Field(default=None, ge=0, description="the same in steps; overrides warmup_epochs")
+    gate_embedding_dim: int = Field(
+        default=4, ge=1, le=4096, description="length of AdGate's embedding of each group feature"
+    )
+    gate_learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdGate's own optimizer, Adam")
+    warmup_epochs: float = Field(default=1.0, ge=0, description="epochs of plain loss before weighting")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, le=2**31 - 1, description="the same in steps; overrides warmup_epochs"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -169,10 +178,11 @@ class ModelSettings(Strict):
         description="deepfm, dcn_v2, wide_deep, fibinet, autoint, dlrm, din, or the dotted path of your own Keras model, "
         "package.module:Class",
     )
-    embedding_dim: int = Field(default=16, ge=1, description="length of every embedding vector")
+    embedding_dim: int = Field(default=16, ge=1, le=65_536, description="length of every embedding vector")
     max_table_rows: int = Field(
         default=0,
         ge=0,
+        le=2**31 - 1,
         description="largest number of rows of an embedding table; a table with more ids is composed of two, one of "
         "this many rows and one of ids / this many rows; 0: no limit",
     )

@@ -19,8 +19,8 @@ from clsd.features.errors import Terminated, UserError
 from clsd.pipeline.commands import data, evaluation, serving, training
 from clsd.pipeline.commands.options import beam_argument, config_option, load, overwrite_option, runs_option, set_option
 from clsd.pipeline.commands.tables import show_outcome
-from clsd.pipeline.shared.files import disk_full_error, object_store_error
-from clsd.pipeline.shared.progress import say
+from clsd.pipeline.shared.files import disk_full_error, object_store_error, out_of_memory_error
+from clsd.pipeline.shared.progress import printable, say
 
 
 class _Commands(click.Group):
@@ -49,7 +49,7 @@ class _Commands(click.Group):
             say("ended by SIGTERM after a checkpoint; run the same command again to continue")
             sys.exit(75)
         except Exception as error:
-            known = object_store_error(error, "an address")
+            known = object_store_error(error, "an address") or out_of_memory_error(error)
             if isinstance(error, OSError):
                 known = known or disk_full_error(error, str(error.filename or "the disk"))
             if known is None:
@@ -58,7 +58,7 @@ class _Commands(click.Group):
 
 
 def _fail(message: str, code: int = 2) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

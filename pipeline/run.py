@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from pydantic import ValidationError
 from clsd.features.errors import UserError
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import as_user_error
-from clsd.pipeline.shared.files import local_path, read_json
-from clsd.pipeline.shared.progress import add, say, say_there_already, warn, watching
+from clsd.pipeline.shared.files import local_path
+from clsd.pipeline.shared.json_files import read_json
+from clsd.pipeline.shared.progress import add, say, say_there_already, styled, warn, watching
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         with watching("preprocess"):
             dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
 
-    from clsd.pipeline.training.checkpoints import RUN_FILE
+    from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
     from clsd.pipeline.training.train import run_fingerprint, train
 
     _say(3, "train", str(paths.train))
     fingerprint = run_fingerprint(config, dataset)
     finished = paths.train / RUN_FILE
-    same = finished.exists() and read_json(finished, "result", "")["fingerprint"] == fingerprint
+    same = finished.exists() and read_run(paths.train, "remove it, or pass --overwrite")["fingerprint"] == fingerprint
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from clsd.pipeline.evaluation.evaluate import evaluate
@@ -173,11 +173,11 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         )
 
     _say(6, "predict", str(model))
-    golden = json.loads((model / GOLDEN_FILE).read_text(encoding="utf-8"))
+    golden = read_json(model / GOLDEN_FILE, "model that clsd exported", "export it again")
     best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
     row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
 
 
 def _say(number: int, stage: str, where: str) -> None:
-    say(f"[bold cyan]{number}/6 {stage}[/bold cyan]  {where}")
+    say(styled((f"{number}/6 {stage}", "bold cyan"), f"  {where}"))

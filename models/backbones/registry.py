@@ -30,6 +30,9 @@ BACKBONES: dict[str, Any] = {
     "din": DIN,
 }
 
+#: Largest width, count or size among the options of a backbone.
+_LARGEST_OPTION = 65_536
+
 
 def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Network:
     """Create the backbone that the settings name.
@@ -51,6 +54,8 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
             raise UserError(
                 f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
             )
+    if settings.backbone in BACKBONES and (large := _largest(settings.options)) > _LARGEST_OPTION:
+        raise UserError("model.options", f"holds {large}, more than {_LARGEST_OPTION}", "lower it")
     policy = (
         keras.mixed_precision.global_policy()
     )  # Keras has no other way to set the policy of layers that other code creates
@@ -65,6 +70,13 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
         raise UserError(where, what, "its constructor takes (spec, embedding_dim, **options)") from error
     finally:
         keras.mixed_precision.set_global_policy(policy)
+
+
+def _largest(value: Any) -> int:
+    """The largest integer in an option's value; 0 if there is none."""
+    if isinstance(value, dict | list):
+        return max((_largest(inner) for inner in (value.values() if isinstance(value, dict) else value)), default=0)
+    return value if isinstance(value, int) else 0
 
 
 def _imported(path: str) -> Any:

@@ -50,7 +50,7 @@ def dataset(name: str, out: str, format: str, overwrite: bool, **options: Any) -
             overwrite=overwrite,
             on_rows=lambda n: progress.add("rows", n),
         )
-    say(f"[dim]{DATASETS[name].licence}[/dim]")
+    say(DATASETS[name].licence, style="dim")
     click.echo(path)
 
 
@@ -95,12 +95,31 @@ def preprocess(
 @click.command()
 @click.argument("directory")
 def inspect(directory: str) -> None:
-    """Show what a data set holds, and verify the checksum of every file.
+    """Show what a data set, a training run or an exported version holds, and verify the checksum of every file.
 
-    DIRECTORY is what `clsd preprocess` wrote. Exit code 2 names a file that is missing, truncated or altered.
+    DIRECTORY is what `clsd preprocess`, `clsd train` or `clsd export` wrote; of a directory of versions, the newest is verified.
+    A version must also reproduce the scores of its golden rows. Exit code 2 names a file that is missing, truncated or altered.
     """
+    from clsd.pipeline.shared.checksums import require_unchanged
     from clsd.pipeline.shared.dataset import Dataset
+    from clsd.pipeline.shared.files import local_path
+    from clsd.pipeline.shared.model_versions import MODEL_FILE, PROVENANCE_FILE, newest_version, versions_in
+    from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
 
-    result = Dataset.load(directory)
-    show_dataset(result)
-    say(f"{result.verify()} files verified")
+    path = as_path(directory)
+    if (path / RUN_FILE).exists():
+        run = read_run(path, "")
+        require_unchanged(path, run["files"], "restore it, or train again with --overwrite")
+        say(f"training run of data set {run['dataset_fingerprint']}: best epoch {run['best_epoch']} of {run['epochs']}")
+        say(f"{len(run['files'])} files verified")
+    elif any((path / name).exists() for name in (MODEL_FILE, PROVENANCE_FILE)) or versions_in(path):
+        from clsd.pipeline.serving.verify import verify_version
+
+        version = newest_version(local_path(directory))
+        metadata, difference = verify_version(version)
+        say(f"version {metadata['version']} of '{metadata['name']}': {version}")
+        say(f"{len(metadata['files'])} files verified; golden scores differ by at most {difference:.2g}")
+    else:
+        result = Dataset.load(directory)
+        show_dataset(result)
+        say(f"{result.verify()} files verified")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 
 import click
 
@@ -22,6 +23,9 @@ from clsd.pipeline.commands.options import (
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.model_versions import newest_version, withdraw
 from clsd.pipeline.shared.progress import say, warn
+
+#: Rows that `clsd predict` reads before it answers them.
+_ROWS_AT_ONCE = 8192
 
 
 @click.command()
@@ -99,22 +103,27 @@ def predict(model_dir: str, rows: str) -> None:
     """Score raw rows with an exported model.
 
     FILE has one JSON object per line, by the names of features or of the log's columns; - is standard input. The output has
-    one JSON object per row: score for ranking, ctr for bidding, and the confidence that a click would have.
+    one JSON object per row: score for ranking, ctr for bidding, and the confidence that a click would have. Rows are read and
+    answered some thousands at a time; rows before a faulty one are answered.
     """
     from clsd.pipeline.serving.predict import Predictor, read_rows
 
     predictor = Predictor(as_path(model_dir))
     where = "standard input" if rows == "-" else rows
+    first, warned = 1, set[str]()
     try:
         with click.open_file(rows, encoding="utf-8") as file:
             parsed = read_rows(file, where)
-    except (OSError, UnicodeDecodeError) as error:
+            while some := list(islice(parsed, _ROWS_AT_ONCE)):
+                for name, hint in predictor.unknown(some).items():
+                    if name not in warned:
+                        warn(f"the model does not know '{name}'; it is ignored; {hint}")
+                        warned.add(name)
+                click.echo("\n".join(json.dumps(answer) for answer in predictor.predict(some, where, first)))
+                first += len(some)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(where, f"cannot be read ({reason})", "give a file of JSON lines") from None
-    for name, hint in predictor.unknown(parsed).items():
-        warn(f"the model does not know '{name}'; it is ignored; {hint}")
-    for answer in predictor.predict(parsed, where):
-        click.echo(json.dumps(answer))
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from clsd.pipeline.preprocess.columns import SPLITS
-from clsd.pipeline.shared.progress import console, say, warn
+from clsd.pipeline.shared.progress import console, say, styled, warn
 
 if TYPE_CHECKING:  # `clsd --help` must not wait for these
     from clsd.pipeline.evaluation.drift import FeatureDrift
@@ -52,7 +52,7 @@ def show_drift(old: Dataset, new: Dataset, result: list[FeatureDrift], max_psi: 
         known = "-" if feature.psi is None else f"{feature.psi:.3f}"
         far = feature.psi is not None and feature.psi > max_psi
         missing = f"{feature.missing[0]:.1%} to {feature.missing[1]:.1%}"
-        table.add_row(feature.feature, f"[red]{known}[/red]" if far else known, missing, feature.what)
+        table.add_row(feature.feature, styled((known, "red" if far else "")), missing, feature.what)
     console.print(table)
     say(f"CTR of training {old.log_ctr:.3%} to {new.log_ctr:.3%}")
 
@@ -63,7 +63,7 @@ def show_skew(result: dict[str, Any]) -> None:
     for column in ("output", "compared", "differ", "largest difference", "served", "trained"):
         table.add_column(column, justify="left" if column == "output" else "right")
     for name, score in result["scores"].items():
-        differ = f"[red]{score['differ']:,}[/red]" if score["differ"] else "0"
+        differ = styled((f"{score['differ']:,}", "red" if score["differ"] else ""))
         shown = ["no number" if score[key] is None else f"{score[key]:.6f}" for key in ("largest", "served", "trained")]
         table.add_row(name, f"{score['compared']:,}", differ, f"{shown[0]}, row {score['row']:,}", *shown[1:])
     console.print(table)
@@ -77,7 +77,7 @@ def show_skew(result: dict[str, Any]) -> None:
         shares = [f"{pair[0]:.1%} to {pair[1]:.1%}" for pair in (feature["missing"], feature["unknown"])]
         table.add_row(
             feature["feature"],
-            f"[red]{known}[/red]" if red else known,
+            styled((known, "red" if red else "")),
             f"{feature['chance']:.3f}",
             *shares,
             feature["what"],

@@ -31,8 +31,10 @@ from clsd.pipeline.evaluation.compare_summary import compare_results
 from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import make_directory, read_json, refuse_foreign_directory, write_json, write_text
-from clsd.pipeline.shared.progress import console, say, warn
+from clsd.pipeline.shared.files import make_directory, refuse_foreign_directory, write_text
+from clsd.pipeline.shared.json_files import read_json, write_json
+from clsd.pipeline.shared.loaders import read_arrays
+from clsd.pipeline.shared.progress import console, say, styled, warn
 
 COMPARE_FILE = "compare.json"
 REPORT_FILE = "report.html"
@@ -77,7 +79,7 @@ def compare(
     dataset.require(config.row_schema)
     chosen, left_out = choose(config, variants, controls=controls)
     for name, reason in left_out.items():
-        say(f"[yellow]left out[/yellow] {name}: {reason}")
+        say(styled(("left out", "yellow"), f" {name}: {reason}"))
     refuse_foreign_directory(out, (LOG_FILE, COMPARE_FILE))
     if "tce" in chosen:
         _warn_of_ramp(chosen["tce"], dataset)
@@ -154,14 +156,12 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
     """Train and measure one variant with one seed, unless its result is there. If only the settings of the measurement changed,
     measure again without training."""
-    from clsd.pipeline.training.checkpoints import RUN_FILE
+    from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
     from clsd.pipeline.training.train import run_fingerprint, train
 
     dataset, run_dir = Dataset.load(dataset_dir), _run_dir(out, seed, name)
     fingerprint, measured = run_fingerprint(config, dataset), _measurement_fingerprint(config)
-    existing_fingerprint = (
-        read_json(run_dir / RUN_FILE, "run", "pass --overwrite")["fingerprint"] if (run_dir / RUN_FILE).exists() else ""
-    )
+    existing_fingerprint = read_run(run_dir, "pass --overwrite")["fingerprint"] if (run_dir / RUN_FILE).exists() else ""
     if (run_dir / RESULT_FILE).exists():
         result = read_json(run_dir / RESULT_FILE, "result", "pass --overwrite")
         if existing_fingerprint == fingerprint and result.get("measured") == measured:
@@ -281,12 +281,12 @@ def _bootstraps(config: Config, dataset: Dataset, out: Path, names: list[str], s
     if not references or not rounds or not config.row_schema.user:
         return {}
     reference, comparison = references[0], {}
-    base = dict(np.load(_run_dir(out, seed, reference) / SCORES_FILE))
+    base = read_arrays(_run_dir(out, seed, reference) / SCORES_FILE, "pass --overwrite")
     gain = np.nan_to_num(base["intensity"]) * base["label"] if config.row_schema.intensity else None
     for name in names:
         if name == reference:
             continue
-        other = np.load(_run_dir(out, seed, name) / SCORES_FILE)["logit"]
+        other = read_arrays(_run_dir(out, seed, name) / SCORES_FILE, "pass --overwrite")["logit"]
         if not (np.isfinite(other).all() and np.isfinite(base["logit"]).all()):
             continue
         intervals = bootstrap_users(

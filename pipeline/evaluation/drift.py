@@ -96,20 +96,49 @@ def _numbers(name: str, old: Dataset, new: Dataset) -> _Bins | None:
     curves = [data.statistics["features"][name].get("quantiles") for data in (old, new)]
     if None in curves:
         return None
-    cuts = np.unique(np.asarray(curves[0][1:-1]))
-    shares = []
-    for curve in curves:
-        below = np.interp(cuts, *_rising(np.asarray(curve)), left=0.0, right=1.0)
-        shares.append(np.diff([0.0, *below, 1.0]))
-    ends = [-math.inf, *cuts, math.inf]
-    labels = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(ends)]
-    return labels, shares[0], shares[1]
+    edges = edges_of(np.asarray(curves[0]))
+    shares = [np.diff([0.0, *(_share_below(np.asarray(curve), edge) for edge in edges), 1.0]) for curve in curves]
+    return bin_labels(edges), shares[0], shares[1]
 
 
-def _rising(curve: Float64s) -> tuple[Float64s, Float64s]:
-    """Distinct values, and the share of rows at or below each."""
-    values, last = np.unique(curve[::-1], return_index=True)
-    return values, np.asarray(STATISTICS_QUANTILES)[::-1][last]
+class Edge(NamedTuple):
+    """An edge between two bins of numbers: the lower bin holds the values below ``value``, and ``value`` itself if ``closed``."""
+
+    value: float
+    closed: bool
+
+
+def edges_of(curve: Float64s) -> list[Edge]:
+    """Edges at the quantiles of a distribution, without its least and its largest value.
+
+    A value that several quantiles have in common is frequent. It gets a bin of its own, so that a move to its left or right is
+    seen: a constant 5 that becomes a constant 3 changes its bin.
+    """
+    values, times = np.unique(curve, return_counts=True)
+    frequent = dict(zip(values.tolist(), (times > 1).tolist(), strict=True))
+    result = []
+    for value in np.unique(curve[1:-1]).tolist():
+        result += [Edge(value, False)] if frequent[value] else []
+        result.append(Edge(value, True))
+    return result
+
+
+def bin_labels(edges: list[Edge], digits: int = 4) -> list[str]:
+    """A label for each bin between edges."""
+    ends = [Edge(-math.inf, True), *edges, Edge(math.inf, False)]
+    return [
+        f"{low.value:.{digits}g}" if low.value == high.value else f"{low.value:.{digits}g} to {high.value:.{digits}g}"
+        for low, high in pairwise(ends)
+    ]
+
+
+def _share_below(curve: Float64s, edge: Edge) -> float:
+    """Share of a distribution below an edge, interpolated on its quantile curve."""
+    levels = np.asarray(STATISTICS_QUANTILES)
+    same = np.flatnonzero(curve == edge.value)
+    if len(same):
+        return float(levels[same[-1] if edge.closed else same[0]])
+    return float(np.interp(edge.value, curve, levels, left=0.0, right=1.0))
 
 
 def _values(name: str, old: Dataset, new: Dataset) -> _Bins | None:

@@ -18,11 +18,12 @@ from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import atomic_directory, read_json, write_json, write_text
+from clsd.pipeline.shared.files import atomic_directory, write_text
 from clsd.pipeline.shared.headline_metrics import headline
+from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.shared.progress import say_there_already
-from clsd.pipeline.training.checkpoints import RUN_FILE
+from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
@@ -70,9 +71,9 @@ def evaluate(
     metrics = measure_rows(config, dataset, rows, calibrator)
     metrics["split"] = split
     metrics["settings"] = config.evaluate.model_dump(mode="json")
-    metrics["training"] = read_json(run / RUN_FILE, "run", "")
+    metrics["training"] = read_run(run, "train again")
     metrics["versions"] = versions()
-    with atomic_directory(out, marker=METRICS_FILE, overwrite=overwrite) as temporary:
+    with atomic_directory(out, marker=METRICS_FILE, overwrite=overwrite, sole=True) as temporary:
         write_json(temporary / METRICS_FILE, metrics)
         write_text(temporary / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
     return metrics
@@ -84,7 +85,7 @@ def _finished(dataset: Dataset, run: Path, out: Path, settings: EvaluateSettings
         return None
     metrics = read_json(out / METRICS_FILE, "evaluation", "evaluate again with --overwrite")
     wanted = settings or load_config(run / "config.yaml").evaluate
-    trained = read_json(run / RUN_FILE, "run", "")
+    trained = read_run(run, "train again")
     same_run = metrics["training"]["fingerprint"] == trained["fingerprint"]
     same_run &= trained["dataset_fingerprint"] == dataset.manifest["fingerprint"]
     return dict(metrics) if same_run and metrics["settings"] == wanted.model_dump(mode="json") else None
@@ -157,7 +158,7 @@ def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
     if not (evaluation / METRICS_FILE).exists():
         return None
     metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again")
-    mine = read_json(run / RUN_FILE, "finished training run", "run `clsd train` first")["fingerprint"]
+    mine = read_run(run, "run `clsd train` first")["fingerprint"]
     return headline(metrics) if metrics["training"]["fingerprint"] == mine else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from clsd.pipeline.shared.progress import printable
+
+_LONGEST_LABEL = 40
 BLUE, ORANGE, GREY = "#2563a8", "#c8641e", "#8a8f98"
 
 _STYLE: Any = {
@@ -35,11 +39,28 @@ def _picture(width: float = 5.2, height: float = 3.6) -> Iterator[tuple[Any, lis
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots(), out
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            svg = _svg(figure)
+        if any("missing from font" in str(one.message) for one in warned):  # the reader's browser has a font for it
+            with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                svg = _svg(figure)
     # Drop the XML declaration and the metadata: an embedded SVG does not need them.
     out.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL))
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _literal(name: str) -> str:
+    """A name of the log or the config as a label: dollars do not begin a formula, and a long name is cut."""
+    one_line = printable(name).replace("\n", " ")
+    cut = one_line if len(one_line) <= _LONGEST_LABEL else one_line[: _LONGEST_LABEL - 1] + "…"
+    return cut.replace("$", r"\$")
 
 
 def calibration(curves: dict[str, list[list[float]]]) -> str:
@@ -100,7 +121,7 @@ def confidence_by_group(groups: dict[str, dict[str, Any]]) -> str:
             axes.plot(c["median"], row, color=BLUE, marker="|", markersize=12, markeredgewidth=2)
             axes.plot(c["mean"], row, color=ORANGE, marker="o", markersize=4)
         axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(shown)), [f"{name} ({c['rows']:,})" for name, c in shown])
+        axes.set_yticks(range(len(shown)), [f"{_literal(name)} ({c['rows']:,})" for name, c in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("confidence of clicks (1: the mean click in training)")
     return out[0]
@@ -149,7 +170,7 @@ def intervals(differences: dict[str, dict[str, Any]], title: str, scale: float, 
                 axes.plot([scale * result["low"], scale * result["high"]], [row, row], color=BLUE, linewidth=1.4)
             face = BLUE if beyond else "white"
             axes.plot(scale * result["mean"], row, "o", color=BLUE, markersize=6, markerfacecolor=face)
-        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_yticks(range(len(differences)), [_literal(name) for name in differences])
         axes.set_ylim(len(differences) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(f"difference, {unit}")

@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from typing import IO, Any
+from uuid import UUID
 
 import fastavro
 import pyarrow as pa
 
 from clsd.features.errors import UserError
+from clsd.pipeline.preprocess.column_types import refuse_repeated
+from clsd.pipeline.shared.loaders import as_damage
 
 _SYNC_BYTES = 16
 _SEARCH_BYTES = 1 << 20
-_HINT = "write the file again, or leave it out of logs.files"
+HINT = "write the file again, or leave it out of logs.files"
 
 _PLAIN: dict[str, pa.DataType] = {
     "null": pa.null(),
@@ -30,18 +33,26 @@ _PLAIN: dict[str, pa.DataType] = {
     "enum": pa.string(),
     "bytes": pa.binary(),
     "fixed": pa.binary(),
+    "map": pa.map_(pa.string(), pa.string()),
+    "record": pa.struct([]),
 }
+#: By the specification, an unknown logical type is its base type.
 _LOGICAL: dict[str, pa.DataType] = {
     "timestamp-millis": pa.timestamp("us", tz="UTC"),
     "timestamp-micros": pa.timestamp("us", tz="UTC"),
+    "timestamp-nanos": pa.timestamp("ns", tz="UTC"),
     "local-timestamp-millis": pa.timestamp("us"),
     "local-timestamp-micros": pa.timestamp("us"),
+    "local-timestamp-nanos": pa.timestamp("ns"),
+    "time-millis": pa.time64("us"),
+    "time-micros": pa.time64("us"),
     "date": pa.date32(),
 }
+_DECIMAL_DIGITS = 38
 
 
 def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
-    """Arrow types of a file's columns, by name. A union with null is its other branch; nested records are ignored.
+    """Arrow types of a file's columns, by name. A union with null is its other branch; a record is an empty struct.
 
     Raises:
         UserError: the file is not an Avro container, or holds no records.
@@ -49,8 +60,19 @@ def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
     schema = _header(path, file).writer_schema
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise UserError(path, "holds no records", "write one Avro record a row")
-    result = {field["name"]: _type(field["type"]) for field in schema["fields"]}
-    return {name: kind for name, kind in result.items() if kind is not None}
+    refuse_repeated(path, [field["name"] for field in schema["fields"]])
+    named: dict[str, pa.DataType] = {}
+    return {field["name"]: _type(field["type"], named) for field in schema["fields"]}
+
+
+def as_values(types: dict[str, pa.DataType], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The values of records that Arrow does not take as the library gives them: a UUID becomes text."""
+    texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
+    for record in records:
+        for name in texts:
+            if isinstance(record.get(name), UUID):
+                record[name] = str(record[name])
+    return records
 
 
 def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[dict[str, Any]]]:
@@ -67,25 +89,22 @@ def blocks(path: str, file: IO[bytes], start: int, end: int) -> Iterator[list[di
     if at < 0 or at >= end:
         return
     stream: Any = _Spliced(header, file, at)
-    try:
+    with as_damage(path, "is damaged or truncated", HINT):
         for block in fastavro.block_reader(stream):
             if at + (block.offset - length) >= end:
                 return
             yield list(block)  # type: ignore[arg-type]  # records are rows: columns_of has seen to it
-    except UserError:
-        raise
-    except Exception as error:  # codecs may raise anything
-        raise UserError(path, f"is damaged or truncated ({type(error).__name__}: {error})", _HINT) from None
 
 
-def records_before(file: IO[bytes], start: int) -> int:
+def records_before(path: str, file: IO[bytes], start: int) -> int:
     """Number of records in the blocks that start before a byte."""
     file.seek(0)
     count = 0
-    for block in fastavro.block_reader(file):
-        if block.offset >= start:
-            break
-        count += block.num_records
+    with as_damage(path, "is damaged or truncated", HINT):
+        for block in fastavro.block_reader(file):
+            if block.offset >= start:
+                break
+            count += block.num_records
     return count
 
 
@@ -112,10 +131,8 @@ class _Spliced(io.RawIOBase):
 
 def _header(path: str, file: IO[bytes]) -> Any:
     file.seek(0)
-    try:
+    with as_damage(path, "is not an Avro file", HINT):
         return fastavro.block_reader(file)
-    except Exception as error:
-        raise UserError(path, f"is not an Avro file ({type(error).__name__}: {error})", _HINT) from None
 
 
 def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
@@ -134,16 +151,41 @@ def _after_sync(file: IO[bytes], at: int, sync: bytes) -> int:
         window = window[-_SYNC_BYTES + 1 :]
 
 
-def _type(kind: Any) -> pa.DataType | None:
-    """The Arrow type of an Avro type; None for types that no column can have."""
+def _type(kind: Any, named: dict[str, pa.DataType]) -> pa.DataType:
+    """The Arrow type of an Avro type. ``named`` are the named types seen so far; a name stands for its type from then on."""
     if isinstance(kind, list):
-        branches = [branch for branch in kind if branch != "null"]
-        return _type(branches[0]) if len(branches) == 1 else None
-    if isinstance(kind, dict):
-        if kind.get("logicalType") in _LOGICAL:
-            return _LOGICAL[kind["logicalType"]]
-        if kind["type"] == "array":
-            items = _type(kind["items"])
-            return None if items is None else pa.list_(items)
-        return None if kind["type"] in ("record", "map") or kind.get("logicalType") else _type(kind["type"])
-    return _PLAIN.get(kind)
+        return _union([_type(branch, named) for branch in kind if branch != "null"])
+    if isinstance(kind, str):
+        return named[kind] if kind in named else _PLAIN.get(kind, pa.struct([]))
+    base = kind["type"]
+    if base == "array":
+        return pa.list_(_type(kind["items"], named))
+    result = _logical(kind) or (
+        _type(base, named) if isinstance(base, dict | list) else _PLAIN.get(base, pa.struct([]))
+    )
+    if base == "record":
+        for field in kind["fields"]:
+            _type(field["type"], named)  # it may name types that later columns use
+    if "name" in kind:
+        named[kind["name"]] = result
+    return result
+
+
+def _logical(kind: dict[str, Any]) -> pa.DataType | None:
+    if kind.get("logicalType") != "decimal":
+        return _LOGICAL.get(kind.get("logicalType", ""))
+    precision = kind.get("precision", 0)
+    # A wider one is left as bytes, which no feature can be; the message then names the column.
+    return pa.decimal128(precision, kind.get("scale", 0)) if 0 < precision <= _DECIMAL_DIGITS else None
+
+
+def _union(branches: list[pa.DataType]) -> pa.DataType:
+    """The type of a union without null: of numbers, the one that holds them all."""
+    distinct = list(dict.fromkeys(branches))
+    if len(distinct) == 1:
+        return distinct[0]
+    if distinct and all(kind in (pa.int64(), pa.float64()) for kind in distinct):
+        return pa.float64()
+    if not distinct:
+        return pa.null()
+    return pa.dense_union([pa.field(str(number), branch) for number, branch in enumerate(distinct)])

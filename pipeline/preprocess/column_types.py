@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.schema import Schema
@@ -24,10 +24,14 @@ from clsd.pipeline.preprocess.parsing import (
     decompressed,
     open_binary,
     parse_csv,
+    parse_json,
 )
 from clsd.pipeline.shared.config import CsvSettings, LogSettings
 
 _HEAD_BYTES = 1 << 20
+_FEW_LINES, _SAMPLED_LINES = 20, 2000
+#: Length from which a line is no row of a log.
+_LONGEST_LINE = 64 << 20
 #: Patterns of text that means an integer, a number or a boolean.
 _SHAPES = {
     pa.int64(): r"^\s*[+-]?\d+\s*$",
@@ -39,17 +43,26 @@ _SHAPES = {
 def read_head(path: str) -> bytes:
     """The first whole lines of a text file. A damaged compressed file is refused later, when it is read."""
     parts: list[bytes] = []
+    whole = False  # whether all of the file was read
     with open_binary(path) as raw:
         try:
             file = decompressed(path, raw)
-            while sum(map(len, parts)) < _HEAD_BYTES and (part := file.read(_HEAD_BYTES // 16)):
+            # At least one line: a single one may be longer than a head.
+            while sum(map(len, parts)) < _HEAD_BYTES or (
+                not any(b"\n" in part for part in parts) and sum(map(len, parts)) < _LONGEST_LINE
+            ):
+                part = file.read(_HEAD_BYTES // 16)
+                if whole := not part:
+                    break
                 parts.append(bytes(part))
+            if not whole and not any(b"\n" in part for part in parts):
+                what = f"has a line of more than {_LONGEST_LINE >> 20} MiB"
+                raise UserError(path, what, "write one row a line, or set logs.format")
         except DAMAGED as error:
             if not parts:
                 what = f"is damaged, or no {compression_of(path)} file ({error})"
                 raise UserError(path, what, "fetch it again, or rename it") from None
     head = b"".join(parts)
-    whole = len(head) < _HEAD_BYTES
     head = head.removeprefix(b"\xef\xbb\xbf")
     return head if whole else head[: head.rfind(b"\n") + 1]
 
@@ -66,15 +79,37 @@ def csv_header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
 
 def infer_json(path: str, head: bytes) -> dict[str, pa.DataType]:
     """Types of the columns in the first lines, inferred by pyarrow; lines that do not parse are ignored."""
-    lines = [line for line in head.split(b"\n") if line.strip() and _is_utf8(line)][:2000]
+    lines = [line for line in head.split(b"\n") if line.strip() and _is_utf8(line)][:_SAMPLED_LINES]
     good: list[bytes] = []
-    for part in bisect(lines, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))):
+    for part in bisect(lines, lambda chunk: parse_json(b"\n".join(chunk), {})):
         good.extend(part.lines if part.table is not None else [])
+    if not good and (column := _repeated_key(lines)):
+        raise UserError(path, f"has column '{column}' twice in its first lines", "rename one of them")
     if not good:
         raise UserError(
             path, "none of its first lines is JSON in UTF-8", "write one JSON object a line, or set logs.format"
         )
-    return _majority(bisect(good, lambda chunk: pa.json.read_json(pa.BufferReader(b"\n".join(chunk)))))
+    return _majority(bisect(good, lambda chunk: parse_json(b"\n".join(chunk), {})))
+
+
+def refuse_repeated(where: str, names: Sequence[str]) -> None:
+    """Refuse a file that has two columns of one name: nobody knows which of them is meant."""
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise UserError(where, f"has column '{repeated[0]}' {Counter(names)[repeated[0]]} times", "rename the others")
+
+
+def _repeated_key(lines: list[bytes]) -> str | None:
+    """A key that stands twice in an object among the lines."""
+    repeated: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        repeated.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+
+    for line in lines[:_FEW_LINES]:
+        with suppress(ValueError, RecursionError):
+            json.loads(line, object_pairs_hook=look)
+    return repeated[0] if repeated else None
 
 
 def find_json_keys(path: str, columns: list[str]) -> list[str]:
@@ -116,7 +151,7 @@ def infer_csv(
 ) -> dict[str, pa.DataType]:
     """All columns as text, except ``typed``, which get the type of most of their values."""
     body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
-    lines = [line for line in body.split(b"\n") if line.strip()][:2000]
+    lines = [line for line in body.split(b"\n") if line.strip()][:_SAMPLED_LINES]
     as_text = dict.fromkeys(columns, pa.string())
     tables = [part.table for part in bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, as_text, logs))]
     whole = pa.concat_tables([pa.schema(as_text).empty_table(), *(table for table in tables if table is not None)])
@@ -157,6 +192,9 @@ def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.Data
     for column in [schema.label, schema.user, schema.timestamp, schema.intensity, *schema.passthrough]:
         if column and column not in result:
             raise _missing_column(path, column, result)
+    for column in [schema.user, schema.intensity]:
+        if column and pa.types.is_nested(result[column]):
+            raise UserError(path, f"'{column}' holds {_nested(result[column])}", "log one value a row")
     if schema.user:
         # In a CSV always text: whether "007" is a number must not depend on the file's other users.
         as_int = kind != "csv" and pa.types.is_integer(result[schema.user])
@@ -181,10 +219,41 @@ def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.Data
         nested = pa.types.is_nested(result[column])
         types.setdefault(column, result[column] if typed or nested else pa.string())
         if pa.types.is_nested(types[column]):
-            raise UserError(
-                path, f"passthrough '{column}' holds lists", "carry text, numbers or booleans, or leave it out"
-            )
+            what = f"passthrough '{column}' holds {_nested(types[column])}"
+            raise UserError(path, what, "carry text, numbers or booleans, or leave it out")
     return types
+
+
+def parsed_as(
+    kind: str, schema: Schema, head: bytes, types: dict[str, pa.DataType], result: dict[str, pa.DataType]
+) -> dict[str, pa.DataType]:
+    """Types that columns of integers are parsed as, where most of the text has numbers with a fraction.
+
+    A tool that has no missing integers writes 12.0.
+    """
+    fractional = {pa.int64(): pa.float64(), pa.list_(pa.int64()): pa.list_(pa.float64())}
+    columns = [
+        name
+        for name in schema.id_columns
+        if name in types and types[name] in fractional and result.get(name) == fractional[types[name]]
+    ]
+    # A type inferred from JSON is that of the widest value.
+    rows = _json_rows(head) if kind == "jsonl" and columns else []
+    return {name: fractional[types[name]] for name in columns if kind != "jsonl" or _mostly_fractional(rows, name)}
+
+
+def _json_rows(head: bytes) -> list[dict[str, Any]]:
+    rows = []
+    for line in head.split(b"\n")[:_SAMPLED_LINES]:
+        with suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _mostly_fractional(rows: list[dict[str, Any]], column: str) -> bool:
+    values = [row.get(column) for row in rows]
+    flat = [value for one in values for value in (one if isinstance(one, list) else [one])]
+    return sum(type(value) is float for value in flat) > sum(type(value) is int for value in flat)
 
 
 def _is_time(kind: pa.DataType) -> bool:
@@ -193,7 +262,8 @@ def _is_time(kind: pa.DataType) -> bool:
 
 def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
     """Refuse labels and times that are not numbers, booleans, text or times."""
-    scalar = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    scalar = number or pa.types.is_boolean(kind)
     if not (scalar or pa.types.is_string(kind) or _is_time(kind)):
         raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
 
@@ -203,23 +273,44 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result:
     if kind == "csv" or pa.types.is_null(result):
         return
     if not pa.types.is_list(wanted) and pa.types.is_nested(result):
-        what = "lists" if pa.types.is_list(result) or pa.types.is_large_list(result) else "objects"
-        hint = "make it a bag or a sequence, and remove a separator" if what == "lists" else "log its parts as columns"
+        what = _nested(result)
+        hint = "make it a bag or a sequence, and remove a separator" if what == "lists" else _FLATTEN
         raise UserError(path, f"feature '{feature}' is read as one value, and the log has {what}", hint)
+    inner = result.value_type if _is_list(result) else None
+    if pa.types.is_list(wanted) and inner is not None and pa.types.is_nested(inner):
+        what = "lists of lists" if _is_list(inner) else "lists of objects"
+        raise UserError(path, f"feature '{feature}' is read as a list of values, and the log has {what}", _FLATTEN)
+    if pa.types.is_list(wanted) and pa.types.is_nested(result) and inner is None:
+        raise UserError(path, f"feature '{feature}' is read as a list, and the log has {_nested(result)}", _FLATTEN)
     if pa.types.is_list(wanted) and not pa.types.is_nested(result):
         raise UserError(
             path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
         )
     if kind != "jsonl":
         return
-    if pa.types.is_string(wanted) and pa.types.is_integer(result):
+    if pa.types.is_string(wanted) and (pa.types.is_integer(result) or pa.types.is_floating(result)):
+        what = "integers" if pa.types.is_integer(result) else "numbers"
         raise UserError(
-            path, f"feature '{feature}' is read as text, and the log has integers", "set the feature's dtype: int64"
+            path, f"feature '{feature}' is read as text, and the log has {what}", "set the feature's dtype: int64"
         )
     if pa.types.is_integer(wanted) and pa.types.is_string(result):
         raise UserError(
             path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
         )
+
+
+_FLATTEN = "log its parts as columns of their own"
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _nested(kind: pa.DataType) -> str:
+    """What a nested type holds, for a message."""
+    if pa.types.is_union(kind):
+        return f"values of several types ({', '.join(str(kind.field(i).type) for i in range(kind.num_fields))})"
+    return "lists" if _is_list(kind) else "objects"
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

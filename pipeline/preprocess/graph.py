@@ -43,7 +43,9 @@ from clsd.pipeline.preprocess.spill import OverSpilled, Spilled, load, load_toge
 from clsd.pipeline.shared import beam_private, progress
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE
-from clsd.pipeline.shared.files import atomic_file, write_json
+from clsd.pipeline.shared.files import atomic_file
+from clsd.pipeline.shared.json_files import write_json
+from clsd.pipeline.shared.loaders import read_parquet
 from clsd.pipeline.shared.threads import ONE, Threads
 
 #: Users are hashed into parts if a step needs all rows of a user: bytes of log per part, and the least number of parts.
@@ -120,7 +122,7 @@ class Encode(beam.DoFn):  # type: ignore[misc]
 
     def process(self, batch: Spilled, transform: dict[str, Any], counts: dict[str, Any]) -> Iterator[Any]:
         if self._transform is None:
-            self._transform, self._counts = Transform.load(self._schema, transform, as_path(self._directory)), counts
+            self._transform, self._counts = Transform.load(self._schema, transform, self._vocabulary), counts
         self._waiting.append(batch)
         if sum(waiting.rows for waiting in self._waiting) >= ENCODE_ROWS:
             yield from self._encode()
@@ -131,6 +133,10 @@ class Encode(beam.DoFn):  # type: ignore[misc]
                 yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
             else:
                 yield GlobalWindows.windowed_value(result)
+
+    def _vocabulary(self, name: str) -> pa.Table:
+        file = as_path(self._directory) / name
+        return read_parquet(file.read_bytes(), file, "run `clsd preprocess` again")
 
     def _encode(self) -> Iterator[Any]:
         assert self._transform is not None

@@ -6,19 +6,19 @@ whole files of compressed text.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.json
-from apache_beam.io.filesystem import BeamIOError, FileMetadata
-from apache_beam.io.filesystems import FileSystems
 
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path, is_remote
-from clsd.features.schema import Schema
+from clsd.features.schema import CategoricalFeature, Schema
 from clsd.pipeline.preprocess import avro
 from clsd.pipeline.preprocess.column_types import (
     column_types,
@@ -26,7 +26,9 @@ from clsd.pipeline.preprocess.column_types import (
     find_json_keys,
     infer_csv,
     infer_json,
+    parsed_as,
     read_head,
+    refuse_repeated,
 )
 from clsd.pipeline.preprocess.columns import KEY, POSITION, RESERVED
 from clsd.pipeline.preprocess.parsing import (
@@ -36,6 +38,7 @@ from clsd.pipeline.preprocess.parsing import (
 )
 from clsd.pipeline.shared.config import LogSettings
 from clsd.pipeline.shared.files import as_user_errors
+from clsd.pipeline.shared.progress import warn
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class InputSplit:
         size, modified: of the whole file, in bytes and in seconds since 1970 (0 where the file system does not tell).
         columns: names of a CSV file's fields, in order.
         types: Arrow type of each column that is read, by name.
+        parsed_as: types that columns of a text file are parsed as, where they are not ``types``: ids that are written with a
+            fraction, such as 12.0.
+        ids: columns of ids.
         coded: columns that are passed on dictionary-encoded: features with one value per row.
         unread: columns of the file (by its first lines) that nothing reads.
     """
@@ -63,6 +69,8 @@ class InputSplit:
     modified: float = 0.0
     columns: tuple[str, ...] = ()
     types: dict[str, pa.DataType] = field(default_factory=dict)
+    parsed_as: dict[str, pa.DataType] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
     coded: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     has_header: bool = False
@@ -77,19 +85,27 @@ def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
     if not logs.files:
         raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
     _refuse_reserved(schema)
-    paths: dict[str, FileMetadata] = {}
-    for pattern, match in zip(logs.files, _match(logs.files), strict=True):
+    files: dict[str, LogFile] = {}
+    for pattern in logs.files:
+        match = _match_objects(pattern) if is_remote(pattern) else _match_local(pattern)
         if not match:
             raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
-        paths |= match
+        files |= match
     input_splits: list[InputSplit] = []
-    for path, file in sorted(paths.items()):
-        result: dict[str, Any] = {"size": file.size_in_bytes, "modified": file.last_updated_in_seconds or 0.0}
-        for start, end, input_split in _cut(path, file.size_in_bytes, logs, schema):
+    for path, file in sorted(files.items()):
+        result: dict[str, Any] = file._asdict()
+        for start, end, input_split in _cut(path, file.size, logs, schema):
             result["coded"] = tuple(name for name in schema.single_valued if name in input_split["types"])
+            result["ids"] = tuple(name for name in schema.id_columns if name in input_split["types"])
             input_splits.append(
                 InputSplit(**{**input_split, **result, "index": len(input_splits), "start": start, "end": end})
             )
+    read = {input_split.path for input_split in input_splits}
+    empty = [path for path in sorted(files) if path not in read]
+    if not read:
+        raise UserError(", ".join(logs.files), "is empty", "write the log again, or leave it out of logs.files")
+    if empty:
+        warn(f"{len(empty)} of {len(files)} files are empty, such as {empty[0]}: skipped")
     return input_splits
 
 
@@ -100,25 +116,29 @@ def _refuse_reserved(schema: Schema) -> None:
         raise UserError("rows", f"column '{column}' has a reserved name", "rename it in the log")
 
 
-def _match(patterns: list[str]) -> Iterator[dict[str, FileMetadata]]:
-    for pattern in patterns:
-        if is_remote(pattern):
-            yield _match_objects(pattern)
-            continue
-        try:
-            (result,) = FileSystems.match([pattern])
-        except (BeamIOError, ValueError) as error:
-            raise UserError(pattern, f"cannot be looked up ({error})", "correct logs.files") from None
-        yield {metadata.path: metadata for metadata in result.metadata_list}
+class LogFile(NamedTuple):
+    """A log file's size in bytes, and its modification time in seconds since 1970 (0 where the file system does not tell)."""
+
+    size: int
+    modified: float
 
 
-def _match_objects(pattern: str) -> dict[str, FileMetadata]:
-    """Match objects with the same client that reads and writes them elsewhere, not Beam's."""
+def _match_local(pattern: str) -> dict[str, LogFile]:
+    """The files that a path or pattern names. A file whose name is the pattern itself wins: a name may have brackets."""
+    pattern = pattern.removeprefix("file://")
+    paths = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207  (a pattern may be absolute)
+    files = {path: Path(path).stat() for path in paths if Path(path).is_file()}
+    return {path: LogFile(stat.st_size, stat.st_mtime) for path, stat in files.items()}
+
+
+def _match_objects(pattern: str) -> dict[str, LogFile]:
+    """As :func:`_match_local`, in an object store; by the same client that reads and writes objects elsewhere, not Beam's."""
     root: Any = as_path(pattern)
     with as_user_errors(pattern):
-        result = root.fs.glob(root.path, detail=True)
+        is_file = root.fs.isfile(root.path)
+        result = {root.path: root.fs.info(root.path)} if is_file else root.fs.glob(root.path, detail=True)
     files = {f"{root.protocol}://{name}": file for name, file in result.items() if file["type"] == "file"}
-    return {path: FileMetadata(path, file["size"], _seconds(file)) for path, file in files.items()}
+    return {path: LogFile(file["size"], _seconds(file)) for path, file in files.items()}
 
 
 def _seconds(file: dict[str, Any]) -> float:
@@ -129,11 +149,10 @@ def _seconds(file: dict[str, Any]) -> float:
 def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(start, end, the other arguments) of each input split of a file."""
     kind = logs.format if logs.format != "auto" else _format_of(path)
-    if size == 0:
-        raise UserError(path, "is empty", "leave it out of logs.files, or write the log again")
     if kind == "parquet":
         with open_binary(path) as file:
             parquet = open_parquet(path, file)
+            refuse_repeated(path, parquet.schema_arrow.names)
             there = {f.name: f.type for f in parquet.schema_arrow}
             types = column_types(path, kind, schema, there)
             for group in range(parquet.num_row_groups):
@@ -149,10 +168,14 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
             yield start, min(start + chunk, size), {"path": path, "format": kind, **read}
         return
     head = read_head(path)
+    if not head.strip():
+        return
     columns: tuple[str, ...] = ()
     if kind == "csv":
         columns = tuple(logs.csv.columns) or csv_header(path, head, logs.csv)
-        result = infer_csv(path, head, columns, logs, [schema.label, schema.timestamp])
+        refuse_repeated("logs.csv.columns" if logs.csv.columns else f"{path}:1", columns)
+        numbers = [f.source for f in schema.features if isinstance(f, CategoricalFeature) and f.dtype == "int64"]
+        result = infer_csv(path, head, columns, logs, [schema.label, schema.timestamp, *numbers])
     else:
         result = infer_json(path, head)
         # A key that the first lines lack may occur later: search the file for it.
@@ -165,6 +188,7 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         "format": kind,
         "columns": columns,
         "types": types,
+        "parsed_as": parsed_as(kind, schema, head, types, result),
         "unread": _unread(result, types),
         "has_header": kind == "csv" and not logs.csv.columns,
     }

@@ -11,20 +11,21 @@ from clsd.features.paths import address, as_path
 from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.preprocess.graph import build
 from clsd.pipeline.preprocess.input_splits import InputSplit, plan
-from clsd.pipeline.preprocess.manifest import dead_letters_beside, fingerprint, manifest, modified, refuse_if_bad
+from clsd.pipeline.preprocess.manifest import (
+    dead_letters_beside,
+    fingerprint,
+    manifest,
+    modified,
+    refuse_if_bad,
+    warn_of_narrow_numbers,
+)
 from clsd.pipeline.preprocess.spill import SPILL
 from clsd.pipeline.shared import engine, progress
+from clsd.pipeline.shared.artefacts import DatasetManifest
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import (
-    atomic_directory,
-    files_in,
-    make_directory,
-    read_json,
-    remove_file,
-    remove_tree,
-    write_json,
-)
+from clsd.pipeline.shared.files import atomic_directory, files_in, make_directory, remove_file, remove_tree
+from clsd.pipeline.shared.json_files import read_json, write_json
 
 
 def preprocess(
@@ -55,7 +56,7 @@ def preprocess(
     if not overwrite and is_made(config, input_splits, out, earlier):
         progress.say_there_already()
         return Dataset.load(out)
-    with atomic_directory(out, marker="dataset.json", overwrite=overwrite, shared=True) as temporary:
+    with atomic_directory(out, marker="dataset.json", overwrite=overwrite, shared=True, sole=True) as temporary:
         # Created here and not by the workers: a worker that outlives its job must not create them again.
         for name in (SPILL, "vocabularies", *SPLITS):
             make_directory(temporary / name)
@@ -77,6 +78,7 @@ def preprocess(
             }
         )
         refuse_if_bad(config, summary, temporary, out)
+        warn_of_narrow_numbers(summary)
         remove_file(temporary / "job.json")
         for name in (SPILL, progress.REPORTS):
             remove_tree(temporary / name)
@@ -95,6 +97,6 @@ def is_made(config: Config, input_splits: list[InputSplit], out: Path, base: Dat
     file = out / "dataset.json"
     if not file.exists():
         return False
-    made = read_json(file, "data set", "preprocess again")
-    same: bool = made.get("fingerprint") == fingerprint(config, input_splits, base)
-    return same and bool(made.get("sources_modified") == modified(input_splits))
+    made = read_json(file, "data set", "pass --overwrite to make it again", DatasetManifest)
+    same: bool = made["fingerprint"] == fingerprint(config, input_splits, base)
+    return same and bool(made["sources_modified"] == modified(input_splits))

@@ -87,5 +87,5 @@ def _vocabulary(schema: Schema, name: str, counts: pa.Table, base: str) -> Vocab
     feature = next(feature for feature in schema.vocabularies if feature.name == name)
     limits = {"min_count": feature.min_count, "max_size": feature.max_size}
     if base:
-        return Vocabulary.load(as_path(base) / vocabulary_file(name)).extended(counts, **limits)
+        return Dataset.load(base).vocabulary(name).extended(counts, **limits)
     return Vocabulary.from_counts(counts, **limits)

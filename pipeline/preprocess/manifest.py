@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clsd.features.errors import UserError
 from clsd.features.schema import digest_of
 from clsd.pipeline.preprocess.columns import SPLITS
 from clsd.pipeline.preprocess.dead_letters import DEAD_LETTERS
 from clsd.pipeline.preprocess.input_splits import InputSplit
+from clsd.pipeline.shared.artefacts import FORMAT_VERSION
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.config import Config
-from clsd.pipeline.shared.dataset import FORMAT_VERSION, GOLDEN_FILE, STATISTICS_FILE, Dataset, describe_file
+from clsd.pipeline.shared.dataset import GOLDEN_FILE, STATISTICS_FILE, Dataset
 from clsd.pipeline.shared.files import copy_file, files_in
 from clsd.pipeline.shared.package_versions import versions
+from clsd.pipeline.shared.progress import warn
 
 #: Settings of ``preprocess`` that change how the job runs, but not its result.
 HOW = ("threads", "stalled_minutes")
@@ -92,6 +97,17 @@ def _require_quality(config: Config, summary: dict[str, Any]) -> None:
                 raise UserError(
                     "preprocess.gates", what, "lower min_count, raise max_size, or raise max_out_of_vocabulary"
                 )
+
+
+def warn_of_narrow_numbers(summary: dict[str, Any]) -> None:
+    """Warn of numbers that float32 cannot tell apart: a request to the served model holds numbers as float32."""
+    for name, described in summary["features"].items():
+        quantiles = np.unique(described.get("quantiles", []))
+        narrow = np.unique(quantiles.astype(np.float32))
+        if len(narrow) < len(quantiles):
+            step = float(np.spacing(np.float32(np.abs(quantiles).max())))
+            what = f"feature '{name}' has values from {quantiles[0]:.10g} to {quantiles[-1]:.10g}"
+            warn(f"{what}, which float32 holds in steps of {step:g}: subtract a base from them in the log")
 
 
 def manifest(

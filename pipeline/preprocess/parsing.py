@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -21,8 +22,10 @@ import pyarrow.parquet as pq
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.pipeline.shared.config import CsvSettings, LogSettings
+from clsd.pipeline.shared.loaders import as_damage
 
 _FEW_LINES = 16
+_MAX_DEPTH = 200
 
 
 def open_binary(path: str) -> IO[bytes]:
@@ -61,16 +64,14 @@ def open_parquet(path: str, file: IO[bytes], dictionary_columns: Sequence[str] =
     Raises:
         UserError: it is not a complete Parquet file.
     """
-    try:
+    with as_damage(path, "is not a complete Parquet file", "write it again"):
         return pq.ParquetFile(file, read_dictionary=list(dictionary_columns))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            path, f"is not a complete Parquet file ({str(error).splitlines()[0]})", "write it again"
-        ) from None
 
 
 def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     """Parse JSON lines with the given types; without types, all columns with inferred types. Raises pa.ArrowException."""
+    if _is_deep(data):
+        raise pa.ArrowInvalid("nested too deeply")
     return pa.json.read_json(
         pa.BufferReader(data),
         read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -80,10 +81,35 @@ def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     )
 
 
+def _is_deep(data: bytes) -> bool:
+    """Whether a line of JSON is nested so deeply that Arrow's parser, which calls itself, would crash the process.
+
+    Brackets are counted, and those within text count too: a cheap count first, as nearly every block is flat.
+    """
+    opened = data.count(b"[") + data.count(b"{")
+    if opened - data.count(b"\n") <= _MAX_DEPTH:
+        return False
+    return any(
+        line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(line) > _MAX_DEPTH for line in data.split(b"\n")
+    )
+
+
+def _depth(line: bytes) -> int:
+    deepest = depth = 0
+    for bracket in re.sub(rb'"(?:[^"\\]|\\.)*"|[^][{}"]', b"", line):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
     """Parse CSV lines without a header with the given types, or inferred ones. Raises pa.ArrowException."""
     dialect, quote = logs.csv, logs.csv.quote.encode()
-    if quote and quote in data and any(_has_unpaired_quote(line, dialect) for line in data.split(b"\n")):
+    # An open quote in a line before the last one swallows the line break, so that rows are missing; the caller counts them.
+    lines = data.split(b"\n") if quote and quote in data else [b""]
+    if any(line.count(quote) % 2 and _has_open_quote(line, dialect) for line in lines) or _has_open_quote(
+        lines[-1], dialect
+    ):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
     return pa.csv.read_csv(
         pa.BufferReader(data),
@@ -125,7 +151,7 @@ def suspicious_csv_column(
         fields = csv_fields(line.decode(), logs.csv)
     except (ValueError, csv.Error):
         return ""
-    if len(fields) != len(columns) or _has_unpaired_quote(line, logs.csv):
+    if len(fields) != len(columns) or _has_open_quote(line, logs.csv):
         return ""
     for name, text in zip(columns, fields, strict=True):
         kind = types.get(name, pa.null())
@@ -149,12 +175,21 @@ def csv_fields(line: str, dialect: CsvSettings) -> list[str]:
     return fields
 
 
-def _has_unpaired_quote(line: bytes, dialect: CsvSettings) -> bool:
-    """Whether a line has an unpaired quote."""
-    quote, escape = dialect.quote.encode(), dialect.escape.encode()
-    if escape:
-        line = line.replace(escape + escape, b"").replace(escape + quote, b"")
-    return bool(quote) and line.count(quote) % 2 == 1
+def _has_open_quote(line: bytes, dialect: CsvSettings) -> bool:
+    """Whether a field begins with a quote and does not end with one. A quote within an unquoted field (12" vinyl) is text."""
+    if not dialect.quote or dialect.quote.encode() not in line:
+        return False
+    return _whole_line(dialect.quote, dialect.delimiter, dialect.escape).fullmatch(line) is None
+
+
+@cache
+def _whole_line(quote: str, delimiter: str, escape: str) -> re.Pattern[bytes]:
+    """Matches a line of whole fields, quoted or not."""
+    q, d, e = (re.escape(text).encode() for text in (quote, delimiter, escape))
+    plain = rb"[^" + q + e + rb"]*"
+    inside = plain + rb"(?:(?:" + q + q + (rb"|" + e + rb"." if escape else b"") + rb")" + plain + rb")*"
+    field = rb"(?:" + q + inside + q + rb"(?!" + q + rb")|(?!" + q + rb"))[^" + d + rb"]*"
+    return re.compile(field + rb"(?:" + d + field + rb")*", re.DOTALL)
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:
@@ -231,21 +266,28 @@ def bisect(lines: list[Any], parse: Parse) -> Iterator[Part]:
         yield from bisect(lines[start : start + size], parse)
 
 
+#: Reasons that name the column.
+_OF_A_COLUMN = ("wrong type", "a column twice", "not a whole number")
+
+
 def _reason(message: str) -> str:
     """A short reason without the row's own text, so that dead letters can be counted by reason."""
     lowered = message.lower()
     for words, reason in (
         (("empty line", "empty csv", "empty json"), "empty line"),
         (("utf8", "utf-8"), "broken UTF-8"),
-        (("inside quotes",), "line break inside quotes"),
+        (("specified twice",), "a column twice"),
+        (("not a whole number",), "not a whole number"),
+        (("inside quotes",), "a quote that is not closed in its line"),
         (("columns, got",), "wrong number of fields"),
         (
             ("conversion error", "changed from", "failed to", "failed of", "out of bounds", "casting", "out of range"),
             "wrong type",
         ),
+        (("too deeply",), "nested too deeply"),
         (("json",), "not JSON"),
     ):
         if any(word in lowered for word in words):
-            named = re.search(r"Column\(/([^/)]+)", message) if reason == "wrong type" else None
+            named = re.search(r"Column\(/([^/)]+)", message) if reason in _OF_A_COLUMN else None
             return f"{reason} in '{named[1]}'" if named else reason
     return "cannot be parsed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from clsd.features.arrays import Bools
 from clsd.features.hashing import hash64
 from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
 from clsd.features.tokens import arrow_type, as_type
+from clsd.pipeline.preprocess.casting import shown
 from clsd.pipeline.preprocess.columns import KEY, LABEL, POSITION, TIME, USER
 
 #: Hash of the empty text.
@@ -70,9 +72,8 @@ def check(schema: Schema, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[t
             and feature.source in batch.schema.names
         ):
             values = pc.split_pattern(batch.column(feature.source), pattern=feature.separator)
-            whole = pc.match_substring_regex(values.flatten(), r"^(-?\d{1,18})?$")
             wrong = np.zeros(batch.num_rows, bool)
-            wrong[pc.list_parent_indices(values).to_numpy()[~np.asarray(whole, bool)]] = True
+            wrong[pc.list_parent_indices(values).to_numpy()[~_are_int64(values.flatten())]] = True
             refuse(wrong, f"{feature.source} holds something other than integers")
 
     result = {name: batch.column(name) for name in batch.schema.names} | {
@@ -121,23 +122,30 @@ def microseconds(column: pa.Array, unit: str) -> pa.Array:
         return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     if pa.types.is_string(column.type):
         return _parse_iso(column)
-    whole = _as_int(pc.round(column) if pa.types.is_floating(column.type) else column)
+    factor = _MICROSECONDS.get(unit, 1)
+    if pa.types.is_floating(column.type):  # a fraction of a second is kept to the microsecond
+        wide = column.cast(pa.float64())
+        return _as_int(pc.round(pc.divide(wide, 1000.0) if unit == "ns" else pc.multiply(wide, float(factor))))
+    if pa.types.is_decimal(column.type):
+        return microseconds(column.cast(pa.float64()), unit)
+    whole = _as_int(column)
     if unit == "ns":
         return pc.divide(whole, 1000)
-    limit = 2**62 // _MICROSECONDS.get(unit, 1)
+    limit = 2**62 // factor
     inside = pc.and_(pc.greater(whole, -limit), pc.less(whole, limit))
-    return pc.multiply(pc.if_else(inside, whole, pa.scalar(None, pa.int64())), _MICROSECONDS.get(unit, 1))
+    return pc.multiply(pc.if_else(inside, whole, pa.scalar(None, pa.int64())), factor)
 
 
 def refused_text(batch: pa.RecordBatch, position: int) -> str:
     """A refused row as JSON, for its dead letter."""
-    row = {name: batch.column(name)[position].as_py() for name in batch.schema.names if name not in (KEY, POSITION)}
+    row = {name: shown(batch.column(name)[position]) for name in batch.schema.names if name not in (KEY, POSITION)}
     return json.dumps(row, ensure_ascii=False, default=str)
 
 
 def _parse_iso(column: pa.Array) -> pa.Array:
-    zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$"), False)
-    iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+    # A zone follows a time: the -01 of 2026-05-01 is none.
+    zoned = pc.fill_null(pc.match_substring_regex(column, r":[\d:.]*(Z|[+-]\d\d(:?\d\d)?)$"), False)
+    iso = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
     well_formed = pc.if_else(
         pc.fill_null(pc.match_substring_regex(column, iso), False), column, pa.scalar(None, pa.string())
     )
@@ -161,10 +169,23 @@ def _parse_iso(column: pa.Array) -> pa.Array:
     return pc.divide(pc.coalesce(local, utc), 1000)
 
 
+def _are_int64(texts: pa.Array) -> Bools:
+    """Whether each text is empty or a decimal integer that int64 holds, bool ``[n]``."""
+    fits = np.array(pc.match_substring_regex(texts, r"^(-?\d{1,18})?$"), bool)
+    for at in np.flatnonzero(~fits):  # rare: 19 digits, or leading zeros
+        text = texts[at].as_py()
+        sign, digits = text[: text.startswith("-")], text.removeprefix("-").lstrip("0")
+        short = bool(re.fullmatch(r"-?[0-9]+", text)) and len(digits) <= 19
+        fits[at] = short and -(2**63) <= int(f"{sign}{digits or 0}") < 2**63
+    return fits
+
+
 def _as_int(column: pa.Array) -> pa.Array:
     """Booleans and whole floats as int64; other values become null."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         return column.cast(pa.int64(), safe=False)  # an unsigned overflow turns negative, which is refused
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     if pa.types.is_floating(column.type):
         whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))
         return pc.if_else(whole, column, pa.scalar(None, column.type)).cast(pa.int64(), safe=False)

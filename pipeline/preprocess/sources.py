@@ -19,7 +19,7 @@ import pyarrow as pa
 from clsd.features.errors import UserError
 from clsd.features.hashing import seeded
 from clsd.features.tokens import plain, with_dictionaries
-from clsd.pipeline.preprocess import avro
+from clsd.pipeline.preprocess import avro, casting
 from clsd.pipeline.preprocess.columns import KEY, POSITION
 from clsd.pipeline.preprocess.dead_letters import DeadLetter
 from clsd.pipeline.preprocess.input_splits import InputSplit
@@ -36,6 +36,7 @@ from clsd.pipeline.preprocess.parsing import (
     suspicious_json_column,
 )
 from clsd.pipeline.shared.config import LogSettings
+from clsd.pipeline.shared.loaders import as_damage
 from clsd.pipeline.shared.threads import ONE, Threads
 
 #: Bytes of text that are parsed together; a larger block does not fit into the processor's cache.
@@ -106,7 +107,7 @@ class Reader:
         """Number of lines (or rows of Parquet or Avro) before the input split."""
         if input_split.format == "avro":
             with open_binary(input_split.path) as file:
-                return avro.records_before(file, input_split.start)
+                return avro.records_before(input_split.path, file, input_split.start)
         if input_split.format == "parquet":
             with open_binary(input_split.path) as file:
                 metadata = open_parquet(input_split.path, file).metadata
@@ -140,11 +141,8 @@ class Reader:
             )
             first = 0
             while True:
-                try:
+                with as_damage(input_split.path, f"row group {input_split.start} is damaged", "write the file again"):
                     batch = next(batches, None)
-                except (pa.ArrowInvalid, OSError) as error:
-                    what = f"row group {input_split.start} is damaged ({error})"
-                    raise UserError(input_split.path, what, "write the file again") from None
                 if batch is None:
                     return
                 yield from self._cast_rows(input_split, pa.Table.from_batches([batch]), first)
@@ -157,9 +155,11 @@ class Reader:
             result = avro.columns_of(input_split.path, file)
             schema = pa.schema([(name, result[name]) for name in input_split.types])
             for block in chain(avro.blocks(input_split.path, file, input_split.start, input_split.end), [None]):
-                records += block or []
+                records += avro.as_values(input_split.types, block or [])
                 if len(records) >= BATCH_ROWS or block is None:  # blocks usually have a few hundred rows
-                    yield from self._cast_rows(input_split, pa.Table.from_pylist(records, schema=schema), position)
+                    with as_damage(input_split.path, "holds values that are not of its schema's types", avro.HINT):
+                        table = pa.Table.from_pylist(records, schema=schema)
+                    yield from self._cast_rows(input_split, table, position)
                     position, records = position + len(records), []
 
     def _cast_rows(self, input_split: InputSplit, table: pa.Table, first: int) -> Iterator[_Table | DeadLetter]:
@@ -174,7 +174,7 @@ class Reader:
         def cast(rows: list[int]) -> pa.Table:
             # One bad value in a dictionary would fail every row.
             part = decoded().take(pa.array(rows)) if len(rows) < table.num_rows else table
-            result = pa.table({f.name: _cast(part[f.name], f) for f in target})
+            result = pa.table({f.name: casting.cast(part[f.name], f, is_id=f.name in input_split.ids) for f in target})
             result.validate(full=True)
             return result
 
@@ -182,7 +182,7 @@ class Reader:
         if good is not None:
             yield _Table(good, None)
         for row, reason in faults:
-            values = {name: _printable(decoded()[name][row]) for name in input_split.types}
+            values = {name: casting.shown(decoded()[name][row]) for name in input_split.types}
             text = json.dumps(values, ensure_ascii=False, default=str)
             yield DeadLetter(input_split.path, self.line(input_split, first + row), reason, text)
 
@@ -210,10 +210,14 @@ class Reader:
 
     def _parse(self, input_split: InputSplit, lines: _Lines, rows: list[int]) -> pa.Table:
         text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
+        types = {**input_split.types, **input_split.parsed_as}
         if input_split.format == "csv":
-            table = parse_csv(text, input_split.columns, input_split.types, self._logs)
+            table = parse_csv(text, input_split.columns, types, self._logs)
         else:
-            table = parse_json(text, input_split.types)
+            table = parse_json(text, types)
+        for name in input_split.parsed_as:
+            wanted, at = pa.field(name, input_split.types[name]), table.schema.get_field_index(name)
+            table = table.set_column(at, wanted, casting.cast(table[name], wanted, is_id=True))
         if table.num_rows != len(rows):
             raise pa.ArrowInvalid(
                 "an empty line"
@@ -224,9 +228,10 @@ class Reader:
         return table
 
     def _suspicious_column(self, input_split: InputSplit, line: bytes) -> str | None:
+        types = {**input_split.types, **input_split.parsed_as}
         if input_split.format == "csv":
-            return suspicious_csv_column(line, input_split.columns, input_split.types, self._logs)
-        return suspicious_json_column(line, input_split.types)
+            return suspicious_csv_column(line, input_split.columns, types, self._logs)
+        return suspicious_json_column(line, types)
 
     def _blocks(self, input_split: InputSplit) -> Iterator[bytes]:
         """Whole lines, about :data:`BLOCK_BYTES` at a time. A line belongs to the input split in which it starts."""
@@ -289,20 +294,3 @@ class _Table(NamedTuple):
 
     table: pa.Table
     lines: _Lines | None
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type) and column.type.value_type == field.type:
-        return column
-    try:
-        return column.cast(field.type)
-    except pa.ArrowInvalid as error:
-        raise pa.ArrowInvalid(f"Column(/{field.name}) failed to cast: {error}") from None
-
-
-def _printable(value: pa.Scalar) -> Any:
-    """A value for a dead letter; broken UTF-8 is escaped."""
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return value.as_buffer().to_pybytes().decode(errors="backslashreplace")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,16 +22,18 @@ from clsd.models.clsd_model import ClsdModel
 from clsd.models.input_spec import InputSpec
 from clsd.models.model_inputs import ModelInputs
 from clsd.pipeline.preprocess.columns import KEY
-from clsd.pipeline.serving import canary
 from clsd.pipeline.serving.publishing import enforce, enforce_against, parse_requirement
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, serving_inputs
 from clsd.pipeline.serving.signatures import Score, ServingModel
+from clsd.pipeline.serving.verify import run_canary
 from clsd.pipeline.serving.warmup_requests import warmup_requests
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.config import Config, ExportSettings, unknown_candidate
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import atomic_directory, directory_lock, read_json, write_json
+from clsd.pipeline.shared.files import atomic_directory, directory_lock, files_in
 from clsd.pipeline.shared.headline_metrics import HEADLINE_METRICS
+from clsd.pipeline.shared.json_files import write_json
 from clsd.pipeline.shared.model_versions import (
     DONE_FILE,
     GOLDEN_FILE,
@@ -43,12 +43,14 @@ from clsd.pipeline.shared.model_versions import (
     WITHDRAWN,
     keep_newest,
     newest_version,
+    read_metadata,
     remove_unpublished,
+    verified_metadata,
     versions_in,
 )
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.shared.progress import say
-from clsd.pipeline.training.checkpoints import RUN_FILE
+from clsd.pipeline.training.checkpoints import read_run
 from clsd.pipeline.training.scoring import cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
 
@@ -118,7 +120,7 @@ def export(
         if newest and number < int(newest[0]):
             what = f"is lower than version {newest[0]}, so no server would load it"
             raise UserError(str(target), what, "choose a larger --version")
-        fingerprint = read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]
+        fingerprint = read_run(run, "train again")["fingerprint"]
         if gone := withdrawn(out, fingerprint, config.export):
             what = "is a withdrawn version of this run"
             raise UserError(str(gone), what, "rename it to its number to serve it again, or remove it")
@@ -164,9 +166,12 @@ def _publish(
             "metrics": requirements.metrics,
             "variables": serving.names(model),
             "versions": versions(),
+            "files": [describe_file(temporary, name) for name in files_in(temporary)],
         }
         write_json(temporary / PROVENANCE_FILE, metadata)
-        _run_canary(temporary, temporary / GOLDEN_FILE, config.export.canary_tolerance)
+        run_canary(
+            temporary, config.export.canary_tolerance, "nothing was published; please report this with the config"
+        )
         (temporary / DONE_FILE).touch()
 
 
@@ -177,7 +182,7 @@ def was_exported_from(version: Path, fingerprint: str, settings: ExportSettings)
     """
     if not (version / PROVENANCE_FILE).exists():
         return False
-    metadata = read_json(version / PROVENANCE_FILE, "model", "remove it")
+    metadata = read_metadata(version, "remove it")
     wanted, exported = settings.model_dump(mode="json", exclude={"keep", "margins"}), metadata.get("export", {})
     return bool(metadata["fingerprint"] == fingerprint and {name: exported.get(name) for name in wanted} == wanted)
 
@@ -201,7 +206,7 @@ def _check_requirements(config: Config, requirements: PublishingRequirements, ou
     # If the first version is compared with its own directory, there is no version to compare with yet.
     if requirements.against is not None and (address(requirements.against) != address(out) or versions_in(out)):
         served = newest_version(requirements.against)
-        known = read_json(served / PROVENANCE_FILE, "model that clsd exported", "").get("metrics")
+        known = verified_metadata(served, "restore it, or leave out --against")["metrics"]
         if known is None:
             raise UserError(str(served), "has no metrics", "evaluate and export it again, or leave out --against")
         enforce_against(metrics, known, config.export.margins, str(served))
@@ -268,24 +273,3 @@ def trainer_scores(dataset: Dataset, spec: InputSpec, score: Score, table: pa.Ta
         for name, value in zip(OUTPUTS, (tf.sigmoid(scores.logit), ctr, scores.confidence), strict=True):
             out[name] += np.asarray(value).astype(float).tolist()
     return out
-
-
-def _run_canary(model_dir: Path, golden: Path, tolerance: float) -> None:
-    command = [
-        sys.executable,
-        "-I",
-        str(Path(canary.__file__).resolve()),
-        str(model_dir.resolve()),
-        str(golden.resolve()),
-        str(tolerance),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=model_dir, check=False)
-    if done.returncode == 0:
-        return
-    last_line = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"])[-1]
-    what = (
-        f"the canary's scores differ from the trainer's by {last_line}"
-        if done.stdout.strip()
-        else f"the canary failed ({last_line})"
-    )
-    raise UserError(str(golden.parent.parent), what, "nothing was published; please report this with the config")

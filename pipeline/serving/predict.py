@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,37 @@ from clsd.features.paths import as_path
 from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.pipeline.serving.serving_inputs import as_arrays
-from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config, newest_version
+from clsd.pipeline.shared.loaders import load_saved_model
+from clsd.pipeline.shared.model_versions import exported_config, newest_version, verified_metadata
+
+_HINT = "copy it again, or export it again"
 
 
 class Predictor:
-    """An exported model that scores raw rows.
+    """An exported model that scores raw rows. Its files are compared with their checksums before they are loaded.
 
     Args:
-        directory: a SavedModel, or a directory of versions, of which the newest is used.
+        directory: a version, or a directory of versions, of which the newest is used.
+
+    Raises:
+        UserError: there is no version, clsd did not export it, or a file of it is missing or altered.
     """
 
     def __init__(self, directory: str | Path) -> None:
         directory = as_path(directory)
         self.directory = newest_version(directory)
         register_file_systems([directory])
-        try:
-            self._loaded = tf.saved_model.load(str(self.directory))
-            self._signature = self._loaded.signatures["serving_default"]
-        except (OSError, KeyError, tf.errors.OpError) as error:
-            raise UserError(
-                str(self.directory), f"is not a complete model ({type(error).__name__})", "export it again"
-            ) from error
+        metadata = verified_metadata(self.directory, _HINT)
+        self._loaded = load_saved_model(self.directory, _HINT)
+        self._signature = self._loaded.signatures["serving_default"]
         self.inputs: dict[str, Any] = self._signature.structured_input_signature[1]
-        self._columns = _columns_of(self.directory)
+        self._columns = metadata["columns"]
+        self._roles = set(exported_config(self.directory).row_schema.columns)
 
     def unknown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Names in the rows that neither the model nor its log knows, each with a suggestion."""
         known = {*self.inputs, *self._columns.values()}
-        roles = exported_config(self.directory).row_schema.columns if self._columns else []
-        names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in roles)
+        names = dict.fromkeys(name for row in rows for name in row if name not in known and name not in self._roles)
         return {name: did_you_mean(name, sorted(known)) for name in names}
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -49,10 +50,10 @@ class Predictor:
         tensors = {name: tf.constant(value, self.inputs[name].dtype) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in self._signature(**tensors).items()}
 
-    def predict(self, rows: list[dict[str, Any]], where: str = "rows") -> list[dict[str, float]]:
+    def predict(self, rows: list[dict[str, Any]], where: str = "rows", first: int = 1) -> list[dict[str, float]]:
         """score, ctr and confidence of raw rows, whose keys are names of features or of the log's columns.
 
-        An absent key is a missing value; unknown keys are ignored.
+        An absent key is a missing value; unknown keys are ignored. ``first`` is the number of the first row, for messages.
 
         Raises:
             UserError: a value has a type that the model does not accept. The message names ``where`` and the row.
@@ -60,26 +61,19 @@ class Predictor:
         if not rows:
             return []
         known = {*self.inputs, *self._columns.values()}
-        for at, row in enumerate(rows):
+        for at, row in enumerate(rows, first):
             if row and not known & row.keys():
                 hint = did_you_mean(next(iter(row)), sorted(known))
-                raise UserError(f"{where}:{at + 1}", "names none of the model's inputs", hint)
+                raise UserError(f"{where}:{at}", "names none of the model's inputs", hint)
         columns: dict[str, list[Any]] = {}
         for name, spec in self.inputs.items():
             column = self._columns.get(name, name)
             columns[name] = [
-                _checked(row.get(name, row.get(column)), spec, f"{where}:{at + 1}", name) for at, row in enumerate(rows)
+                _checked(row.get(name, row.get(column)), spec, f"{where}:{at}", name)
+                for at, row in enumerate(rows, first)
             ]
         answer = self.call(as_arrays(columns, self.inputs))
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
-
-
-def _columns_of(model: Path) -> dict[str, str]:
-    """The log column that each feature reads, if the model stores it."""
-    path = model / PROVENANCE_FILE
-    if not path.exists():
-        return {}
-    return dict(read_json(path, "model", "export it again")["columns"])
 
 
 def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
@@ -104,21 +98,19 @@ def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
     return value
 
 
-def read_rows(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Parse lines of JSON objects.
+def read_rows(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
+    """Parse lines of JSON objects, one at a time.
 
     Raises:
         UserError: a line is not a JSON object. The message names ``where`` and the line.
     """
-    rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.strip())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise UserError(f"{where}:{number}", f"is not JSON ({error})", "write one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}:{number}", "is not a JSON object", 'write it as {"feature": value, ...}')
-        rows.append(row)
-    return rows
+        yield row

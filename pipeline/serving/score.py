@@ -20,7 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 
 from clsd.features.errors import UserError
 from clsd.features.paths import address, as_path
-from clsd.features.schema import Schema
+from clsd.features.schema import Schema, digest_of
 from clsd.features.tokens import plain
 from clsd.pipeline.preprocess.columns import KEY, POSITION
 from clsd.pipeline.preprocess.dead_letters import DeadLetter, DeadLetterWriter, write_dead_letters
@@ -31,17 +31,10 @@ from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, serving_arrays
 from clsd.pipeline.shared import beam_private, engine, progress
 from clsd.pipeline.shared.config import Config
-from clsd.pipeline.shared.files import (
-    atomic_directory,
-    atomic_file,
-    make_directory,
-    read_json,
-    remove_file,
-    remove_tree,
-    write_json,
-)
+from clsd.pipeline.shared.files import atomic_directory, atomic_file, make_directory, remove_file, remove_tree
+from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.log_writer import json_lines
-from clsd.pipeline.shared.model_versions import exported_config
+from clsd.pipeline.shared.model_versions import exported_config, read_metadata
 from clsd.pipeline.shared.threads import ONE, Threads
 
 #: The file that marks a complete directory of scores and describes it.
@@ -138,14 +131,14 @@ def score(
     overwrite: bool = False,
     beam_options: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Score the config's logs.
+    """Score the config's logs. Scores of the same model and logs are reused.
 
     Args:
         config: the logs and their schema.
         model: an exported version.
         out: directory of the output files, of ``dead_letters.jsonl.gz`` if lines did not parse, and of scores.json.
         format: parquet or jsonl.
-        overwrite: replace the content of ``out``.
+        overwrite: score again, and replace the content of ``out``.
         beam_options: options of Beam.
 
     Returns:
@@ -156,8 +149,15 @@ def score(
     """
     model = as_path(model)
     out = as_path(out)
+    metadata = read_metadata(model, "copy it again, or export it again")
     config, input_splits = _to_be_scored(config, exported_config(model))
-    with atomic_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True) as temporary:
+    fingerprint = _fingerprint(config, input_splits, metadata, format)
+    if not overwrite and (out / SCORES_FILE).exists():
+        earlier = read_json(out / SCORES_FILE, "directory of scores", "pass --overwrite to score again")
+        if earlier.get("fingerprint") == fingerprint:
+            progress.say_there_already()
+            return earlier
+    with atomic_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True, sole=True) as temporary:
         make_directory(temporary / SPILL)
         job = address(temporary)
         with progress.launching(job):
@@ -175,10 +175,17 @@ def score(
         for name in (SPILL, progress.REPORTS):
             remove_tree(temporary / name)
         remove_file(temporary / "job.json")
-        summary = {"model": str(model), "logs": config.logs.files, **summary}
+        summary = {"model": str(model), "logs": config.logs.files, "fingerprint": fingerprint, **summary}
         write_json(temporary / SCORES_FILE, summary)
     progress.settle({f"rows {what}": n for what, n in summary["rows"].items()})
     return dict(summary)
+
+
+def _fingerprint(config: Config, input_splits: list[InputSplit], metadata: dict[str, Any], format: str) -> str:
+    """Fingerprint of the scores: of the model's version, the logs with their sizes and times, and the settings that read them."""
+    parts = config.model_dump(mode="json", include={"logs", "row_schema"}, by_alias=True)
+    files = sorted({(split.path, split.size, split.modified) for split in input_splits})
+    return digest_of([parts, files, metadata["fingerprint"], metadata["version"], metadata["files"], format])
 
 
 def _to_be_scored(config: Config, exported: Config) -> tuple[Config, list[InputSplit]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +22,13 @@ from clsd.features.records import begins_as_records, read_records
 from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Feature, NumericFeature, Schema
 from clsd.features.tokens import arrow_type, as_float32
 from clsd.features.transform import first_value_id
-from clsd.pipeline.evaluation.drift import psi
+from clsd.pipeline.evaluation.drift import bin_labels, edges_of, psi
 from clsd.pipeline.serving.export import scoring_function, trainer_scores
 from clsd.pipeline.serving.predict import read_rows
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
-from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config
-from clsd.pipeline.training.checkpoints import RUN_FILE
+from clsd.pipeline.shared.model_versions import exported_config, verified_metadata
+from clsd.pipeline.training.checkpoints import read_run
 from clsd.pipeline.training.trained_model import load_trained
 
 
@@ -68,8 +66,8 @@ def skew(
     require_free_names([name for f in schema.features for name in (f.name, f.source)])
     config, trained = load_trained(run, dataset)
     if model is not None:
-        metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "leave out --model")
-        if metadata["fingerprint"] != read_json(run / RUN_FILE, "finished training run", "train again")["fingerprint"]:
+        metadata = verified_metadata(model, "copy it again, or leave out --model")
+        if metadata["fingerprint"] != read_run(run, "train again")["fingerprint"]:
             raise UserError(str(model), f"is not from the run in {run}", "give the run that it was exported from")
         config = config.model_copy(update={"export": exported_config(model).export})
     for name in ignore:
@@ -197,12 +195,12 @@ def _ids(dataset: Dataset, feature: Feature, trained: Array, served: Array) -> t
 
 def _numbers(dataset: Dataset, feature: Feature, trained: Array, served: Array) -> tuple[list[str], Array, Array]:
     """Shares between the quantiles of training, of scaled numbers. A missing number is the mean."""
-    cuts = np.unique(np.quantile(trained, STATISTICS_QUANTILES[1:-1]))
-    shares = [
-        np.diff([0, *np.searchsorted(np.sort(x), cuts, side="right"), len(x)]) / len(x) for x in (trained, served)
-    ]
-    ends = [-math.inf, *cuts, math.inf]
-    return [f"{low:.3g} to {high:.3g}, scaled" for low, high in pairwise(ends)], shares[0], shares[1]
+    edges = edges_of(np.quantile(trained, STATISTICS_QUANTILES))
+    shares = []
+    for x in map(np.sort, (trained, served)):
+        below = [int(np.searchsorted(x, edge.value, side="right" if edge.closed else "left")) for edge in edges]
+        shares.append(np.diff([0, *below, len(x)]) / len(x))
+    return [f"{label}, scaled" for label in bin_labels(edges, 3)], shares[0], shares[1]
 
 
 def _missing(

@@ -7,16 +7,18 @@ upgrade starts there.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import apache_beam.pipeline
 import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability import job_server
+from apache_beam.runners.portability import job_server, local_job_service
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.worker import statesampler
@@ -74,6 +76,25 @@ def stop_servers_quietly() -> None:
     Otherwise Beam prints a traceback, and the server goes on. Nor do Beam's threads print how their connections ended.
     """
     job_server.SubprocessJobServer.stop = _remove_files_and_stop  # type: ignore[method-assign]
+
+
+@contextmanager
+def workers_write_to(log: Path) -> Iterator[None]:
+    """Append what the local engine's worker processes write to standard error to a file, while the block runs.
+
+    They print the traceback of every error, which the launching process gets as well, and which it reports in one line.
+    """
+    before = local_job_service.SubprocessSdkWorker.__init__
+
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        before(self, *args, **named)
+        self._worker_command_line += f" 2>>{shlex.quote(str(log))}"  # it is run by a shell
+
+    local_job_service.SubprocessSdkWorker.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        local_job_service.SubprocessSdkWorker.__init__ = before  # type: ignore[method-assign]
 
 
 def local_runner() -> Any:

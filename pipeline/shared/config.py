@@ -43,7 +43,7 @@ class LogSettings(Strict):
     )
     csv: CsvSettings = Field(default=CsvSettings(), description="the CSV dialect")
     chunk_mebibytes: int = Field(
-        default=32, ge=1, description="size of an input split of uncompressed text and Avro files"
+        default=32, ge=1, le=1024, description="size of an input split of uncompressed text and Avro files"
     )
 
 
@@ -63,7 +63,6 @@ class SplitSettings(Strict):
     gap_hours: float = Field(
         default=0.0,
         ge=0,
-        allow_inf_nan=False,
         description="time: hours before the validation and the test split that are left out",
     )
     key: str = Field(default="", description="hash: key column, such as the user; rows with equal values stay together")
@@ -125,8 +124,8 @@ class PreprocessSettings(Strict):
         default=0.01, ge=0, le=1, description="largest share of dead letters; above it the job fails"
     )
     gates: QualityBounds = Field(default=QualityBounds(), description="bounds on the data set")
-    rows_per_block: int = Field(default=512, ge=1, description="rows per record")
-    rows_per_shard: int = Field(default=131_072, ge=1, description="approximate rows per shard")
+    rows_per_block: int = Field(default=512, ge=1, le=65_536, description="rows per record")
+    rows_per_shard: int = Field(default=131_072, ge=1, le=100_000_000, description="approximate rows per shard")
     gzip: bool = Field(
         default=False,
         description="compress shards with gzip: smaller, and slower to write and read",
@@ -134,6 +133,7 @@ class PreprocessSettings(Strict):
     threads: int = Field(
         default=0,
         ge=0,
+        le=1024,
         description="threads per worker; 0: this machine's cores divided among its workers, but 1 on other engines",
     )
     stalled_minutes: float = Field(
@@ -141,7 +141,7 @@ class PreprocessSettings(Strict):
         ge=0,
         description="minutes without output after which a job on another engine is given up; 0: never",
     )
-    golden_rows: int = Field(default=512, ge=1, description="raw test rows kept for the canary")
+    golden_rows: int = Field(default=512, ge=1, le=1_000_000, description="raw test rows kept for the canary")
 
 
 class EarlyStopping(Strict):
@@ -150,7 +150,10 @@ class EarlyStopping(Strict):
     metric: str = Field(default="auc", description="auc, gauc or log_loss on the validation split")
     mode: Literal["max", "min"] = Field(default="max", description="whether more (max) or less (min) is better")
     patience: int = Field(
-        default=2, ge=1, description="epochs without improvement before stopping, counted after the warm-up"
+        default=2,
+        ge=1,
+        le=1_000_000,
+        description="epochs without improvement before stopping, counted after the warm-up",
     )
 
     @model_validator(mode="after")
@@ -169,7 +172,7 @@ class MonitorSettings(Strict):
     action: Literal["stop", "warn"] = Field(
         default="stop", description="stop: end the run with an error; warn: warn once"
     )
-    window_steps: int = Field(default=200, ge=1, description="weighted steps per window")
+    window_steps: int = Field(default=200, ge=1, le=1_000_000_000, description="weighted steps per window")
     predicted_over_real: float = Field(default=0.4, ge=0, description="smallest ratio of mean prediction to CTR")
     effective_clicks: float = Field(
         default=0.1, ge=0, le=1, description="smallest effective sample size of the clicks, as a share of their number"
@@ -182,8 +185,8 @@ class MonitorSettings(Strict):
 class TrainSettings(Strict):
     """Optimizers, epochs, checkpoints and devices."""
 
-    batch_size: int = Field(default=4096, ge=1, description="rows per step, over all replicas")
-    epochs: int = Field(default=5, ge=1, description="passes over the training split, warm-up included")
+    batch_size: int = Field(default=4096, ge=1, le=2**24, description="rows per step, over all replicas")
+    epochs: int = Field(default=5, ge=1, le=1_000_000, description="passes over the training split, warm-up included")
     embedding_optimizer: TableOptimizerSettings = Field(
         default=TableOptimizerSettings(learning_rate=0.05), description="optimizer of embedding tables"
     )
@@ -194,15 +197,15 @@ class TrainSettings(Strict):
     early_stopping: EarlyStopping | None = Field(
         default=EarlyStopping(), description="early stopping; null: train all epochs and keep the last"
     )
-    steps_per_call: int = Field(default=32, ge=1, description="steps per `tf.function` call")
+    steps_per_call: int = Field(default=32, ge=1, le=1_000_000, description="steps per `tf.function` call")
     replicas: int = Field(
-        default=0, ge=0, description="0: every GPU, or one CPU device; n: n GPUs, or n logical CPU devices"
+        default=0, ge=0, le=1024, description="0: every GPU, or one CPU device; n: n GPUs, or n logical CPU devices"
     )
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after every call"
     )
     keep_checkpoints: int = Field(
-        default=3, ge=2, description="number of newest checkpoints that are kept, besides the best epoch"
+        default=3, ge=2, le=1_000_000, description="number of newest checkpoints that are kept, besides the best epoch"
     )
     deterministic: bool = Field(
         default=True,
@@ -221,12 +224,14 @@ class TrainSettings(Strict):
     profile_calls: int = Field(
         default=0,
         ge=0,
+        le=1_000_000,
         description="calls that TensorFlow's profiler traces, from the third on; TensorBoard shows them with "
         "tensorboard-plugin-profile",
     )
     teacher_cache_clicks: int = Field(
         default=20_000_000,
         ge=0,
+        le=10**12,
         description="the teacher's scores are kept in memory, about 40 bytes per click, if there are at most this many "
         "training clicks; 0: never",
     )
@@ -242,7 +247,9 @@ class EvaluateSettings(Strict):
         description="feature of the item, for correlations that control for popularity; by default that of "
         "negatives.item",
     )
-    calibration_bins: int = Field(default=15, ge=2, description="equally filled bins of the calibration curve")
+    calibration_bins: int = Field(
+        default=15, ge=2, le=10_000, description="equally filled bins of the calibration curve"
+    )
 
 
 class CompareSettings(Strict):
@@ -255,8 +262,8 @@ class CompareSettings(Strict):
         default=["plain", "permuted", "popularity"], description="variants that the others are compared with"
     )
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of the intervals")
-    bootstrap_rounds: int = Field(default=1000, ge=0, description="bootstrap draws of users; 0: none")
-    ndcg_at: int = Field(default=10, ge=1, description="k of NDCG@k by intensity")
+    bootstrap_rounds: int = Field(default=1000, ge=0, le=1_000_000, description="bootstrap draws of users; 0: none")
+    ndcg_at: int = Field(default=10, ge=1, le=1_000_000, description="k of NDCG@k by intensity")
 
 
 class ExportSettings(Strict):
@@ -280,7 +287,7 @@ class ExportSettings(Strict):
         description="by how much a metric may be worse than the served version's (`--against`); log_loss and ece also move with "
         "the CTR of the test rows",
     )
-    keep: int = Field(default=0, ge=0, description="number of newest versions that are kept; 0: all")
+    keep: int = Field(default=0, ge=0, le=1_000_000, description="number of newest versions that are kept; 0: all")
 
     @model_validator(mode="after")
     def _margins_have_a_direction(self) -> ExportSettings:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import as_path
 from clsd.pipeline.shared.config import Config
+from clsd.pipeline.shared.yaml_files import load_yaml
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -35,12 +36,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def parse_yaml(text: str, where: str, overrides: list[str] | None = None) -> Config:
     """As :func:`load_config`, for a text; errors name ``where``."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{where}:{mark.line + 1}" if mark else where
-        raise UserError(at, f"is not YAML ({getattr(error, 'problem', error)})", "correct that line") from None
+    raw = load_yaml(text, where)
     if not isinstance(raw, dict):
         raise UserError(where, "is not a mapping of settings", "see configs/ for examples")
     for override in overrides or []:
@@ -56,8 +52,8 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
         raise as_user_error(error, where, Config) from None
 
 
-def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
-    """The first problem that pydantic found, as one line with the setting and a hint."""
+def as_user_error(error: ValidationError, where: str, model: Any, noun: str = "setting") -> UserError:
+    """The first problem that pydantic found, as one line with the setting and a hint. ``noun`` is what a key is called."""
     problem = error.errors()[0]
     # The path also holds the tags of unions of features, which the user did not write.
     path = [p for p in problem["loc"] if p not in ("categorical", "bag", "sequence", "numeric")]
@@ -65,14 +61,14 @@ def as_user_error(error: ValidationError, where: str, model: Any) -> UserError:
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
         hint = did_you_mean(str(path[-1]), known) if known else "remove it"
-        return UserError(f"{where}: {setting}", "unknown setting", hint)
+        return UserError(f"{where}: {setting}", f"unknown {noun}", hint)
     if problem["type"] == "missing":
         return UserError(f"{where}: {setting}", "is missing", "add it")
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool)) else ""
     what, _, advice = message.partition("; ")
-    return UserError(f"{where}: {setting}" if setting else where, what + shown, advice or "correct the setting")
+    return UserError(f"{where}: {setting}" if setting else where, what + shown, advice or f"correct the {noun}")
 
 
 def _keys_at(model: Any, path: list[Any]) -> list[str]:
@@ -104,10 +100,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise UserError(
                 f"--set {override}", f"'{parent}' is not a group of settings", "see configs/ for their names"
             )
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}", f"'{value}' is not a YAML value", "quote it") from None
+    at[last] = load_yaml(value, f"--set {override}")
 
 
 def dump_config(config: Config) -> str:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from clsd.features.encoded_rows import EncodedRows
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import as_path
 from clsd.features.records import open_records, parse_block, read_records
 from clsd.features.schema import Schema
-from clsd.features.transform import Transform
-from clsd.pipeline.shared.config_file import as_user_error
-from clsd.pipeline.shared.files import read_json, sizes
+from clsd.features.transform import Transform, vocabulary_file
+from clsd.features.vocabulary import Vocabulary
+from clsd.pipeline.shared.artefacts import DatasetManifest
+from clsd.pipeline.shared.checksums import read_checked, require_unchanged
+from clsd.pipeline.shared.files import sizes
+from clsd.pipeline.shared.json_files import read_json
+from clsd.pipeline.shared.loaders import read_parquet
 
-FORMAT_VERSION = 1
 GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
 #: What ``statistics.json`` holds of a feature: its most frequent values, this many, or its values at these quantiles.
 STATISTICS_TOP = 100
@@ -53,21 +54,11 @@ class Dataset:
         directory = as_path(directory)
         if not directory.is_dir():
             raise UserError(str(directory), "no such data set", "run `clsd preprocess` first")
-        hint = "preprocessing did not end; run `clsd preprocess` again"
-        manifest = read_json(directory / "dataset.json", "data set", hint)
-        if manifest.get("format_version") != FORMAT_VERSION:
-            result = manifest.get("format_version")
-            raise UserError(
-                str(directory / "dataset.json"), f"has format version {result}, this is {FORMAT_VERSION}", _AGAIN
-            )
-        try:
-            schema = Schema.model_validate(manifest["schema"])
-            dataset = cls(directory, manifest, schema)
-            dataset._check_lengths()
-        except ValidationError as error:
-            raise as_user_error(error, str(directory / "dataset.json"), Schema) from None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(str(directory / "dataset.json"), f"is not whole (no {error})", _AGAIN) from None
+        file = directory / "dataset.json"
+        hint = _AGAIN if file.exists() else "preprocessing did not end; run `clsd preprocess` again"
+        manifest = read_json(file, "data set", hint, DatasetManifest)
+        dataset = cls(directory, manifest, Schema.model_validate(manifest["schema"]))
+        dataset._check_lengths()
         return dataset
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -141,17 +132,30 @@ class Dataset:
     @cached_property
     def transform(self) -> Transform:
         """The transform: what was learnt from the training split."""
-        return Transform.load(self.schema, self.manifest, self.directory)
+        return Transform.load(self.schema, self.manifest, self._read_table)
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """The vocabulary of a feature, without the others."""
+        return Vocabulary.from_table(self._read_table(vocabulary_file(name)))
+
+    def _read_checked(self, name: str) -> bytes:
+        """The content of a file that is not a shard, compared with its checksum."""
+        entry = next((entry for entry in self.manifest["files"] if entry["file"] == name), None)
+        if entry is None:
+            raise UserError(str(self.directory / "dataset.json"), f"does not list {name}", _AGAIN)
+        return read_checked(self.directory, entry, f"restore it, or {_AGAIN}")
+
+    def _read_table(self, name: str) -> pa.Table:
+        return read_parquet(self._read_checked(name), self.directory / name, f"restore it, or {_AGAIN}")
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """Content of ``statistics.json``; see :func:`clsd.pipeline.preprocess.data_statistics.describe`."""
-        return dict(read_json(self.directory / STATISTICS_FILE, "data set with statistics", _AGAIN))
+        return dict(json.loads(self._read_checked(STATISTICS_FILE)))
 
     def golden(self) -> pa.Table:
         """Raw test rows as in the log, with their ``_key``, for the canary."""
-        with (self.directory / GOLDEN_FILE).open("rb") as file:
-            return pq.read_table(file)
+        return self._read_table(GOLDEN_FILE)
 
     def read(self, split: str, shards: int | None = None) -> EncodedRows:
         """Read all rows of a split, or of its first shards, into memory in the order on disk. Record checksums are verified."""
@@ -173,8 +177,7 @@ class Dataset:
                 with open_records(str(path)) as file:
                     for _ in read_records(file, str(path)):
                         pass
-            if describe_file(self.directory, entry["file"])["crc32c"] != entry["crc32c"]:
-                raise UserError(str(path), "is not the file that preprocessing wrote", f"restore it, or {_AGAIN}")
+            require_unchanged(self.directory, [entry], f"restore it, or {_AGAIN}")
         return len(self._entries())
 
     def require(self, schema: Schema) -> None:
@@ -208,15 +211,6 @@ class Dataset:
             f"has other rows than the config: they differ in {_difference(schema.model_dump(), self.schema.model_dump())}",
             _AGAIN,
         )
-
-
-def describe_file(directory: Path, name: str) -> dict[str, Any]:
-    """A file's name, length and CRC-32C, as in ``dataset.json``."""
-    crc = size = 0
-    with (directory / name).open("rb") as file:
-        while block := file.read(1 << 20):
-            crc, size = google_crc32c.extend(crc, block), size + len(block)
-    return {"file": name, "bytes": size, "crc32c": f"{crc:08x}"}
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, suppress
+from contextlib import ExitStack, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,11 @@ def run(
     before = threading.excepthook
     lost = threading.excepthook = _Hook(before)
     heard = signal.signal(_WAKE_SIGNAL, _interrupt) if threading.current_thread() is threading.main_thread() else None
+    context = ExitStack()
+    log = Path(context.enter_context(tempfile.TemporaryDirectory(prefix="clsd-workers-"))) / "stderr"
     try:
+        if not logging.getLogger().isEnabledFor(logging.INFO):  # clsd --verbose shows everything
+            context.enter_context(beam_private.workers_write_to(log))
         with beam_private.without_notebook_labels():
             build(pipeline, _threads(threads, options))
         beam_private.stop_servers_quietly()
@@ -82,15 +88,25 @@ def run(
     except (Exception, KeyboardInterrupt) as error:
         if lost.worker:
             hint = "run the same again: nothing was written; if the machine was short of memory, with fewer workers"
-            raise UserError("Beam's engine", f"lost a worker process ({lost.worker})", hint) from None
+            raise UserError("Beam's engine", f"lost a worker process ({lost.worker}{_last_words(log)})", hint) from None
         if "KeyboardInterrupt" in f"{type(error)} {error}":  # the engine wraps Ctrl-C into an error
             raise KeyboardInterrupt from None
         raise _inner_user_error(error) or _engine_failure(error) or error from None
     finally:
         lost.over.set()
+        context.close()
         threading.excepthook = before
         if heard is not None:
             signal.signal(_WAKE_SIGNAL, signal.SIG_IGN if lost.worker else heard)  # another signal may be pending
+
+
+def _last_words(log: Path) -> str:
+    """The last line that the worker processes wrote, after a colon; "" if they wrote none."""
+    with suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        kept = [line.strip() for line in lines if line.strip() and not line.startswith("INFO:")]
+        return f": {kept[-1][:200]}" if kept else ""
+    return ""
 
 
 def _threads(asked: int, options: PipelineOptions) -> Threads:

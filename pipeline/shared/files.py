@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
+import glob
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +39,9 @@ UNFINISHED = ".clsd-unfinished"
 _TRANSFER_THREADS = Threads(16, ahead=2)
 #: Lock file of the process that writes into a directory.
 LOCK = ".lock"
+#: Errors of TensorFlow and Arrow for a lack of memory; Arrow's is a MemoryError too.
+_NO_MEMORY = ("ResourceExhaustedError", "ArrowMemoryError")
+_LESS_MEMORY = "lower train.batch_size, model.embedding_dim or a feature's size, or use a machine with more"
 _NO_ROOM_TEXTS = tuple(os.strerror(code) for code in _NO_ROOM)
 
 
@@ -60,6 +64,17 @@ def object_store_error(error: BaseException, where: str) -> UserError | None:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             hint = "check the address, and the store's endpoint and credentials (AWS_ENDPOINT_URL, AWS_PROFILE, …)"
             return UserError(where, f"the object store refuses access or cannot be reached ({reason})", hint)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def out_of_memory_error(error: BaseException) -> UserError | None:
+    """The error for a lack of memory if ``error`` comes from one, even from Arrow or TensorFlow; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or type(seen).__name__ in _NO_MEMORY:
+            reason = (str(seen).strip().splitlines() or [type(seen).__name__])[0][:200]
+            return UserError("memory", f"there is not enough ({reason})", _LESS_MEMORY)
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -170,7 +185,13 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(
-    target: Path, *, marker: str = "", done: str = "", overwrite: bool = False, shared: bool = False
+    target: Path,
+    *,
+    marker: str = "",
+    done: str = "",
+    overwrite: bool = False,
+    shared: bool = False,
+    sole: bool = False,
 ) -> Iterator[Path]:
     """A directory that appears under its name only if the block succeeds.
 
@@ -184,11 +205,14 @@ def atomic_directory(
         done: file that follows the marker in an object store.
         overwrite: whether an existing target is replaced.
         shared: whether other machines write into it too. If not, content for an object store is first written on this machine.
+        sole: whether to hold a lock beside the target meanwhile, and to remove what a killed process left beside it. Only on this
+            machine's file systems.
 
     Raises:
-        UserError: the target exists and ``overwrite`` is false, the disk is full, or writing is not permitted.
+        UserError: the target exists and ``overwrite`` is false, another process makes it, the disk is full, or writing is not
+            permitted.
     """
-    with as_user_errors(str(target)):
+    with as_user_errors(str(target)), _sole_writer(target) if sole else nullcontext():
         if target.exists() and not _is_empty(target):
             if not overwrite:
                 raise UserError(str(target), "exists already", "choose another path, or pass --overwrite")
@@ -209,6 +233,46 @@ def atomic_directory(
 
 
 @contextmanager
+def _sole_writer(target: Path) -> Iterator[None]:
+    """Hold the lock beside a directory that is made anew, and remove the temporary directories of killed processes.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    if is_remote(target):
+        yield
+        return
+    make_directory(target.parent)
+    path = target.parent / f".{target.name}{LOCK}"
+    with path.open("a") as file:
+        _lock(file, target)
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise _written_elsewhere(target)  # its holder has just removed it, and perhaps another process made it anew
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+            if re.fullmatch(r"\.[0-9a-f]{8}\.(partial|old)", left.name.removeprefix(f".{target.name}")):
+                remove_tree(left)
+        try:
+            yield
+        finally:
+            remove_file(path)
+
+
+def _lock(file: IO[str], directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _written_elsewhere(directory) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _written_elsewhere(directory: Path) -> UserError:
+    return UserError(
+        str(directory), "another process is writing there", "wait for it, or choose another --out or --runs"
+    )
+
+
+@contextmanager
 def directory_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory on this machine while the block runs.
 
@@ -223,14 +287,7 @@ def directory_lock(directory: Path) -> Iterator[None]:
     made = not directory.exists()
     make_directory(directory)
     with (directory / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                str(directory), "another process is writing there", "wait for it, or choose another --out or --runs"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        _lock(file, directory)
         try:
             yield
         finally:
@@ -317,22 +374,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all."""
     with as_user_errors(str(path)), atomic_file(path) as file:
         file.write(text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON completely or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, what: str, hint: str) -> Any:
-    """Read a JSON file that clsd wrote.
-
-    Raises:
-        UserError: it is absent or damaged; ``what`` names what it should be.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(str(path.parent), f"is not a {what}: it has no {path.name}", hint) from None
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", hint) from None

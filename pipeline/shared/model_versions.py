@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import is_remote
+from clsd.pipeline.shared.artefacts import ExportMetadata
+from clsd.pipeline.shared.checksums import require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import parse_yaml
 from clsd.pipeline.shared.files import (
@@ -19,11 +22,11 @@ from clsd.pipeline.shared.files import (
     as_user_errors,
     copy_file,
     files_in,
-    read_json,
     remove_file,
     remove_tree,
     remove_unfinished,
 )
+from clsd.pipeline.shared.json_files import read_json
 
 #: Beside the graph in every version: its metadata; golden rows with their scores; warm-up requests.
 PROVENANCE_FILE = "assets.extra/clsd.json"
@@ -57,13 +60,33 @@ def newest_version(directory: Path) -> Path:
     return result[-1]
 
 
+def read_metadata(version: Path, hint: str) -> dict[str, Any]:
+    """The metadata of an exported version; its files are not compared with their checksums.
+
+    Raises:
+        UserError: it was not exported by clsd, or its metadata are damaged.
+    """
+    return read_json(version / PROVENANCE_FILE, "model that clsd exported", hint, ExportMetadata)
+
+
+def verified_metadata(version: Path, hint: str) -> dict[str, Any]:
+    """The metadata of an exported version, after every file of it was compared with its checksum.
+
+    Raises:
+        UserError: as :func:`read_metadata`; or a file is missing or altered.
+    """
+    metadata = read_metadata(version, hint)
+    require_unchanged(version, metadata["files"], hint)
+    return metadata
+
+
 def exported_config(model: Path, overrides: list[str] | None = None) -> Config:
     """The config of the run that an exported version comes from.
 
     Raises:
         UserError: the version has no metadata, or an override is wrong.
     """
-    metadata = read_json(model / PROVENANCE_FILE, "model that clsd exported", "give --config")
+    metadata = read_metadata(model, "give --config")
     return parse_yaml(metadata["config"], str(model / PROVENANCE_FILE), overrides)
 
 

@@ -9,24 +9,59 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
+from unicodedata import category
 
 from rich.console import Console
+from rich.text import Text
 
 from clsd.features.paths import as_path
 from clsd.pipeline.shared.files import atomic_file, files_in, make_directory
 
+#: Unicode's controls of writing direction; a name with them would rearrange the line.
+_DIRECTIONS = {*map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+
+
+def printable(text: str) -> str:
+    """Text without control characters, line breaks apart: a value of a log must not colour or rearrange a terminal or a picture.
+
+    >>> printable("caf\u00e9 \x1b[31m")
+    'caf\u00e9 \\\\x1b[31m'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if (category(c) in ("Cc", "Cs") and c != "\n") or c in _DIRECTIONS else c
+        for c in text
+    )
+
+
+class _LiteralConsole(Console):
+    """A console that prints every string as it stands: a name may hold brackets or escape sequences."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Part of the console: strings that are printed, cells of tables included, come here."""
+        return super().render_str(printable(text), **options)
+
+
 #: Everything for people goes to standard error; standard output is for scripts.
-console = Console(stderr=True)
+console: Console = _LiteralConsole()
 
 
-def say(text: str, style: str | None = None) -> None:
+def say(text: str | Text, style: str | None = None) -> None:
     """Print a line for people; it is not folded, so that a log keeps it in one."""
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a warning for people."""
-    say(f"[yellow]warning[/yellow] {text}")
+    say(styled(("warning", "yellow"), f" {text}"))
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """A line of parts, each as it stands: plain text, or text with its style."""
+    return Text.assemble(*((printable(p), "") if isinstance(p, str) else (printable(p[0]), p[1]) for p in parts))
 
 
 #: Counts from which progress is computed; they are not shown.
@@ -136,7 +171,7 @@ def stage_of(counts: dict[str, int], elapsed: float, stages: Sequence[tuple[str,
     stage = next((name for name, share in zip(names, shares, strict=True) if share < 1.0), "finishing")
     share = sum(shares) / len(shares)
     left = f", about {elapsed * (1 - share) / share:.0f} s left" if 0.05 < share < 1.0 else ""
-    return f"  [dim]{stage}{left}[/dim]"
+    return f"  {stage}{left}"
 
 
 @contextmanager
@@ -146,7 +181,7 @@ def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> I
         _counts.clear()
     started, done = time.monotonic(), threading.Event()
 
-    def line() -> str:
+    def line() -> Text:
         elapsed = time.monotonic() - started
         elsewhere = reported(_launched) if _launched else Counter()
         with _lock:
@@ -154,7 +189,7 @@ def watching(title: str, stages: Sequence[tuple[str, str]] = PREPROCESSING) -> I
         shown = "  ".join(f"{what} {n:,}" for what, n in counts.items() if n and what not in (PLANNED, READ))
         rate = f"  {counts['rows read'] / elapsed:,.0f} rows/s" if counts.get("rows read") and elapsed > 1 else ""
         stage = "" if done.is_set() else stage_of(counts, elapsed, stages)
-        return f"[bold]{title}[/bold]  {elapsed:.0f} s  {shown}{rate}{stage}"
+        return styled((title, "bold"), f"  {elapsed:.0f} s  {shown}{rate}", (stage, "dim"))
 
     with console.status(line()) as status:
 

@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clsd.features.errors import UserError
-from clsd.pipeline.shared.dataset import describe_file
-from clsd.pipeline.shared.files import (
-    atomic_directory,
-    files_in,
-    make_directory,
-    read_json,
-    remove_tree,
-    remove_unfinished,
-    write_json,
-)
+from clsd.pipeline.shared.artefacts import RunSummary
+from clsd.pipeline.shared.checksums import describe_file, require_unchanged
+from clsd.pipeline.shared.files import atomic_directory, files_in, make_directory, remove_tree, remove_unfinished
+from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.progress import warn
 
 #: In a run's directory: its summary, written last; the checkpoints; the weights of the best epoch.
@@ -90,6 +84,15 @@ class Checkpoints:
         return [number for number in numbers if (self._directory / str(number) / STATE_FILE).exists()]
 
 
+def read_run(directory: Path, hint: str) -> dict[str, Any]:
+    """The content of a finished run's ``run.json``.
+
+    Raises:
+        UserError: the run is not finished, or the file is damaged.
+    """
+    return read_json(directory / RUN_FILE, "finished training run", hint, RunSummary)
+
+
 def _entries(directory: Path) -> Iterator[str]:
     if directory.exists():
         yield from [entry.name for entry in directory.iterdir()]
@@ -99,13 +102,9 @@ def _verify(path: Path) -> tuple[str, dict[str, Any]]:
     """The first fault of a checkpoint ("" if it is intact) and its state."""
     try:
         saved = read_json(path / STATE_FILE, "checkpoint", "")
-        for file in saved["files"]:
-            if describe_file(path, file["file"]) != file:
-                return f"has an altered {file['file']}", {}
+        require_unchanged(path, saved["files"], "")
         return "", dict(saved["state"])
     except UserError as error:
-        return error.what, {}
-    except OSError as error:
-        return f"lacks {Path(str(error.filename)).name}", {}
+        return f"has a {Path(error.where).name} that {error.what}", {}
     except (KeyError, TypeError):
         return f"has an incomplete {STATE_FILE}", {}

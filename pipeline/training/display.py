@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from clsd.models.metrics import Measured
-from clsd.pipeline.shared.progress import console, say
+from clsd.pipeline.shared.progress import console, say, styled
 from clsd.pipeline.training.run_state import RunState
 
 
@@ -49,7 +49,7 @@ def report_epoch(
     if weighted:
         shown.append(f"effective clicks {metrics['effective_clicks']:.1%}")
     kept = "best" if state.best_value is not None else "kept"
-    mark = "  warm-up" if warming_up else f"  [green]{kept}[/green]" if state.best_epoch == state.epoch else ""
-    say("  ".join(shown) + mark)
+    mark = "  warm-up" if warming_up else f"  {kept}" if state.best_epoch == state.epoch else ""
+    say(styled("  ".join(shown), (mark, "" if warming_up else "green")))
     if state.stopped:
         say(f"stopped early: {state.stopped}; the best epoch is {state.best_epoch}")

@@ -25,6 +25,7 @@ from clsd.models.metrics import Measured, measure
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import atomic_directory, remove_unfinished
+from clsd.pipeline.shared.loaders import restore_checkpoint
 from clsd.pipeline.shared.progress import say, warn
 from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
 from clsd.pipeline.training.collapse_monitor import CollapseMonitor, known_to_collapse
@@ -36,6 +37,9 @@ from clsd.pipeline.training.scoring import Scorer, reading
 from clsd.pipeline.training.step_profiler import StepProfiler
 from clsd.pipeline.training.strategy import Machines, is_chief, workers
 from clsd.pipeline.training.warm_start import BaseRun, expand_checkpoint
+
+#: A number from which an input that is not scaled is a likely cause of a loss that is not finite.
+_LARGE_INPUT = 1e4
 
 
 class TrainingLoop:
@@ -76,11 +80,7 @@ class TrainingLoop:
         self._metrics_log.resume(self._steps_done)
         if weights is None:
             return
-        try:
-            self._tf_checkpoint.read(str(weights)).expect_partial()
-        except (tf.errors.OpError, ValueError, IndexError) as error:
-            what = f"cannot be restored ({type(error).__name__})"
-            raise UserError(str(weights.parent), what, "pass --overwrite to start anew") from error
+        restore_checkpoint(self._tf_checkpoint, weights, "pass --overwrite to start anew")
 
     def start_from(self, base: BaseRun) -> None:
         """Start from an earlier model, with its tables extended to this data set's vocabularies."""
@@ -217,7 +217,7 @@ class TrainingLoop:
         """Raise if the loss is not finite or the run collapsed."""
         if not math.isfinite(metrics["loss"]):
             what = f"the loss is {metrics['loss']} by step {self._steps_done}"
-            raise UserError("train", what, "lower the learning rates, then run again")
+            raise UserError("train", what, _cause(self._dataset) or "lower the learning rates, then run again")
         if watched:
             self._monitor.watch(self.state, sums, steps, self._steps_done)
 
@@ -297,6 +297,19 @@ def _steps_function(strategy: Strategy, model: ClsdModel) -> TfFunction:
         return sums
 
     return run_steps
+
+
+def _cause(dataset: Dataset) -> str:
+    """The hint for a loss that is not finite, if a number of the log is too large for a network; else ""."""
+    for feature in dataset.schema.numeric:
+        described = dataset.statistics["features"][feature.name]
+        largest = max((abs(described[end]) for end in ("min", "max") if end in described), default=0.0)
+        if feature.transform == "none" and largest > _LARGE_INPUT:
+            return (
+                f"feature '{feature.name}' has values up to {largest:.3g} and transform: none: use standardise or log1p, "
+                "or refuse such rows with its max"
+            )
+    return ""
 
 
 def _as_floats(sums: Tensor) -> dict[str, float]:

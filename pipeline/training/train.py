@@ -11,6 +11,7 @@ from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
 from clsd.features.tf_runtime import register_file_systems
 from clsd.models.settings import ConfidenceSettings
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
@@ -19,14 +20,14 @@ from clsd.pipeline.shared.files import (
     as_user_errors,
     clear,
     directory_lock,
-    read_json,
+    files_in,
     refuse_foreign_directory,
-    write_json,
     write_text,
 )
+from clsd.pipeline.shared.json_files import write_json
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.shared.progress import say_there_already
-from clsd.pipeline.training.checkpoints import CHECKPOINTS, RUN_FILE, Checkpoints
+from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Checkpoints, read_run
 from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.popularity import item_feature
 from clsd.pipeline.training.run_state import RunState, steps_per_epoch, warmup_steps
@@ -83,7 +84,7 @@ def train(
         out, (RUN_FILE, "config.yaml", LOCK)
     )  # LOCK may be the only file: another machine of the job came first
     if (out / RUN_FILE).exists() and not overwrite:
-        run = read_json(out / RUN_FILE, "run", "")
+        run = read_run(out, "pass --overwrite to start anew")
         if run["fingerprint"] == fingerprint:
             say_there_already()
             return dict(run)
@@ -114,6 +115,9 @@ def train(
             "base": {"run": str(base), "fingerprint": base_run.fingerprint} if base_run else None,
         }
         if is_chief():
+            best = Path(BEST).parent
+            names = ["config.yaml", *(str(best / name) for name in files_in(out / best))]
+            run["files"] = [describe_file(out, name) for name in names]
             write_json(out / RUN_FILE, run)
         loop.wait_for_chief()
     return run

@@ -7,14 +7,17 @@ from pathlib import Path
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.features.tf_runtime import register_file_systems, tf
+from clsd.models.backbones.registry import BACKBONES
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.confidence_model import TrainingSetup
 from clsd.models.input_spec import InputSpec
+from clsd.pipeline.shared.checksums import require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
+from clsd.pipeline.shared.loaders import restore_checkpoint
+from clsd.pipeline.shared.progress import say
+from clsd.pipeline.training.checkpoints import BEST, read_run
 from clsd.pipeline.training.popularity import item_scores
 from clsd.pipeline.training.run_state import warmup_steps
 
@@ -28,6 +31,8 @@ def build_model(config: Config, dataset: Dataset, precision: str = "float32") ->
     Raises:
         UserError: ``confidence.source`` needs an item feature with a vocabulary, and there is none.
     """
+    if config.model.backbone not in BACKBONES:  # whoever wrote the config, its code runs with this process's rights
+        say(f"imports the backbone {config.model.backbone}, as the config names it")
     transform = dataset.transform
     names = [*(f.name for f in config.row_schema.categorical), *(f.name for f in config.row_schema.bucketed)]
     sizes = {name: transform.table_size(name) for name in names}
@@ -56,18 +61,15 @@ def load_trained(directory: str | Path, dataset: Dataset) -> tuple[Config, ClsdM
         UserError: no finished run there, or one of another data set.
     """
     directory = as_path(directory)
-    run = read_json(directory / RUN_FILE, "finished training run", "run `clsd train` first")
+    run = read_run(directory, "run `clsd train` first")
     if run["dataset_fingerprint"] != dataset.manifest["fingerprint"]:
         raise UserError(
             str(directory), f"was not trained on {dataset.directory}", "train again, or name the right --dataset"
         )
+    hint = "restore it, or train again with --overwrite"
+    require_unchanged(directory, run["files"], hint)
     register_file_systems([directory])
     config = load_config(directory / "config.yaml")
     model = build_model(config, dataset)
-    try:
-        tf.train.Checkpoint(model=model).read(str(directory / BEST)).expect_partial().assert_existing_objects_matched()
-    except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
-        raise UserError(
-            str(directory / BEST), f"cannot be restored ({type(error).__name__})", "train again with --overwrite"
-        ) from error
+    restore_checkpoint(tf.train.Checkpoint(model=model), directory / BEST, hint, whole=True)
     return config, model

@@ -18,12 +18,19 @@ from clsd.features.errors import UserError
 from clsd.features.tf_runtime import register_file_systems, tf
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.settings import ModelSettings
+from clsd.pipeline.shared.checksums import require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import read_json
-from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, exported_config, newest_version, versions_in
-from clsd.pipeline.training.checkpoints import BEST, RUN_FILE
+from clsd.pipeline.shared.loaders import open_checkpoint
+from clsd.pipeline.shared.model_versions import (
+    PROVENANCE_FILE,
+    exported_config,
+    newest_version,
+    verified_metadata,
+    versions_in,
+)
+from clsd.pipeline.training.checkpoints import BEST, RUN_FILE, read_run
 
 #: Variables that are not restored: the run's position, the moments that normalise weights, the items' scores (counted on the
 #: data set), the gate's optimizer (it counts its own steps), and the hyperparameters of the optimizers (they are settings).
@@ -36,6 +43,7 @@ _NOT_RESTORED = (
     "save_counter",
     *(f"_optimizer/{name}/" for name in ("learning_rate", "decay", "beta_1", "beta_2", "epsilon", "momentum")),
 )
+_HINT = "restore it, or start without --base"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 #: Suffix of a variable's name in TensorFlow's checkpoints.
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -69,9 +77,7 @@ def load_base_run(directory: Path) -> BaseRun:
     register_file_systems([directory])
     if (directory / PROVENANCE_FILE).exists() or versions_in(directory):
         version = newest_version(directory)
-        metadata = read_json(version / PROVENANCE_FILE, "model that clsd exported", "give the training run instead")
-        if "variables" not in metadata:
-            raise UserError(str(version), "does not name its weights", "export it again, or give the run")
+        metadata = verified_metadata(version, "copy it again, or give the training run instead")
         weights = version / "variables" / "variables"
         model = exported_config(version).model
         return BaseRun(
@@ -79,9 +85,10 @@ def load_base_run(directory: Path) -> BaseRun:
         )
     inside = directory / "train" / RUN_FILE
     hint = f"did you mean {inside.parent}?" if inside.exists() else "finish it first with `clsd train`"
-    run = read_json(directory / RUN_FILE, "finished training run", hint)
+    run = read_run(directory, hint)
+    require_unchanged(directory, run["files"], "restore it, or train it again")
     weights, model = directory / BEST, load_config(directory / "config.yaml").model
-    names = {name: name for name in tf.train.load_checkpoint(str(weights)).get_variable_to_shape_map()}
+    names = {name: name for name in open_checkpoint(weights, _HINT).get_variable_to_shape_map()}
     return BaseRun(directory, run["fingerprint"], run["dataset_fingerprint"], model, weights, names)
 
 
@@ -139,7 +146,7 @@ def expand_checkpoint(base: BaseRun, model: ClsdModel, out: Path) -> Path:
         UserError: a variable has another shape in the earlier run, or is missing there.
     """
     fresh = tf.train.load_checkpoint(tf.train.Checkpoint(model=model).write(str(out / "fresh")))
-    before, tensors = tf.train.load_checkpoint(str(base.weights)), {}
+    before, tensors = open_checkpoint(base.weights, _HINT), {}
     before_shapes = before.get_variable_to_shape_map()
     shapes = {name: before_shapes[old] for name, old in base.names.items() if old in before_shapes}
     for name in fresh.get_variable_to_shape_map():

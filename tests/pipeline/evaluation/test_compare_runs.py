@@ -29,6 +29,7 @@ from clsd.pipeline.evaluation.compare_variants import CONTROLS, about, choose
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.json_files import read_json
 from clsd.pipeline.training.train import train, warm_up
 
 Make = Callable[..., Config]
@@ -183,7 +184,7 @@ def test_what_is_lost_is_made_again_with_the_same_figures(
     assert len(after) == len(before) + 3
     assert {path: after[path] for path in before} == before
     assert _figures(again) == _figures(result)
-    assert json.loads((copy / "compare.json").read_text()) == json.loads(json.dumps(again))
+    assert read_json(copy / "compare.json", "comparison", "") == json.loads(json.dumps(again))
 
 
 def test_results_of_other_settings_are_refused_or_made_anew(

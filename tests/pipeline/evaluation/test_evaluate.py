@@ -21,6 +21,7 @@ from clsd.pipeline.evaluation.rank_correlations import (
 )
 from clsd.pipeline.shared.config import EvaluateSettings
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.json_files import read_json
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.trained_model import load_trained
 
@@ -57,7 +58,7 @@ def test_metrics_are_those_of_a_reference(evaluated: tuple[Path, dict[str, Any]]
     known = (rows["label"] > 0) & np.isfinite(rows["intensity"])
     expected = spearmanr(rows["confidence"][known], rows["intensity"][known]).statistic
     assert metrics["intensity"]["spearman"] == pytest.approx(expected, abs=1e-9)
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert read_json(out / "metrics.json", "evaluation", "") == metrics
 
 
 def test_groups_add_up_to_the_whole(evaluated: tuple[Path, dict[str, Any]]) -> None:

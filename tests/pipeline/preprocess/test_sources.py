@@ -161,7 +161,7 @@ def test_a_bad_json_line_is_set_aside_with_its_number(tmp_path: Path, line: byte
     [
         (b"x,1,1", "wrong number of fields"),
         (b"x,much,1,5,1", "wrong type in 'n'"),
-        (b'x,1,1,5,"1', "line break inside quotes"),
+        (b'x,1,1,5,"1', "a quote that is not closed in its line"),
         (b"\xff\xfe,1,1,5,1", "broken UTF-8"),
     ],
 )
@@ -372,7 +372,9 @@ def test_a_csv_of_another_dialect(tmp_path: Path) -> None:
     logs = LogSettings(files=[str(path)], csv={"delimiter": "|", "quote": "'", "escape": "\\"})
     rows, refused = _read(logs, plan(logs, schema))
     assert [row["user;name"] for row in rows] == ["a|b", "it's", "c"]
-    assert [(r.line, r.reason, r.text) for r in refused] == [(4, "line break inside quotes", "'open|3|1|3")]
+    assert [(r.line, r.reason, r.text) for r in refused] == [
+        (4, "a quote that is not closed in its line", "'open|3|1|3")
+    ]
     plain = LogSettings(files=[str(path)], csv={"delimiter": "|", "quote": ""})
     with pytest.raises(UserError, match="has no column 'user;name'"):
         plan(plain, schema)

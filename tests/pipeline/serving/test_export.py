@@ -14,11 +14,12 @@ import pytest
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.preprocess.job import preprocess
-from clsd.pipeline.serving.export import _run_canary, export
+from clsd.pipeline.serving.export import export
 from clsd.pipeline.serving.predict import Predictor, read_rows
+from clsd.pipeline.serving.verify import run_canary
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.model_versions import newest_version
+from clsd.pipeline.shared.model_versions import GOLDEN_FILE, newest_version
 from clsd.pipeline.training.train import train
 
 
@@ -57,18 +58,18 @@ def test_golden_rows_are_real_test_rows_and_scores_differ(golden: dict[str, Any]
 def test_the_canary_refuses_a_model_that_scores_otherwise(model: Path, golden: dict[str, Any], tmp_path: Path) -> None:
     wrong = json.loads(json.dumps(golden))
     wrong["expected"]["ctr"][50] += 2e-5
-    path = tmp_path / "golden.json"
-    path.write_text(json.dumps(wrong))
+    copy = Path(shutil.copytree(model, tmp_path / "3"))
+    (copy / GOLDEN_FILE).write_text(json.dumps(wrong))
     with pytest.raises(UserError, match=r"the canary's scores differ from the trainer's by (1\.9|2\.0)"):
-        _run_canary(model, path, 1e-5)
-    _run_canary(model, model / "assets.extra" / "golden.json", 1e-5)
+        run_canary(copy, 1e-5, "")
+    assert run_canary(model, 1e-5, "") < 1e-6
 
 
 def test_the_canary_fails_on_a_model_that_cannot_be_loaded(model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(model, tmp_path / "3"))
     (broken / "assets" / "item_id.txt").unlink()
     with pytest.raises(UserError, match="the canary failed"):
-        _run_canary(broken, broken / "assets.extra" / "golden.json", 1e-5)
+        run_canary(broken, 1e-5, "")
 
 
 def test_a_version_is_never_replaced(model: Path, small_dataset: Dataset, small_run: Path) -> None:
@@ -125,11 +126,11 @@ def test_a_value_of_the_wrong_type_is_named_with_its_row(model: Path, row: dict[
 
 
 def test_lines_that_are_no_rows_are_named() -> None:
-    assert read_rows(['{"a": 1}', "", "{}"], "f") == [{"a": 1}, {}]
+    assert list(read_rows(['{"a": 1}', "", "{}"], "f")) == [{"a": 1}, {}]
     with pytest.raises(UserError, match="f:2: is not JSON"):
-        read_rows(["{}", "{"], "f")
+        list(read_rows(["{}", "{"], "f"))
     with pytest.raises(UserError, match="f:1: is not a JSON object"):
-        read_rows(["[]"], "f")
+        list(read_rows(["[]"], "f"))
 
 
 def test_a_log_with_nan_exports_and_rows_may_use_the_logs_names(

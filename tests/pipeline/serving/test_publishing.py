@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -24,14 +23,18 @@ from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.headline_metrics import DIRECTED_METRICS, HEADLINE_METRICS
+from clsd.pipeline.shared.json_files import write_json
 from clsd.pipeline.shared.model_versions import (
     DONE_FILE,
     MODEL_FILE,
+    PROVENANCE_FILE,
     keep_newest,
     newest_version,
+    read_metadata,
     versions_in,
     withdraw,
 )
+from clsd.pipeline.training.checkpoints import read_run
 
 METRICS = {"auc": 0.71, "log_loss": 0.31, "predicted_over_real": 1.1}
 
@@ -116,10 +119,10 @@ def test_an_export_that_does_not_pass_publishes_nothing(
         publish(1, against=tmp_path / "elsewhere")
     publish(1, require=["auc>=0.4", "log_loss<1"], against=models)  # the first has none to be held against
     publish(2, against=models)  # as good as itself
-    metadata = json.loads((models / "2" / "assets.extra" / "clsd.json").read_text())
+    metadata = read_metadata(models / "2", "")
     assert metadata["metrics"] == metrics
     metadata["metrics"]["auc"] += 0.1
-    (models / "2" / "assets.extra" / "clsd.json").write_text(json.dumps(metadata))
+    write_json(models / "2" / PROVENANCE_FILE, metadata)
     with pytest.raises(OutOfBoundsError, match=r"--against .*2: auc 0\.\d+ is worse than 0\.\d+ of the version served"):
         publish(3, against=models)
     with pytest.raises(UserError, match="needs metrics of the model; run `clsd evaluate` first"):
@@ -148,8 +151,7 @@ def test_the_command_leaves_with_3_where_a_bound_is_not_held_and_with_2_where_it
         main, [*command, "--set", "export.candidates=[price]", "--require", "auc>0.3", "--version", "7"]
     )
     assert done.exit_code == 0, done.stderr
-    metadata = json.loads((tmp_path / "models" / "7" / "assets.extra" / "clsd.json").read_text())
-    assert metadata["export"]["candidates"] == ["price"]
+    assert read_metadata(tmp_path / "models" / "7", "")["export"]["candidates"] == ["price"]
 
 
 def test_metrics_of_another_run_are_none(
@@ -158,8 +160,7 @@ def test_metrics_of_another_run_are_none(
     assert known_headline(tmp_path, small_run) is None
     evaluate(small_dataset, small_run, tmp_path / "evaluation", settings=small_config.evaluate)
     other = Path(shutil.copytree(small_run, tmp_path / "run"))
-    metadata = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**metadata, "fingerprint": "another"}))
+    write_json(other / "run.json", {**read_run(other, ""), "fingerprint": "another"})
     assert known_headline(tmp_path / "evaluation", other) is None
 
 
@@ -211,7 +212,7 @@ def test_what_was_taken_out_of_service_is_not_exported_again(
     assert export(small_dataset, small_run, tmp_path, version=3, settings=other).name == "3"
 
 
-@pytest.mark.parametrize("moment", ["_run_canary", "golden_rows"])
+@pytest.mark.parametrize("moment", ["run_canary", "golden_rows"])
 def test_an_export_that_is_killed_leaves_nothing_that_a_server_would_load(
     small_dataset: Dataset, small_run: Path, tmp_path: Path, moment: str
 ) -> None:

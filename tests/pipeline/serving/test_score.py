@@ -24,6 +24,7 @@ from clsd.pipeline.serving.predict import Predictor
 from clsd.pipeline.serving.score import score
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import parse_config
+from clsd.pipeline.shared.json_files import read_json
 from clsd.pipeline.shared.model_versions import exported_config
 from clsd.pipeline.training.train import train
 
@@ -76,7 +77,7 @@ def test_scores_are_the_online_ones_in_the_logs_order(
     assert result["click"].to_pylist() == [row["click"] for row in rows]
     assert summary["rows"] == {"read": 6000, "refused": 0, "scored": 6000}
     assert summary["mean"]["ctr"] == pytest.approx(np.mean(expected["ctr"]), abs=1e-6)
-    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == summary
+    assert read_json(tmp_path / "out" / "scores.json", "scores", "") == summary
     assert not (tmp_path / "out" / "job.json").exists() and not (tmp_path / "out" / ".spill").exists()
 
 

@@ -19,7 +19,8 @@ from clsd.pipeline.serving.predict import Predictor
 from clsd.pipeline.serving.skew import skew
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.model_versions import WARMUP_REQUESTS_FILE
+from clsd.pipeline.shared.json_files import write_json
+from clsd.pipeline.shared.model_versions import PROVENANCE_FILE, WARMUP_REQUESTS_FILE, read_metadata
 
 BOUNDS: dict[str, Any] = {"max_difference": 1e-4, "max_psi": 0.25}
 
@@ -162,8 +163,7 @@ def test_how_the_version_in_service_was_exported_is_what_it_is_held_to(
     log = _log(tmp_path / "log.jsonl", [{**row, **answer} for row, answer in zip(asked, answers, strict=True)])
     assert "ctr" in skew(log, small_dataset, small_run, **BOUNDS)["differ"]
     assert skew(log, small_dataset, small_run, model=cheap, **BOUNDS)["differ"] == []
-    metadata = json.loads((cheap / "assets.extra" / "clsd.json").read_text())
-    (cheap / "assets.extra" / "clsd.json").write_text(json.dumps({**metadata, "fingerprint": "another"}))
+    write_json(cheap / PROVENANCE_FILE, {**read_metadata(cheap, ""), "fingerprint": "another"})
     with pytest.raises(UserError, match=r"is not from the run in .*; give the run that it was exported from"):
         skew(log, small_dataset, small_run, model=cheap, **BOUNDS)
 

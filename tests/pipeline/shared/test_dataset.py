@@ -10,6 +10,7 @@ import pytest
 from clsd.features.errors import UserError
 from clsd.features.schema import Schema
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.training.train import train
 
 
@@ -58,11 +59,11 @@ def test_a_flipped_bit_is_found_by_verify_and_named_by_training(
 
 def test_a_shard_of_another_data_set_is_found_by_its_checksum(copy: Path) -> None:
     first, second = sorted((copy / "train").glob("*.tfrecord"))[:2]
-    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest = read_json(copy / "dataset.json", "data set", "")
     shutil.copy(second, first)
     manifest["splits"]["train"]["shards"][0]["bytes"] = first.stat().st_size
-    (copy / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="is not the file that preprocessing wrote"):
+    write_json(copy / "dataset.json", manifest)
+    with pytest.raises(UserError, match="is not the file that clsd wrote"):
         Dataset.load(copy).verify()
 
 
@@ -74,7 +75,9 @@ def test_a_whole_data_set_verifies(small_dataset: Dataset) -> None:
 def test_another_format_version_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="has format version 99"):
+    with pytest.raises(
+        UserError, match=r"dataset.json: format_version: is not 1 .found 99.; run `clsd preprocess` again"
+    ):
         Dataset.load(copy)
 
 
@@ -112,11 +115,11 @@ def test_a_damaged_vocabulary_or_manifest_is_named(copy: Path) -> None:
     data = bytearray(vocabulary.read_bytes())
     data[len(data) // 2] ^= 1
     vocabulary.write_bytes(data)
-    with pytest.raises(UserError, match=r"item_id.parquet: is not the file that preprocessing wrote"):
+    with pytest.raises(UserError, match=r"item_id.parquet: is not the file that clsd wrote"):
         Dataset.load(copy).verify()
     vocabulary.unlink()
     with pytest.raises(UserError, match=r"item_id.parquet: is missing"):
         Dataset.load(copy)
     (copy / "dataset.json").write_text('{"format_version": 1}')
-    with pytest.raises(UserError, match=r"dataset.json: is not whole"):
+    with pytest.raises(UserError, match=r"dataset.json: name: is missing"):
         Dataset.load(copy)

@@ -9,7 +9,8 @@ import pytest
 
 from clsd.features.errors import UserError
 from clsd.features.paths import address, as_path, is_remote
-from clsd.pipeline.shared.files import atomic_directory, read_json, remove_tree, sizes, write_json
+from clsd.pipeline.shared.files import atomic_directory, remove_tree, sizes
+from clsd.pipeline.shared.json_files import read_json, write_json
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.json_files import write_json
+from clsd.pipeline.shared.model_versions import read_metadata
 from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.popularity import item_scores
 from clsd.pipeline.training.train import train
@@ -114,10 +116,10 @@ def test_a_start_that_is_no_model_of_ours_is_refused(
     configs, (first, second), run = days
     version = export(first, run, tmp_path / "models", version=1)
     file = version / "assets.extra" / "clsd.json"
-    metadata = json.loads(file.read_text())
+    metadata = read_metadata(version, "")
     del metadata["variables"]
-    file.write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match="does not name its weights; export it again, or give the run"):
+    write_json(file, metadata)
+    with pytest.raises(UserError, match=r"clsd.json: variables: is missing"):
         train(configs[1], second, tmp_path / "run", base=version)
     file.unlink()
     with pytest.raises(UserError, match="is not a model that clsd exported"):
