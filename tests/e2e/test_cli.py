@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from clsd.pipeline.cli import main
+from clsd.pipeline.commands import data
 from clsd.pipeline.shared.dataset import Dataset
 
 Cli = Callable[..., Result]
@@ -182,6 +185,46 @@ def test_a_full_disk_leaves_nothing_that_could_be_taken_for_whole(
     result = cli("evaluate", *given, "--run", small_run, "--out", full_disk / "v")
     _refused(result, "the disk is full")
     assert not (full_disk / "v").exists()
+
+
+def test_a_full_disk_with_two_workers_is_one_line(config_file: Path, full_disk: Path) -> None:
+    """Their tracebacks do not reach the terminal, and nothing is left."""
+    workers = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    command = [sys.executable, "-m", "clsd.pipeline.cli", "preprocess", "--config", str(config_file)]
+    done = subprocess.run(
+        [*command, "--out", str(full_disk / "d"), "--", *workers], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("preprocess ")] == [
+        f"error: {full_disk / 'd'}: the disk is full; free space, then run the same command again"
+    ]
+    assert list(full_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_too_little_address_space_is_one_line(
+    command: str, config_file: Path, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    """There, the libraries of TensorFlow would wait for memory for ever, and hear no signal."""
+    given = ["--config", config_file, "--dataset", small_dataset.directory]
+    given += ["--out", tmp_path / "t"] if command == "train" else ["--run", small_run, "--out", tmp_path / "t"]
+    words = " ".join(shlex.quote(str(word)) for word in [sys.executable, "-m", "clsd.pipeline.cli", command, *given])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 1500000; exec {words}"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: the address space of this process: is limited to 1\.4 GiB, .*; raise it with ulimit -v", line
+    )
+
+
+def test_a_lack_of_memory_is_one_line(cli: Cli, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 7.1 TiB for an array")
+
+    monkeypatch.setattr(data, "load", lack)
+    _refused(cli("preprocess", "--config", config_file), "memory: there is not enough (Unable to allocate 7.1 TiB")
 
 
 def test_a_backbone_of_the_users_own(

@@ -201,3 +201,34 @@ def test_validate_tells_a_person_and_a_script(small_dataset: Dataset, drifted: D
 
 def test_the_days_are_drawn(small_dataset: Dataset) -> None:
     assert pictures.days(small_dataset.statistics["days"]).startswith("<svg")
+
+
+class _Described:
+    """A data set of one number, by its quantiles alone."""
+
+    def __init__(self, values: list[float]) -> None:
+        missing = {"train": {"rows": 0, "of": len(values)}}
+        quantiles = np.quantile(values, STATISTICS_QUANTILES).tolist()
+        self.statistics = {"features": {"x": {"missing": missing, "quantiles": quantiles}}}
+        self.schema = Schema(features=[{"name": "x", "kind": "numeric"}])
+
+
+_MIXED = [0.0] * 60 + [float(i) for i in range(1, 41)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "moved"),
+    [
+        ([5.0] * 100, [5.0] * 100, False),
+        ([5.0] * 100, [3.0] * 100, True),
+        ([5.0] * 100, [7.0] * 100, True),
+        (_MIXED, [-5.0] * 60 + _MIXED[60:], True),
+        (_MIXED, _MIXED, False),
+        ([float(i) for i in range(100)], [i - 0.5 for i in range(100)], False),
+        ([0.0] * 50 + [1.0] * 50, [0.0] * 50 + [1.0] * 50, False),
+        ([0.0] * 50 + [1.0] * 50, [0.0] * 50 + [2.0] * 50, True),
+    ],
+)
+def test_a_move_of_a_frequent_value_is_seen(old: list[float], new: list[float], moved: bool) -> None:
+    (feature,) = drift(_Described(old), _Described(new))  # type: ignore[arg-type]
+    assert feature.psi is not None and (feature.psi > 0.25) == moved, feature

@@ -10,9 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from clsd.features.errors import UserError
 from clsd.features.tf_runtime import tf
+from clsd.pipeline.cli import main
+from clsd.pipeline.commands import serving
 from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.export import export
 from clsd.pipeline.serving.predict import Predictor, read_rows
@@ -153,3 +156,35 @@ def test_a_log_with_nan_exports_and_rows_may_use_the_logs_names(
     assert by_column == by_name != without
     with pytest.raises(UserError, match=r"rows:1: 'item_id' is .* not Unicode text"):
         predictor.predict([{"sku": "\ud800"}])
+
+
+def test_the_command_reads_and_answers_rows_in_pieces(
+    model: Path, small_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows before a faulty one are answered, an unknown name is told once, and no more than a piece is held."""
+    lines = [json.dumps({**json.loads(line), "shoe": 1}) for line in small_log.read_text().splitlines()[:100]]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]))
+    monkeypatch.setattr(serving, "_ROWS_AT_ONCE", 32)
+    sizes: list[int] = []
+    whole = Predictor.predict
+    monkeypatch.setattr(
+        Predictor, "predict", lambda self, rows, *args: sizes.append(len(rows)) or whole(self, rows, *args)
+    )
+    done = CliRunner().invoke(main, ["predict", "--model", str(model), str(tmp_path / "rows.jsonl")])
+    assert done.exit_code == 2 and "rows.jsonl:101: is not JSON" in done.stderr
+    assert done.stderr.count("does not know 'shoe'") == 1
+    assert sizes == [32, 32, 32]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == 96
+    expected = Predictor(model).predict([json.loads(line) for line in lines])
+    for answer, right in zip(answers, expected, strict=False):
+        assert answer == pytest.approx(right, abs=1e-6)
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:40], '{"price": "x"}']))
+    done = CliRunner().invoke(main, ["predict", "--model", str(model), str(tmp_path / "rows.jsonl")])
+    assert done.exit_code == 2 and "rows.jsonl:41: 'price' is" in done.stderr
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"user_id": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    done = CliRunner().invoke(main, ["predict", "--model", str(model), str(tmp_path / "rows.jsonl")])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "rows.jsonl:1: is not JSON" in done.stderr

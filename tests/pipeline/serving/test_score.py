@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,20 @@ def test_the_command_scores_a_csv_and_carries_a_column_to_join_by(
         np.testing.assert_allclose(result["ctr"], [answer["ctr"] for answer in answers], atol=1e-6)
         again = CliRunner().invoke(main, command)
         assert again.exit_code == 2 and "exists already" in again.stderr
+
+
+def test_finished_scores_are_reused_and_others_are_not_replaced(
+    small_export: Path, small_log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Path(shutil.copy(small_log, tmp_path / "log.jsonl"))
+    config = _of(small_export, log)
+    summary = score(config, small_export, tmp_path / "out")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert score(config, small_export, tmp_path / "out") == summary
+    assert "already done with the same settings and data" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == written
+    for changed in (lambda: os.utime(log, (1, 1)), lambda: None):
+        changed()
+        with pytest.raises(UserError, match="exists already; choose another path, or pass --overwrite"):
+            score(config, small_export, tmp_path / "out", format="jsonl")
+    assert score(config, small_export, tmp_path / "out", overwrite=True)["rows"] == summary["rows"]

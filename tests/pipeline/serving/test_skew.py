@@ -14,9 +14,10 @@ from clsd.features.errors import UserError
 from clsd.features.records import write_records
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.cli import main
+from clsd.pipeline.evaluation.drift import psi
 from clsd.pipeline.serving.export import export
 from clsd.pipeline.serving.predict import Predictor
-from clsd.pipeline.serving.skew import skew
+from clsd.pipeline.serving.skew import _numbers, skew
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.json_files import write_json
@@ -218,3 +219,12 @@ def test_the_command_leaves_with_3_where_something_moved(
     assert ignored.exit_code == 0 and "only the features are compared" in ignored.stderr
     wrong = CliRunner().invoke(main, [*command, log, "--ignore", "prise"])
     assert wrong.exit_code == 2 and "did you mean 'price'?" in wrong.stderr
+
+
+def test_a_constant_that_becomes_another_has_moved() -> None:
+    nothing: Any = None
+    for served in (3.0, 7.0):
+        _, before, after = _numbers(nothing, nothing, np.full(100, 5.0), np.full(50, served))
+        assert psi(before, after) > 1
+    _, before, after = _numbers(nothing, nothing, np.full(100, 5.0), np.full(50, 5.0))
+    assert psi(before, after) == 0

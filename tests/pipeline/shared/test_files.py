@@ -55,7 +55,7 @@ def test_a_directory_appears_whole_and_its_marker_last(
     assert len(order) == 3
     assert _names(store) == {"made/m.json", "made/b.json", "made/deep/c.json"}  # nothing is left beside it
     assert read_json(target / "m.json", "", "") == {"a": 1}
-    assert sizes(target, ["m.json", "none"]) == {"m.json": len('{\n  "a": 1\n}\n'), "none": None}
+    assert sizes(target, ["m.json", "none"]) == {"m.json": len((target / "m.json").read_bytes()), "none": None}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -84,3 +84,23 @@ def test_what_is_there_is_replaced_only_when_told_to(store: Path) -> None:
         write_json(temporary / "m.json", {"new": 1})
     assert _names(target) == {"m.json"}
     assert read_json(target / "m.json", "", "") == {"new": 1}
+
+
+def test_two_writers_of_one_directory_and_what_a_killed_one_left(tmp_path: Path) -> None:
+    """The second is refused while the first writes; what a killed one left is removed, and nothing of another target is."""
+    target = tmp_path / "made[1]"
+    killed, others = tmp_path / ".made[1].0123abcd.partial", tmp_path / ".made.0123abcd.partial"
+    for left in (killed, others):
+        left.mkdir()
+    with atomic_directory(target, sole=True) as temporary:
+        write_json(temporary / "m.json", {"a": 1})
+        assert not killed.exists() and others.exists()
+        with (
+            pytest.raises(UserError, match=r"made\[1\]: another process is writing there; wait for it"),
+            atomic_directory(target, overwrite=True, sole=True),
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, target.name]
+    with atomic_directory(target, marker="m.json", overwrite=True, sole=True) as temporary:
+        write_json(temporary / "m.json", {"a": 2})
+    assert read_json(target / "m.json", "", "") == {"a": 2}

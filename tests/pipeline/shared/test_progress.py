@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from rich.table import Table
 
+from clsd.pipeline.cli import main
 from clsd.pipeline.shared import progress
 from clsd.pipeline.shared.progress import PLANNED, READ, stage_of
 
@@ -35,7 +38,7 @@ ROOT = Path(__file__).parents[3]
     ],
 )
 def test_the_stage_and_what_is_left_of_it(counts: dict[str, int], message: str) -> None:
-    assert stage_of(counts, 10.0).replace("[dim]", "").replace("[/dim]", "").strip() == message
+    assert stage_of(counts, 10.0).strip() == message
 
 
 def _count_elsewhere(job: str) -> None:
@@ -78,3 +81,21 @@ class _Status:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def test_names_are_printed_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Markup, escape sequences and controls of direction are text; an unpaired bracket is no error."""
+    name = "[red]x[/bold] :smile: \x1b[31m \u202e \x07"
+    progress.say(name)
+    progress.warn(name)
+    table = Table("column")
+    table.add_row(name)
+    progress.console.print(table)
+    printed = capsys.readouterr().err
+    shown = "[red]x[/bold] :smile: \\x1b[31m \\u202e \\x07"
+    assert printed.count(shown) == 3 and "\x1b" not in printed and "\u202e" not in printed
+
+
+def test_an_error_of_the_command_line_is_printed_as_it_stands(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", f"{tmp_path}/\x1b[2J[red]"])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {tmp_path}/\\x1b[2J[red]: no such data set")
