@@ -58,7 +58,7 @@ def markdown(comparison: dict[str, Any]) -> str:
         ]
         for name, variant in comparison["variants"].items():
             cells = [difference(comparison, reference, metric, name) for metric in metrics]
-            shown = name + (" (collapsed)" if variant["collapsed"] else "")
+            shown = name.replace("|", "\\|") + (" (collapsed)" if variant["collapsed"] else "")
             lines.append("| " + " | ".join([shown, *cells, *(value(variant, metric) for metric in more)]) + " |")
         lines.append("")
     return "\n".join(lines)

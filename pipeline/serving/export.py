@@ -49,7 +49,7 @@ from clsd.pipeline.shared.model_versions import (
     versions_in,
 )
 from clsd.pipeline.shared.package_versions import versions
-from clsd.pipeline.shared.progress import say
+from clsd.pipeline.shared.progress import say, warn
 from clsd.pipeline.training.checkpoints import read_run
 from clsd.pipeline.training.scoring import cheap_calibrator
 from clsd.pipeline.training.trained_model import load_trained
@@ -182,7 +182,11 @@ def was_exported_from(version: Path, fingerprint: str, settings: ExportSettings)
     """
     if not (version / PROVENANCE_FILE).exists():
         return False
-    metadata = read_metadata(version, "remove it")
+    try:
+        metadata = read_metadata(version, "remove it")
+    except UserError as error:  # an earlier version of clsd wrote it, perhaps: another export does not need it
+        warn(f"{error.where} {error.what}: not reused")
+        return False
     wanted, exported = settings.model_dump(mode="json", exclude={"keep", "margins"}), metadata.get("export", {})
     return bool(metadata["fingerprint"] == fingerprint and {name: exported.get(name) for name in wanted} == wanted)
 

@@ -11,6 +11,7 @@ import numpy as np
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import write_text
+from clsd.pipeline.shared.progress import warn
 
 METRICS_FILE = "metrics.jsonl"
 #: Number of values of a group to log: the most frequent ones.
@@ -35,8 +36,10 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Read the log up to ``step`` and drop later lines."""
         if step and self._file.exists():
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+            lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
+            self._lines = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+            if damaged := [number for number, line in enumerate(lines, 1) if _step_of(line) is None]:
+                warn(f"{self._file}:{damaged[0]} is damaged, and {len(damaged) - 1} other lines: left out")
 
     def log(self, part: str, step: int, metrics: dict[str, float]) -> None:
         """Add the metrics of a part of the run, such as ``train`` or ``validation``."""
@@ -50,6 +53,14 @@ class MetricsLog:
     def write(self) -> None:
         """Write the whole file atomically."""
         write_text(self._file, "".join(line + "\n" for line in self._lines))
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line; None if the line is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def confidence_by_group(dataset: Dataset, rows: dict[str, Any]) -> dict[str, float]:

@@ -3,14 +3,19 @@ names that the signature gives its tensors, in a process that imports neither Te
 
     python c_session.py --describe DESCRIPTORS
     python -I c_session.py MODEL_DIR REQUESTS LIBRARY DESCRIPTORS [ROUNDS]
+    python -I c_session.py MODEL_DIR REQUESTS LIBRARY DESCRIPTORS --soak|--control COUNT
 
 REQUESTS is a warm-up file: TFRecords of PredictionLog. LIBRARY is TensorFlow's own, libtensorflow_cc.so.2. DESCRIPTORS
 describes the messages; the first form, which does import TensorFlow, writes it. One line of JSON a request is printed:
-signature, outputs and, where ROUNDS is given, the seconds that each of so many calls took.
+signature, outputs and, where ROUNDS is given, the seconds that each of so many calls took. The last form sends COUNT requests,
+drawn at random, and prints the process's memory ten times on the way; with --control the requests are made, and the model is not
+asked.
 """
 
 import ctypes
 import json
+import random
+import resource
 import struct
 import sys
 import time
@@ -124,6 +129,11 @@ class Session:
         content = ctypes.string_at(start, size * np.dtype(dtype).itemsize) if size else b""
         return np.frombuffer(content, dtype).reshape(shape)
 
+    def make(self, inputs: dict[str, Any]) -> None:
+        """Make the tensors of a request, and free them."""
+        for tensor in [self._tensor(values) for values in inputs.values()]:
+            self._c.TF_DeleteTensor(tensor)
+
     def ask(self, signature: str, inputs: dict[str, Any], rounds: int = 0) -> tuple[dict[str, Any], list[float]]:
         """The outputs of a signature by name, and the seconds of so many more calls."""
         c, signed = self._c, self.signatures[signature]
@@ -188,13 +198,32 @@ def records(path: str) -> list[bytes]:
     return out
 
 
+def soak(session: Session, requests: list[tuple[str, dict[str, Any]]], count: int, *, ask: bool) -> None:
+    """Send so many requests, and print the process's memory ten times on the way. Small requests are frequent, as in service."""
+    draw, page = random.Random(7), resource.getpagesize()
+    sizes = [
+        max(values.shape[-1] if name == "rank" else len(values) for values in inputs.values())
+        for name, inputs in requests
+    ]
+    chosen = draw.choices(requests, [1 / size for size in sizes], k=count)
+    for number, (signature, inputs) in enumerate(chosen, 1):
+        if ask:
+            session.ask(signature, inputs)
+        else:
+            session.make(inputs)
+        if number % (count // 10) == 0:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            print(json.dumps({"requests": number, "mebibytes": resident / 2**20}), flush=True)
+
+
 def main() -> None:
     """See the module."""
     if sys.argv[1] == "--describe":
         Path(sys.argv[2]).write_bytes(descriptors())
         return
     model, requests, library, described = sys.argv[1:5]
-    rounds = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+    mode = sys.argv[5] if sys.argv[5:] and sys.argv[5].startswith("--") else ""
+    rounds = int(sys.argv[5]) if len(sys.argv) > 5 and not mode else 0
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(Path(described).read_bytes()).file:
         pool.Add(file)
@@ -203,6 +232,7 @@ def main() -> None:
         for name in ("tensorflow.serving.PredictionLog", "tensorflow.MetaGraphDef")
     )
     session = Session(model, library, meta_graph)
+    asked = []
     for record in records(requests):
         log = log_class.FromString(record)
         request = getattr(log, log.WhichOneof("log_type")).request
@@ -211,6 +241,9 @@ def main() -> None:
         else:
             examples = [example.SerializeToString() for example in request.input.example_list.examples]
             inputs = {"inputs": np.array(examples, object)}
+        asked.append((request.model_spec.signature_name, inputs))
+        if mode:
+            continue
         answers, seconds = session.ask(request.model_spec.signature_name, inputs, rounds)
         answer = {
             "signature": request.model_spec.signature_name,
@@ -218,6 +251,8 @@ def main() -> None:
             "seconds": seconds,
         }
         print(json.dumps(answer), flush=True)
+    if mode:
+        soak(session, asked, int(sys.argv[6]), ask=mode == "--soak")
     assert not any(name.partition(".")[0] in ("tensorflow", "features", "models", "pipeline") for name in sys.modules)
 
 

@@ -220,7 +220,7 @@ def test_a_run_tells_its_figures_by_step_each_once(
     stopped(3, lambda: train(config, small_dataset, tmp_path / "run"))
     journal = tmp_path / "run" / "metrics.jsonl"
     with journal.open("a") as file:  # as a process leaves it that is killed between this file and its checkpoint
-        file.write(json.dumps({"step": 46, "part": "train", "loss": 9.0}) + "\n")
+        file.write('{"step": 4, "par\n' + json.dumps({"step": 46, "part": "train", "loss": 9.0}) + "\n")
     train(config, small_dataset, tmp_path / "run")
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     steps = [line["step"] for line in lines if line["part"] == "train"]
