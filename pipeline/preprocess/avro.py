@@ -68,10 +68,15 @@ def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
 def as_values(types: dict[str, pa.DataType], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The values of records that Arrow does not take as the library gives them: a UUID becomes text."""
     texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
+    lists = [name for name, kind in types.items() if pa.types.is_list(kind)]
     for record in records:
         for name in texts:
             if isinstance(record.get(name), UUID):
                 record[name] = str(record[name])
+        for name in lists:
+            record[name] = (
+                [str(v) if isinstance(v, UUID) else v for v in record[name]] if record.get(name) else record.get(name)
+            )
     return records
 
 

@@ -40,6 +40,18 @@ _TAGS = 60
 _MOST_TAGS = 4
 _ZIPF_EXPONENT = 1.05
 
+#: Largest values of the settings: users and items are held in memory.
+_LARGEST = {
+    "rows": 10**12,
+    "users": 10**8,
+    "items": 10**8,
+    "seed": 2**63 - 1,
+    "days": 36_500,
+    "groups": 10**6,
+    "extra_categorical": 1000,
+    "extra_numeric": 1000,
+}
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SyntheticSettings:
@@ -78,6 +90,8 @@ class SyntheticSettings:
             value, low = getattr(self, name), least.get(name, 0)
             if value < low:
                 raise UserError(f"synthetic {name}", f"{value} is too small", f"give a whole number from {low} on")
+            if value > _LARGEST[name]:
+                raise UserError(f"synthetic {name}", f"{value} is too large", f"give at most {_LARGEST[name]:,}")
         if self.groups > len(AGE_BANDS):
             raise UserError("synthetic groups", f"{self.groups} is too many", f"there are {len(AGE_BANDS)} age bands")
         if not 0 < self.ctr < 1:

@@ -209,6 +209,13 @@ def test_avro_types_are_read_as_the_specification_says(tmp_path: Path, kind: Any
     assert refused == [] and rows[0]["item"] == wanted
 
 
+def test_avro_lists_of_uuids(tmp_path: Path) -> None:
+    bag = {"name": "item", "kind": "bag", "max_length": 3}
+    kind = {"type": "array", "items": {"type": "string", "logicalType": "uuid"}}
+    rows, _ = _read(_schema(bag), _avro(tmp_path / "a.avro", kind, [[_UUID], []]))
+    assert [row["item"] for row in rows] == [[str(_UUID)], []]
+
+
 @pytest.mark.parametrize("unit", ["timestamp-nanos", "local-timestamp-nanos"])
 def test_avro_nanoseconds(tmp_path: Path, unit: str) -> None:
     schema = _schema({"name": "click_", "column": "click", "kind": "numeric"}, timestamp="item", label="first")
