@@ -181,6 +181,7 @@ class Schema(Strict):
                 )
             if not (self.user and self.timestamp):
                 raise ValueError(f"'{made.name}': clicks_of needs user and timestamp; name their columns")
+        self._check_shared_columns()
         reserved = {self.label, self.intensity} - {""}
         for feature in self.features:
             if feature.source in reserved:
@@ -190,6 +191,28 @@ class Schema(Strict):
         if not any(feature.input for feature in self.features):
             raise ValueError("no feature has input: true, so the backbone would read nothing")
         return self
+
+    def _check_shared_columns(self) -> None:
+        """Refuse a column that is read in two ways: whole numbers may be ids and numbers, and nothing else may be two things."""
+        ways: dict[str, dict[str, str]] = {self.user: {"ids": "the user"}} if self.user else {}
+        for feature in self.features:
+            if feature in self.histories:
+                continue
+            if isinstance(feature, NumericFeature):
+                way = "numbers"
+            elif isinstance(feature, CategoricalFeature) or feature.separator:
+                way = "int64" if feature.dtype == "int64" and isinstance(feature, CategoricalFeature) else "text"
+            else:
+                way = f"lists of {feature.dtype}"
+            ways.setdefault(feature.source, {})[way] = f"'{feature.name}'"
+        for column, readers in ways.items():
+            known = readers.keys() - ({"ids"} if readers.keys() & {"int64", "text"} else set())
+            if len(known) > 1 and known != {"int64", "numbers"}:
+                first, second = sorted(known)[:2]
+                raise ValueError(
+                    f"column '{column}' is read as {first} by {readers[first]} and as {second} by {readers[second]}; "
+                    "give one of them a column of its own, or set dtype: int64 for a categorical feature beside a numeric one"
+                )
 
     @cached_property
     def categorical(self) -> list[Categorical]:

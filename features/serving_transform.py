@@ -208,9 +208,9 @@ class ServingTransform(tf.Module):  # type: ignore[misc]
         tokens = tf.strings.split(raw, separator) if separator else tf.RaggedTensor.from_tensor(_as_text(raw))
         tokens = tf.ragged.boolean_mask(tokens, tokens != "")
         if separator and feature.dtype == "int64":  # 007 is 7, as in the log; a log with non-integers is refused
-            tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,19}"))
             short = tf.strings.regex_replace(tokens.flat_values, r"^(-?)0+(\d)", r"\1\2")
             tokens = tokens.with_flat_values(tf.where(short == "-0", "0", short))
+            tokens = tf.ragged.boolean_mask(tokens, tf.strings.regex_full_match(tokens, r"-?\d{1,19}"))
         kept = (
             tokens[:, -feature.max_length :]
             if isinstance(feature, SequenceFeature)

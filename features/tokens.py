@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clsd.features.arrays import Column, Float32s, Int64s
-from clsd.features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature
+from clsd.features.schema import MISSING_INT, Categorical, CategoricalFeature, NumericFeature, Schema
 
 
 class Coded(NamedTuple):
@@ -38,6 +38,17 @@ def arrow_type(feature: Categorical | NumericFeature) -> pa.DataType:
     return pa.string() if feature.separator else pa.list_(single)
 
 
+def source_type(schema: Schema, source: str) -> pa.DataType:
+    """Arrow type that a column is read as; if ids and numbers share it, that of the ids, as a number may lose digits."""
+    readers = [feature for feature in schema.features if feature.source == source and feature not in schema.histories]
+    return arrow_type(next((f for f in readers if not isinstance(f, NumericFeature)), readers[0]))
+
+
+def as_float64(column: Column) -> Column:
+    """The column as float64, which does not hold every int64."""
+    return column.cast(pa.float64(), safe=not pa.types.is_integer(column.type))
+
+
 def as_dictionary(column: Column) -> Column:
     """The column, dictionary-encoded."""
     return column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
@@ -46,7 +57,7 @@ def as_dictionary(column: Column) -> Column:
 def as_type(column: Column, kind: pa.DataType) -> Column:
     """The column cast to a type, which may be a dictionary; Arrow casts only text to a dictionary."""
     if not pa.types.is_dictionary(kind):
-        return plain(column).cast(kind)
+        return as_float64(plain(column)) if pa.types.is_floating(kind) else plain(column).cast(kind)
     return as_dictionary(column if pa.types.is_dictionary(column.type) else column.cast(kind.value_type)).cast(kind)
 
 
@@ -92,11 +103,17 @@ def coded_lists(feature: Categorical, column: Column) -> tuple[Coded, Int64s]:
 
 
 def as_float32(column: Column) -> Float32s:
-    """The column as float32; null, NaN and infinities become NaN."""
-    wide = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    """The column as float32; null, NaN and infinities become NaN. Numbers below float32's normal range become 0, as TensorFlow
+    computes."""
+    wide = np.asarray(as_float64(column).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):
-        x = wide.astype(np.float32)
+        x = flushed(wide.astype(np.float32))
     return np.asarray(np.where(np.isfinite(x), x, np.float32(np.nan)), dtype=np.float32)
+
+
+def flushed(x: Float32s) -> Float32s:
+    """The values, with 0 in place of subnormal ones."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
 
 
 def coded_as(kind: pa.DataType, column: Column) -> Coded:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clsd.features.schema import FIRST_OOV_ID, Categorical, NumericFeature, Schema
+from clsd.features.tokens import flushed
 from clsd.features.vocabulary import Vocabulary
 
 
@@ -49,7 +50,7 @@ class NumericState:
         if sample.size == 0:
             return cls()
         at = np.arange(1, buckets) / buckets
-        cuts = np.unique(np.quantile(sample.astype(np.float32), at, method="lower").astype(np.float32))
+        cuts = np.unique(np.quantile(flushed(sample.astype(np.float32)), at, method="lower").astype(np.float32))
         return cls(boundaries=tuple(float(c) for c in cuts))
 
 

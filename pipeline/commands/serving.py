@@ -112,7 +112,7 @@ def predict(model_dir: str, rows: str) -> None:
     where = "standard input" if rows == "-" else rows
     first, warned = 1, set[str]()
     try:
-        with click.open_file(rows, encoding="utf-8") as file:
+        with click.open_file(rows, encoding="utf-8-sig") as file:
             parsed = read_rows(file, where)
             while some := list(islice(parsed, _ROWS_AT_ONCE)):
                 for name, hint in predictor.unknown(some).items():

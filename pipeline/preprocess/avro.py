@@ -36,17 +36,17 @@ _PLAIN: dict[str, pa.DataType] = {
     "map": pa.map_(pa.string(), pa.string()),
     "record": pa.struct([]),
 }
-#: By the specification, an unknown logical type is its base type.
+#: By base and logical type; by the specification, an unknown logical type, or one on another base, is its base type.
 _LOGICAL: dict[str, pa.DataType] = {
-    "timestamp-millis": pa.timestamp("us", tz="UTC"),
-    "timestamp-micros": pa.timestamp("us", tz="UTC"),
-    "timestamp-nanos": pa.timestamp("ns", tz="UTC"),
-    "local-timestamp-millis": pa.timestamp("us"),
-    "local-timestamp-micros": pa.timestamp("us"),
-    "local-timestamp-nanos": pa.timestamp("ns"),
-    "time-millis": pa.time64("us"),
-    "time-micros": pa.time64("us"),
-    "date": pa.date32(),
+    "long timestamp-millis": pa.timestamp("us", tz="UTC"),
+    "long timestamp-micros": pa.timestamp("us", tz="UTC"),
+    "long timestamp-nanos": pa.timestamp("ns", tz="UTC"),
+    "long local-timestamp-millis": pa.timestamp("us"),
+    "long local-timestamp-micros": pa.timestamp("us"),
+    "long local-timestamp-nanos": pa.timestamp("ns"),
+    "int time-millis": pa.time64("us"),
+    "long time-micros": pa.time64("us"),
+    "int date": pa.date32(),
 }
 _DECIMAL_DIGITS = 38
 
@@ -66,10 +66,15 @@ def columns_of(path: str, file: IO[bytes]) -> dict[str, pa.DataType]:
 
 
 def as_values(types: dict[str, pa.DataType], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The values of records that Arrow does not take as the library gives them: a UUID becomes text."""
+    """The values of records that Arrow does not take as the library gives them: a UUID becomes text, an integer of a union with
+    numbers a number."""
     texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
     lists = [name for name, kind in types.items() if pa.types.is_list(kind)]
+    numbers = [name for name, kind in types.items() if pa.types.is_floating(kind)]
     for record in records:
+        for name in numbers:
+            if isinstance(record.get(name), int):
+                record[name] = float(record[name])
         for name in texts:
             if isinstance(record.get(name), UUID):
                 record[name] = str(record[name])
@@ -168,6 +173,8 @@ def _type(kind: Any, named: dict[str, pa.DataType]) -> pa.DataType:
     result = _logical(kind) or (
         _type(base, named) if isinstance(base, dict | list) else _PLAIN.get(base, pa.struct([]))
     )
+    if base == "map":
+        _type(kind["values"], named)
     if base == "record":
         for field in kind["fields"]:
             _type(field["type"], named)  # it may name types that later columns use
@@ -177,11 +184,11 @@ def _type(kind: Any, named: dict[str, pa.DataType]) -> pa.DataType:
 
 
 def _logical(kind: dict[str, Any]) -> pa.DataType | None:
-    if kind.get("logicalType") != "decimal":
-        return _LOGICAL.get(kind.get("logicalType", ""))
+    if kind.get("logicalType") != "decimal" or kind["type"] not in ("bytes", "fixed"):
+        return _LOGICAL.get(f"{kind['type']} {kind.get('logicalType')}")
     precision = kind.get("precision", 0)
-    # A wider one is left as bytes, which no feature can be; the message then names the column.
-    return pa.decimal128(precision, kind.get("scale", 0)) if 0 < precision <= _DECIMAL_DIGITS else None
+    wide = pa.decimal128 if precision <= _DECIMAL_DIGITS else pa.decimal256
+    return wide(precision, kind.get("scale", 0)) if 0 < precision <= 2 * _DECIMAL_DIGITS else None
 
 
 def _union(branches: list[pa.DataType]) -> pa.DataType:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from clsd.features.arrays import Column
 from clsd.features.tokens import plain
 
-#: Largest whole number up to which a float type holds every whole number.
+#: From here on, a float type does not hold every whole number: 2^53 may have been 2^53 + 1.
 _EXACT = {pa.float16(): 2.0**11, pa.float32(): 2.0**24, pa.float64(): 2.0**53}
 
 
@@ -57,9 +57,10 @@ def _cast(column: Column, kind: pa.DataType, *, is_id: bool) -> Column:
         column = _whole_floats(column)
     elif is_id and is_text_or_int and pa.types.is_decimal(column.type):
         column = _whole_decimals(column)
-    elif pa.types.is_string(kind) and column.type in (pa.float32(), pa.float64()):
-        column = _nan_as_null(column)
-    return column.cast(kind)
+    elif pa.types.is_string(kind) and column.type in _EXACT:
+        column = _nan_as_null(column.cast(pa.float64()))
+    # A number may lose its last digits: float64 does not hold every int64.
+    return column.cast(kind, safe=not (pa.types.is_integer(column.type) and pa.types.is_floating(kind)))
 
 
 def _cast_lists(lists: pa.Array, kind: pa.DataType, *, is_id: bool) -> pa.Array:
@@ -77,9 +78,9 @@ def _cast_lists(lists: pa.Array, kind: pa.DataType, *, is_id: bool) -> pa.Array:
 def _whole_floats(values: pa.Array) -> pa.Array:
     largest = _EXACT[values.type]
     values = _nan_as_null(values.cast(pa.float64()))
-    fits = pc.and_(pc.equal(values, pc.floor(values)), pc.less_equal(pc.abs(values), largest))
+    fits = pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), largest))
     if pc.all(fits).as_py() is False:
-        raise pa.ArrowInvalid(f"an id that is not a whole number up to 2^{round(largest).bit_length() - 1}")
+        raise pa.ArrowInvalid(f"an id that is not a whole number below 2^{round(largest).bit_length() - 1}")
     return values.cast(pa.int64())
 
 

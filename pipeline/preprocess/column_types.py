@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.schema import Schema
-from clsd.features.tokens import arrow_type
+from clsd.features.tokens import arrow_type, source_type
 from clsd.pipeline.preprocess.parsing import (
     DAMAGED,
     Part,
@@ -38,6 +38,9 @@ _SHAPES = {
     pa.float64(): r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$",
     pa.bool_(): r"^(?i:true|false)$",
 }
+
+#: Text that means a number, and not an integer.
+_FRACTION = r"^\s*[+-]?(\d+\.\d*|\.\d+|\d+[eE])"
 
 
 def read_head(path: str) -> bytes:
@@ -70,10 +73,16 @@ def read_head(path: str) -> bytes:
 def csv_header(path: str, head: bytes, dialect: CsvSettings) -> tuple[str, ...]:
     """The names of a CSV file's columns."""
     line = head.split(b"\n", 1)[0].rstrip(b"\r")
+    if line.startswith(b"\x1f\x8b"):
+        raise UserError(path, "is compressed by gzip", "let its name end in .gz")
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+        raise UserError(path, "is no UTF-8 text, perhaps UTF-16", "convert it to UTF-8")
     try:
         names = tuple(name.strip() for name in csv_fields(line.decode(), dialect))
     except (ValueError, csv.Error):
         raise UserError(f"{path}:1", "the header is not UTF-8 text", "is it a CSV? set logs.format") from None
+    if not any(names):
+        raise UserError(f"{path}:1", "the first line is empty, and it must name the columns", "remove it")
     return names
 
 
@@ -147,15 +156,22 @@ def _majority(parts: Iterator[Part]) -> dict[str, pa.DataType]:
 
 
 def infer_csv(
-    path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings, typed: list[str]
+    path: str, head: bytes, columns: tuple[str, ...], logs: LogSettings, typed: list[str], ids: list[str]
 ) -> dict[str, pa.DataType]:
-    """All columns as text, except ``typed``, which get the type of most of their values."""
+    """All columns as text, except ``typed`` and ``ids``, which get the type of most of their values.
+
+    If some number of a ``typed`` column has a fraction, all of them are read as such; not so of ids, which would lose digits.
+    """
     body = head if logs.csv.columns else head.split(b"\n", 1)[-1]
     lines = [line for line in body.split(b"\n") if line.strip()][:_SAMPLED_LINES]
     as_text = dict.fromkeys(columns, pa.string())
     tables = [part.table for part in bisect(lines, lambda chunk: parse_csv(b"\n".join(chunk), columns, as_text, logs))]
     whole = pa.concat_tables([pa.schema(as_text).empty_table(), *(table for table in tables if table is not None)])
-    return as_text | {name: _type_of_most(whole[name]) for name in typed if name in as_text}
+    result = as_text | {name: _type_of_most(whole[name]) for name in [*typed, *ids] if name in as_text}
+    for name in typed:
+        if result.get(name) == pa.int64() and pc.any(pc.match_substring_regex(whole[name], _FRACTION)).as_py():
+            result[name] = pa.float64()
+    return result
 
 
 def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
@@ -167,8 +183,18 @@ def _type_of_most(column: pa.ChunkedArray) -> pa.DataType:
     return pa.string() if len(values) else pa.null()
 
 
-def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """The type that each needed column is read as, without optional columns that the file lacks."""
+def column_types(
+    path: str, kind: str, schema: Schema, result: dict[str, pa.DataType], head: bytes = b""
+) -> dict[str, pa.DataType]:
+    """The type that each needed column is read as, without optional columns that the file lacks.
+
+    Args:
+        path: the file.
+        kind: its format.
+        schema: the schema.
+        result: the types of the file's columns.
+        head: the first lines of a text file.
+    """
     result = {name: _plain(kind_of) for name, kind_of in result.items()}
     types: dict[str, pa.DataType] = {}
     for made in schema.histories:
@@ -179,9 +205,9 @@ def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.Data
         if feature.source not in result and not feature.optional:
             raise _missing_column(path, feature.source, result)
         if feature.source not in result and kind == "jsonl":  # it may occur later; absent values are null
-            types[feature.source] = arrow_type(feature)
+            types[feature.source] = source_type(schema, feature.source)
         elif feature.source in result:
-            types[feature.source] = arrow_type(feature)
+            types[feature.source] = source_type(schema, feature.source)
             _check_type(path, kind, feature.name, types[feature.source], result[feature.source])
             if pa.types.is_list(types[feature.source]) and kind == "csv":
                 raise UserError(
@@ -197,19 +223,25 @@ def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.Data
             raise UserError(path, f"'{column}' holds {_nested(result[column])}", "log one value a row")
     if schema.user:
         # In a CSV always text: whether "007" is a number must not depend on the file's other users.
-        as_int = kind != "csv" and pa.types.is_integer(result[schema.user])
+        whole = pa.types.is_signed_integer(result[schema.user])  # an unsigned one may not fit
+        as_int = whole or (kind == "jsonl" and pa.types.is_floating(result[schema.user]))
+        as_int &= kind != "csv"
         types.setdefault(schema.user, pa.int64() if as_int else pa.string())
     for column in [schema.label, schema.timestamp]:
         if column:
             types[column] = result[column] if not pa.types.is_null(result[column]) else pa.int64()
             _check_scalar(path, column, types[column])
+    if schema.timestamp:
+        _check_time(path, kind, schema, types[schema.timestamp])
     of_text = kind in ("csv", "jsonl")
     if schema.timestamp and of_text and (schema.timestamp_unit == "iso" or _is_time(types[schema.timestamp])):
         types[schema.timestamp] = pa.string()
     for feature in (f for f in schema.features if f.source == schema.timestamp):
-        number = pa.types.is_integer(types[feature.source]) or pa.types.is_floating(types[feature.source])
-        if not number and not pa.types.is_string(arrow_type(feature)):
-            what = f"feature '{feature.name}' reads '{feature.source}' as a number, and it is {types[feature.source]}"
+        whole, wanted = pa.types.is_integer(types[feature.source]), arrow_type(feature)
+        number = whole or pa.types.is_floating(types[feature.source])
+        fits = number if pa.types.is_floating(wanted) else whole or (pa.types.is_string(wanted) and not number)
+        if not fits:
+            what = f"feature '{feature.name}' reads '{feature.source}' as {wanted}, and it is {types[feature.source]}"
             raise UserError(path, what, "give the feature a column of its own")
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
@@ -218,6 +250,9 @@ def column_types(path: str, kind: str, schema: Schema, result: dict[str, pa.Data
         typed = kind == "jsonl" and not pa.types.is_null(result[column]) and not _is_time(result[column])
         nested = pa.types.is_nested(result[column])
         types.setdefault(column, result[column] if typed or nested else pa.string())
+        if typed and pa.types.is_floating(types[column]) and _holds_long_integers(head, column):
+            what = f"passthrough '{column}' holds integers that a column with fractions, or beyond int64, cannot hold"
+            raise UserError(path, what, "log them as text")
         if pa.types.is_nested(types[column]):
             what = f"passthrough '{column}' holds {_nested(types[column])}"
             raise UserError(path, what, "carry text, numbers or booleans, or leave it out")
@@ -231,15 +266,17 @@ def parsed_as(
 
     A tool that has no missing integers writes 12.0.
     """
-    fractional = {pa.int64(): pa.float64(), pa.list_(pa.int64()): pa.list_(pa.float64())}
-    columns = [
-        name
-        for name in schema.id_columns
-        if name in types and types[name] in fractional and result.get(name) == fractional[types[name]]
-    ]
+    fractional = fractions_of({name: types[name] for name in schema.id_columns if name in types})
+    columns = [name for name, found in fractional.items() if result.get(name) == found]
     # A type inferred from JSON is that of the widest value.
     rows = _json_rows(head) if kind == "jsonl" and columns else []
-    return {name: fractional[types[name]] for name in columns if kind != "jsonl" or _mostly_fractional(rows, name)}
+    return {name: fractional[name] for name in columns if kind != "jsonl" or _mostly_fractional(rows, name)}
+
+
+def fractions_of(types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """For columns of integers, and of lists of integers, the types of the same with fractions."""
+    fractional = {pa.int64(): pa.float64(), pa.list_(pa.int64()): pa.list_(pa.float64())}
+    return {name: fractional[kind] for name, kind in types.items() if kind in fractional}
 
 
 def _json_rows(head: bytes) -> list[dict[str, Any]]:
@@ -248,6 +285,10 @@ def _json_rows(head: bytes) -> list[dict[str, Any]]:
         with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def _holds_long_integers(head: bytes, column: str) -> bool:
+    return any(type(row.get(column)) is int and abs(row[column]) > 2**53 for row in _json_rows(head))
 
 
 def _mostly_fractional(rows: list[dict[str, Any]], column: str) -> bool:
@@ -268,6 +309,19 @@ def _check_scalar(path: str, column: str, kind: pa.DataType) -> None:
         raise UserError(path, f"'{column}' holds {kind}", "log numbers, text, or timestamps")
 
 
+def _check_time(path: str, kind: str, schema: Schema, found: pa.DataType) -> None:
+    """Refuse a type of timestamps that the unit does not fit."""
+    number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+    if schema.timestamp_unit == "iso" and number and kind not in ("csv", "jsonl"):
+        what = f"'{schema.timestamp}' holds {found}, and rows.timestamp_unit is iso"
+        raise UserError(path, what, "set rows.timestamp_unit to s, ms, us or ns")
+    if pa.types.is_boolean(found):
+        raise UserError(path, f"'{schema.timestamp}' holds booleans", "log numbers, text, or timestamps")
+    if found in (pa.float16(), pa.float32()):
+        what = f"'{schema.timestamp}' holds {found}, which does not hold every second"
+        raise UserError(path, what, "log int64 or float64")
+
+
 def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result: pa.DataType) -> None:
     """Refuse a file if every row of it would be refused."""
     if kind == "csv" or pa.types.is_null(result):
@@ -286,8 +340,13 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result:
         raise UserError(
             path, f"feature '{feature}' is read as a list, and the log has none", "set the feature's separator"
         )
+    if not pa.types.is_nested(result) and not _can_cast(result, wanted):
+        what = f"feature '{feature}' is read as {wanted}, and the log has {result}"
+        raise UserError(path, what, "log numbers or text, or another kind of feature")
     if kind != "jsonl":
         return
+    if pa.types.is_string(wanted) and pa.types.is_boolean(result):
+        raise UserError(path, f"feature '{feature}' is read as text, and the log has booleans", "log them as text")
     if pa.types.is_string(wanted) and (pa.types.is_integer(result) or pa.types.is_floating(result)):
         what = "integers" if pa.types.is_integer(result) else "numbers"
         raise UserError(
@@ -297,6 +356,14 @@ def _check_type(path: str, kind: str, feature: str, wanted: pa.DataType, result:
         raise UserError(
             path, f"feature '{feature}' is read as int64, and the log has text", "set the feature's dtype: string"
         )
+
+
+def _can_cast(found: pa.DataType, wanted: pa.DataType) -> bool:
+    try:
+        pa.nulls(0, found).cast(wanted)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 _FLATTEN = "log its parts as columns of their own"
@@ -323,6 +390,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _missing_column(path: str, column: str, result: dict[str, Any]) -> UserError:
+    if len(result) == 1 and (marks := [mark for mark in ";\t|," if mark in next(iter(result))]):
+        hint = f"is the delimiter {marks[0]!r}? set logs.csv.delimiter"
+        return UserError(path, f"has no column '{column}', and only one column", hint)
     hint = did_you_mean(column, result)
     return UserError(
         path, f"has no column '{column}'", f"{hint}; correct the config's rows, or mark the feature optional: true"

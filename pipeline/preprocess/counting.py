@@ -17,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindows
 from clsd.features.arrays import Array, Bools, Column, Int8s, UInt64s
 from clsd.features.hashing import mix64
 from clsd.features.schema import Categorical, CategoricalFeature, Feature, NumericFeature, Schema
-from clsd.features.tokens import Coded, arrow_type, coded, coded_lists
+from clsd.features.tokens import Coded, arrow_type, as_float64, coded, coded_lists
 from clsd.features.vocabulary import count, merge
 from clsd.pipeline.preprocess.columns import GAP, KEY, LABEL, SPLIT, SPLITS, TIME
 from clsd.pipeline.preprocess.spill import Spilled, load, spill
@@ -125,7 +125,7 @@ def _values(feature: Categorical, column: Column, keys: UInt64s, clicked: Bools,
 
 def _number(feature: NumericFeature, column: Column, keys: UInt64s, train: Bools) -> Iterator[Any]:
     """First the rows without a value, then the partial results of the training rows."""
-    x = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    x = np.asarray(as_float64(column).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore"):
         there = np.isfinite(x.astype(np.float32))  # as the encoder sees it
     yield ~there

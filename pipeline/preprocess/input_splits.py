@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from clsd.features.errors import UserError
-from clsd.features.paths import as_path, is_remote
+from clsd.features.paths import address, as_path, is_remote
 from clsd.features.schema import CategoricalFeature, Schema
 from clsd.pipeline.preprocess import avro
 from clsd.pipeline.preprocess.column_types import (
@@ -86,11 +86,14 @@ def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
         raise UserError("logs.files", "names no file", "give paths or patterns, or set logs.dataset and use `clsd run`")
     _refuse_reserved(schema)
     files: dict[str, LogFile] = {}
+    seen: set[str] = set()  # a file that several patterns name is read once, however they spell it
     for pattern in logs.files:
         match = _match_objects(pattern) if is_remote(pattern) else _match_local(pattern)
         if not match:
             raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
-        files |= match
+        new = {path: file for path, file in match.items() if address(as_path(path)) not in seen}
+        seen |= {address(as_path(path)) for path in new}
+        files |= new
     input_splits: list[InputSplit] = []
     for path, file in sorted(files.items()):
         result: dict[str, Any] = file._asdict()
@@ -149,6 +152,8 @@ def _seconds(file: dict[str, Any]) -> float:
 def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(start, end, the other arguments) of each input split of a file."""
     kind = logs.format if logs.format != "auto" else _format_of(path)
+    if size == 0:
+        return
     if kind == "parquet":
         with open_binary(path) as file:
             parquet = open_parquet(path, file)
@@ -175,14 +180,15 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
         columns = tuple(logs.csv.columns) or csv_header(path, head, logs.csv)
         refuse_repeated("logs.csv.columns" if logs.csv.columns else f"{path}:1", columns)
         numbers = [f.source for f in schema.features if isinstance(f, CategoricalFeature) and f.dtype == "int64"]
-        result = infer_csv(path, head, columns, logs, [schema.label, schema.timestamp, *numbers])
+        result = infer_csv(path, head, columns, logs, [schema.label, schema.timestamp], numbers)
+        _warn_of_fractions(path, schema, head, columns, logs)
     else:
         result = infer_json(path, head)
         # A key that the first lines lack may occur later: search the file for it.
         optional = {feature.source for feature in schema.features if feature.optional}
         late = [column for column in schema.columns if column not in result and column not in optional]
         result |= dict.fromkeys(find_json_keys(path, late), pa.null()) if late else {}
-    types = column_types(path, kind, schema, result)
+    types = column_types(path, kind, schema, result, head)
     input_split: dict[str, Any] = {
         "path": path,
         "format": kind,
@@ -197,6 +203,15 @@ def _cut(path: str, size: int, logs: LogSettings, schema: Schema) -> Iterator[tu
     else:
         for start in range(0, size, chunk):
             yield start, min(start + chunk, size), input_split
+
+
+def _warn_of_fractions(path: str, schema: Schema, head: bytes, columns: tuple[str, ...], logs: LogSettings) -> None:
+    """Warn of ids that are read as text, and that a tool wrote as 12.0: the served model would not know 12."""
+    texts = {f.source: f.name for f in schema.features if isinstance(f, CategoricalFeature) and f.dtype == "string"}
+    for column, kind in infer_csv(path, head, columns, logs, [], [*texts]).items():
+        if column in texts and pa.types.is_floating(kind):
+            what = f"{path}: feature '{texts[column]}' is read as text, and the log has numbers such as 12.0"
+            warn(f"{what}; with dtype: int64 they are read as 12")
 
 
 def _unread(there: dict[str, Any], types: dict[str, Any]) -> tuple[str, ...]:

@@ -70,7 +70,9 @@ def open_parquet(path: str, file: IO[bytes], dictionary_columns: Sequence[str] =
 
 def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     """Parse JSON lines with the given types; without types, all columns with inferred types. Raises pa.ArrowException."""
-    if _is_deep(data):
+    if odd := _NO_OBJECT.search(data):  # Arrow's parser crashes on null, and counts no empty lines
+        raise pa.ArrowInvalid("not a JSON object" if odd[0].strip() else "an empty line")
+    if is_deep(data):
         raise pa.ArrowInvalid("nested too deeply")
     return pa.json.read_json(
         pa.BufferReader(data),
@@ -81,7 +83,11 @@ def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     )
 
 
-def _is_deep(data: bytes) -> bool:
+#: A line that does not begin with a brace.
+_NO_OBJECT = re.compile(rb"^[ \t\r]*(?:[^{\s]|$)", re.MULTILINE)
+
+
+def is_deep(data: bytes) -> bool:
     """Whether a line of JSON is nested so deeply that Arrow's parser, which calls itself, would crash the process.
 
     Brackets are counted, and those within text count too: a cheap count first, as nearly every block is flat.
@@ -105,15 +111,28 @@ def _depth(line: bytes) -> int:
 def parse_csv(data: bytes, columns: tuple[str, ...], types: dict[str, pa.DataType], logs: LogSettings) -> pa.Table:
     """Parse CSV lines without a header with the given types, or inferred ones. Raises pa.ArrowException."""
     dialect, quote = logs.csv, logs.csv.quote.encode()
+    if b"\r" in data and b"\r" in data.removesuffix(b"\r").replace(b"\r\n", b"\n"):
+        raise pa.ArrowInvalid("a carriage return within a line")
     # An open quote in a line before the last one swallows the line break, so that rows are missing; the caller counts them.
     lines = data.split(b"\n") if quote and quote in data else [b""]
     if any(line.count(quote) % 2 and _has_open_quote(line, dialect) for line in lines) or _has_open_quote(
         lines[-1], dialect
     ):
         raise pa.ArrowInvalid("a line break inside quotes, or a quote without its pair")
+    options = pa.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(columns))
+    try:
+        return _read_csv(data, options, types, dialect)
+    except pa.ArrowInvalid as error:
+        number = re.search(r"In CSV column #(\d+)", str(error))
+        if number is None:
+            raise
+        raise pa.ArrowInvalid(f"Column(/{columns[int(number[1])]}) failed to cast: {error}") from None
+
+
+def _read_csv(data: bytes, options: Any, types: dict[str, pa.DataType], dialect: CsvSettings) -> pa.Table:
     return pa.csv.read_csv(
         pa.BufferReader(data),
-        read_options=pa.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(columns)),
+        read_options=options,
         parse_options=pa.csv.ParseOptions(
             delimiter=dialect.delimiter,
             quote_char=dialect.quote or False,
@@ -281,10 +300,21 @@ def _reason(message: str) -> str:
         (("inside quotes",), "a quote that is not closed in its line"),
         (("columns, got",), "wrong number of fields"),
         (
-            ("conversion error", "changed from", "failed to", "failed of", "out of bounds", "casting", "out of range"),
+            (
+                "conversion error",
+                "unsupported cast",
+                "changed from",
+                "failed to",
+                "failed of",
+                "out of bounds",
+                "casting",
+                "out of range",
+            ),
             "wrong type",
         ),
         (("too deeply",), "nested too deeply"),
+        (("not a json object",), "not a JSON object"),
+        (("carriage return",), "a carriage return within a line"),
         (("json",), "not JSON"),
     ):
         if any(word in lowered for word in words):

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from clsd.features.arrays import Bools
 from clsd.features.hashing import hash64
 from clsd.features.schema import BagFeature, NumericFeature, Schema, SequenceFeature
-from clsd.features.tokens import arrow_type, as_type
+from clsd.features.tokens import as_type, source_type
 from clsd.pipeline.preprocess.casting import shown
 from clsd.pipeline.preprocess.columns import KEY, LABEL, POSITION, TIME, USER
 
@@ -103,7 +103,7 @@ def carried(schema: Schema) -> pa.Schema:
     types: dict[str, pa.DataType] = {}
     for feature in schema.features:
         if feature not in schema.histories:
-            kind = arrow_type(feature)
+            kind = source_type(schema, feature.source)
             types[feature.source] = pa.dictionary(pa.int32(), kind) if feature.source in schema.single_valued else kind
     if schema.intensity:
         types.setdefault(schema.intensity, pa.float64())
@@ -184,7 +184,7 @@ def _as_int(column: pa.Array) -> pa.Array:
     """Booleans and whole floats as int64; other values become null."""
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         return column.cast(pa.int64(), safe=False)  # an unsigned overflow turns negative, which is refused
-    if pa.types.is_decimal(column.type):
+    if pa.types.is_decimal(column.type) or column.type == pa.float16():
         column = column.cast(pa.float64())
     if pa.types.is_floating(column.type):
         whole: Any = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**62))

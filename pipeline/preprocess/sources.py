@@ -20,6 +20,7 @@ from clsd.features.errors import UserError
 from clsd.features.hashing import seeded
 from clsd.features.tokens import plain, with_dictionaries
 from clsd.pipeline.preprocess import avro, casting
+from clsd.pipeline.preprocess.column_types import fractions_of
 from clsd.pipeline.preprocess.columns import KEY, POSITION
 from clsd.pipeline.preprocess.dead_letters import DeadLetter
 from clsd.pipeline.preprocess.input_splits import InputSplit
@@ -155,7 +156,7 @@ class Reader:
             result = avro.columns_of(input_split.path, file)
             schema = pa.schema([(name, result[name]) for name in input_split.types])
             for block in chain(avro.blocks(input_split.path, file, input_split.start, input_split.end), [None]):
-                records += avro.as_values(input_split.types, block or [])
+                records += avro.as_values({name: result[name] for name in input_split.types}, block or [])
                 if len(records) >= BATCH_ROWS or block is None:  # blocks usually have a few hundred rows
                     with as_damage(input_split.path, "holds values that are not of its schema's types", avro.HINT):
                         table = pa.Table.from_pylist(records, schema=schema)
@@ -210,12 +211,16 @@ class Reader:
 
     def _parse(self, input_split: InputSplit, lines: _Lines, rows: list[int]) -> pa.Table:
         text = lines.text if len(rows) == len(lines) else b"\n".join(lines[row] for row in rows)
-        types = {**input_split.types, **input_split.parsed_as}
-        if input_split.format == "csv":
-            table = parse_csv(text, input_split.columns, types, self._logs)
-        else:
-            table = parse_json(text, types)
-        for name in input_split.parsed_as:
+        fractional = input_split.parsed_as
+        try:
+            table = self._parse_as({**input_split.types, **fractional}, input_split, text)
+        except pa.ArrowInvalid:
+            if len(rows) > 1:
+                raise
+            # A single row: an integer may be written as 12.0, although most are not.
+            fractional = fractions_of({name: input_split.types[name] for name in input_split.ids})
+            table = self._parse_as({**input_split.types, **fractional}, input_split, text)
+        for name in fractional:
             wanted, at = pa.field(name, input_split.types[name]), table.schema.get_field_index(name)
             table = table.set_column(at, wanted, casting.cast(table[name], wanted, is_id=True))
         if table.num_rows != len(rows):
@@ -226,6 +231,11 @@ class Reader:
             )
         table.validate(full=True)
         return table
+
+    def _parse_as(self, types: dict[str, pa.DataType], input_split: InputSplit, text: bytes) -> pa.Table:
+        if input_split.format == "csv":
+            return parse_csv(text, input_split.columns, types, self._logs)
+        return parse_json(text, types)
 
     def _suspicious_column(self, input_split: InputSplit, line: bytes) -> str | None:
         types = {**input_split.types, **input_split.parsed_as}

@@ -11,7 +11,9 @@ from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import as_path
 from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import register_file_systems, tf
+from clsd.pipeline.preprocess.parsing import is_deep
 from clsd.pipeline.serving.serving_inputs import as_arrays
+from clsd.pipeline.shared.json_files import each_key_once
 from clsd.pipeline.shared.loaders import load_saved_model
 from clsd.pipeline.shared.model_versions import exported_config, newest_version, verified_metadata
 
@@ -69,33 +71,51 @@ class Predictor:
         for name, spec in self.inputs.items():
             column = self._columns.get(name, name)
             columns[name] = [
-                _checked(row.get(name, row.get(column)), spec, f"{where}:{at}", name)
+                checked_value(
+                    row.get(name, row.get(column)), spec.dtype.name, spec.shape.rank == 2, f"{where}:{at}", name
+                )
                 for at, row in enumerate(rows, first)
             ]
         answer = self.call(as_arrays(columns, self.inputs))
         return [{name: float(values[at]) for name, values in sorted(answer.items())} for at in range(len(rows))]
 
 
-def _checked(value: Any, spec: Any, where: str, name: str) -> Any:
-    kind, is_list = spec.dtype.name, spec.shape.rank == 2
+def checked_value(value: Any, dtype: str, is_list: bool, where: str, name: str) -> Any:
+    """A value of a request as the model takes it; both `clsd predict` and `clsd skew` read requests so.
+
+    Args:
+        value: the value, as JSON has it; None is missing.
+        dtype: of the model's input: string, int64 or float32.
+        is_list: whether the input takes a list.
+        where, name: for messages: the row, and the input.
+
+    Raises:
+        UserError: the model does not take such a value.
+    """
+    missing = {"string": "", "int64": MISSING_INT, "float32": None}[dtype]
     if value is None:
-        return [] if is_list else {"string": "", "int64": MISSING_INT, "float32": None}[kind]
+        return [] if is_list else missing
     takes: dict[str, Any] = {"string": str, "int64": int, "float32": (int, float)}
-    values = value if is_list and isinstance(value, list) else [value]
-    if is_list != isinstance(value, list) or any(not isinstance(v, takes[kind]) or isinstance(v, bool) for v in values):
-        expected = f"a list of {kind}" if is_list else kind
-        raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes {expected}", "correct the row")
-    if kind == "int64" and any(not -(2**63) <= v < 2**63 for v in values):
-        raise UserError(where, f"'{name}' is {json.dumps(value)[:80]}, the model takes int64", "correct the row")
-    if kind == "float32" and any(isinstance(v, int) and abs(v) > 2**1000 for v in values):
+    values = [_whole(v) if dtype == "int64" else v for v in (value if is_list and isinstance(value, list) else [value])]
+    shown = f"'{name}' is {json.dumps(value)[:80]}"
+    known = [v for v in values if v is not None or not is_list]
+    if is_list != isinstance(value, list) or any(not isinstance(v, takes[dtype]) or isinstance(v, bool) for v in known):
+        expected = f"a list of {dtype}" if is_list else dtype
+        raise UserError(where, f"{shown}, the model takes {expected}", "correct the row")
+    if dtype == "int64" and any(not -(2**63) <= v < 2**63 for v in known):
+        raise UserError(where, f"{shown}, the model takes int64", "correct the row")
+    if dtype == "float32" and any(isinstance(v, int) and abs(v) > 2**1000 for v in known):
         raise UserError(where, f"'{name}' is too large a number, the model takes float32", "correct the row")
     try:
-        "".join(v for v in values if isinstance(v, str)).encode()
+        "".join(v for v in known if isinstance(v, str)).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            where, f"'{name}' is {json.dumps(value)[:80]}, which is not Unicode text", "correct the row"
-        ) from None
-    return value
+        raise UserError(where, f"{shown}, which is not Unicode text", "correct the row") from None
+    return [missing if v is None else v for v in values] if is_list else values[0]
+
+
+def _whole(value: Any) -> Any:
+    """12.0 as 12, as in the log; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def read_rows(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
@@ -108,8 +128,10 @@ def read_rows(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.strip())
-        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+            if is_deep(line.encode(errors="replace")):
+                raise ValueError("nested too deeply")
+            row = json.loads(line.strip(), object_pairs_hook=each_key_once)
+        except ValueError as error:
             raise UserError(f"{where}:{number}", f"is not JSON ({error})", "write one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}:{number}", "is not a JSON object", 'write it as {"feature": value, ...}')

@@ -31,7 +31,7 @@ def serving_inputs(schema: Schema, table: pa.Table, names: list[str]) -> dict[st
         feature = schema.feature(name)
         kind = arrow_type(feature)
         has_column = feature.source in table.schema.names
-        column = table[feature.source].cast(kind).to_pylist() if has_column else [None] * table.num_rows
+        column = as_type(table[feature.source], kind).to_pylist() if has_column else [None] * table.num_rows
         if isinstance(feature, NumericFeature):
             out[name] = [value if value is not None and math.isfinite(value) else None for value in column]
         elif pa.types.is_list(kind):

@@ -20,11 +20,11 @@ from clsd.features.encode import encode
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.records import begins_as_records, read_records
 from clsd.features.schema import FIRST_OOV_ID, MISSING_ID, PADDING_ID, Feature, NumericFeature, Schema
-from clsd.features.tokens import arrow_type, as_float32
+from clsd.features.tokens import arrow_type, as_float32, source_type
 from clsd.features.transform import first_value_id
 from clsd.pipeline.evaluation.drift import bin_labels, edges_of, psi
 from clsd.pipeline.serving.export import scoring_function, trainer_scores
-from clsd.pipeline.serving.predict import read_rows
+from clsd.pipeline.serving.predict import checked_value, read_rows
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names
 from clsd.pipeline.shared.dataset import STATISTICS_QUANTILES, STATISTICS_TOP, Dataset
 from clsd.pipeline.shared.model_versions import exported_config, verified_metadata
@@ -119,7 +119,10 @@ def _number(value: Any, log: Path, row: int, name: str) -> float:
         raise UserError(
             f"{log}:{row}", f"'{name}' is {json.dumps(value)[:80]}, which is not a number", "correct the row"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _finite(value: Any) -> float | None:
@@ -229,33 +232,22 @@ def _as_table(schema: Schema, rows: list[dict[str, Any]], where: str) -> pa.Tabl
     for feature in schema.features:
         if not any(feature.name in row or feature.source in row for row in rows):
             continue
-        kind = arrow_type(feature)
+        kind = source_type(schema, feature.source)
+        is_list = pa.types.is_list(kind)
+        single = kind.value_type if is_list else kind
+        dtype = "float32" if pa.types.is_floating(single) else "string" if pa.types.is_string(single) else "int64"
         result = [row.get(feature.name, row.get(feature.source)) for row in rows]
-        if not pa.types.is_list(kind):  # in an Example, a single value is a list too
+        if not is_list:  # in an Example, a single value is a list too
             result = [(value[0] if value else None) if isinstance(value, list) else value for value in result]
-        try:
-            columns[feature.source] = pa.array(result, kind)
-        except _UNFIT:
-            at = next(at for at, value in enumerate(result) if not _fits(value, kind))
-            what = f"'{feature.name}' is {json.dumps(result[at], default=str)[:80]}, the model takes {kind}"
-            raise UserError(f"{where}:{at + 1}", what, "correct the row") from None
+        checked = [checked_value(v, dtype, is_list, f"{where}:{at}", feature.name) for at, v in enumerate(result, 1)]
+        if dtype == "float32":
+            checked = [None if value is None else float(value) for value in checked]
+        columns[feature.source] = pa.array(checked, kind)
     if not columns:
         raise UserError(
             where, "names none of the model's inputs", f"known: {', '.join(f.name for f in schema.features)}"
         )
     return pa.table(columns)
-
-
-#: The errors of Arrow for a value that does not fit a type.
-_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
-
-
-def _fits(value: Any, kind: pa.DataType) -> bool:
-    try:
-        pa.array([value], kind)
-    except _UNFIT:
-        return False
-    return True
 
 
 def _served_rows(log: Path, ranks: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ def read_json(path: Path, what: str, hint: str, model: type[BaseModel] | None = 
         UserError: the file is absent or damaged, holds an unknown key or lacks one, or its checksum differs.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_key_once)
     except FileNotFoundError:
         raise UserError(str(path.parent), f"is not a {what}: it has no {path.name}", hint) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -46,7 +46,8 @@ def read_json(path: Path, what: str, hint: str, model: type[BaseModel] | None = 
     return without_checksum(content, path, hint)
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook of ``json.loads`` that refuses an object with a key that stands twice, of which JSON would take the last."""
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("a key stands twice")

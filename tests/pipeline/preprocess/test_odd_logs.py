@@ -115,11 +115,11 @@ def test_whole_floats_are_integers_and_nan_is_missing(tmp_path: Path, kind: pa.D
 
 
 def test_a_large_id_keeps_its_digits(tmp_path: Path) -> None:
-    table = _parquet(tmp_path / "a.parquet", item=pa.array([1234567890123.0, 2.0**53]))
-    assert [row["item"] for row in _read(_schema(), table)[0]] == ["1234567890123", str(2**53)]
+    table = _parquet(tmp_path / "a.parquet", item=pa.array([1234567890123.0, 2.0**53 - 1]))
+    assert [row["item"] for row in _read(_schema(), table)[0]] == ["1234567890123", str(2**53 - 1)]
 
 
-@pytest.mark.parametrize("value", [1.5, math.inf, 2.0**54])
+@pytest.mark.parametrize("value", [1.5, math.inf, 2.0**53])
 def test_an_id_that_is_no_whole_number_is_refused_by_its_row(tmp_path: Path, value: float) -> None:
     table = _parquet(tmp_path / "a.parquet", item=pa.array([1.0, value, 2.0]))
     rows, refused = _read(_schema(), table)
@@ -136,6 +136,36 @@ def test_integers_that_a_tool_wrote_with_a_fraction(tmp_path: Path) -> None:
         rows, refused = _read(_schema(NUMBER), tmp_path / file)
         assert [row["item"] for row in rows] == wanted
         assert [r.reason for r in refused] == ["not a whole number in 'item'"]
+
+
+def test_whole_floats_that_are_a_minority_are_integers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("item,click\n3,1\n4.0,1\n5,1\n")
+    (tmp_path / "b.jsonl").write_text("".join(f'{{"item": {v}, "click": 1}}\n' for v in ("3", "4.0", "5", "1E1")))
+    assert [row["item"] for row in _read(_schema(NUMBER), tmp_path / "a.csv")[0]] == [3, 4, 5]
+    assert [row["item"] for row in _read(_schema(NUMBER), tmp_path / "b.jsonl")[0]] == [3, 4, 5, 10]
+
+
+def test_a_user_may_be_a_float_or_unsigned(tmp_path: Path) -> None:
+    schema = _schema(user="u")
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"item": "x", "click": 1, "u": {v}}}\n' for v in ("5", "6.0", "null")))
+    assert [row["u"] for row in _read(schema, tmp_path / "a.jsonl")[0]] == [5, 6, None]
+    unsigned = pa.array([2**64 - 1, 5], pa.uint64())
+    table = _parquet(tmp_path / "a.parquet", item=pa.array(["x", "y"]), u=unsigned)
+    assert [row["u"] for row in _read(schema, table)[0]] == [str(2**64 - 1), "5"]
+
+
+def test_a_column_that_is_read_as_ids_and_as_numbers(tmp_path: Path) -> None:
+    both = ({**NUMBER, "column": "n"}, {"name": "n", "kind": "numeric"})
+    table = _parquet(tmp_path / "a.parquet", n=pa.array([1234567890123.0, None, 7.0]))
+    rows, refused = _read(_schema(*both), table)
+    assert [row["n"] for row in rows] == [1234567890123, None, 7] and refused == []
+    for other in ({**ITEM, "column": "n"}, {**BAG, "column": "n"}):
+        with pytest.raises(
+            ValueError, match=r"column 'n' is read as .* and as .*; give one of them a column of its own"
+        ):
+            _schema(other, both[1])
+    with pytest.raises(ValueError, match="column 'n' is read as ids by the user and as numbers by 'n'"):
+        _schema(both[1], user="n")
 
 
 def test_one_fraction_among_integers_costs_only_its_row(tmp_path: Path) -> None:
@@ -173,6 +203,26 @@ def test_microseconds_are_kept_in_every_unit(column: pa.Array, unit: str, wanted
     assert microseconds(column, unit).to_pylist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("column", "unit", "what"),
+    [
+        (pa.array([1777629600]), "iso", "'t' holds int64, and rows.timestamp_unit is iso; set rows.timestamp_unit"),
+        (pa.array([True]), "s", "'t' holds booleans"),
+        (pa.array([1777629600.0], pa.float32()), "s", "'t' holds float, which does not hold every second"),
+    ],
+)
+def test_a_time_that_its_unit_does_not_fit_is_named(tmp_path: Path, column: pa.Array, unit: str, what: str) -> None:
+    table = _parquet(tmp_path / "a.parquet", item=pa.array(["x"]), t=column)
+    with pytest.raises(UserError, match=what):
+        _read(_schema(timestamp="t", timestamp_unit=unit), table)
+
+
+def test_a_fraction_among_whole_times_of_a_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("item,click,t\na,1,1777629600\nb,1,1777629601.5\nc,1,1777629602\n")
+    rows, _ = _read(_schema(timestamp="t"), tmp_path / "a.csv")
+    assert [row["t"] for row in rows] == [1777629600, 1777629601.5, 1777629602]
+
+
 # ---------------------------------------------------------------- Avro
 
 
@@ -196,6 +246,8 @@ _COLOUR = {"type": "enum", "name": "Colour", "symbols": ["red", "blue"]}
         ({"type": "string", "logicalType": "uuid"}, _UUID, str(_UUID)),
         ({"type": "string", "logicalType": "varchar", "maxLength": 9}, "x", "x"),
         ({"type": "long", "logicalType": "of-our-own"}, 5, "5"),
+        ({"type": "long", "logicalType": "date"}, 5, "5"),
+        ({"type": "string", "logicalType": "timestamp-millis"}, "x", "x"),
         ({"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": 2}, decimal.Decimal("5.00"), "5"),
         ((_COLOUR, "Colour"), "blue", "blue"),
         ((_COLOUR, ["null", "Colour"]), "red", "red"),
@@ -374,3 +426,65 @@ def test_a_lone_surrogate_is_one_refused_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"item": "x", "click": 1}\n{"item": "\\ud800", "click": 1}\n')
     rows, refused = _read(_schema(), tmp_path / "a.jsonl")
     assert [row["item"] for row in rows] == ["x"] and [r.line for r in refused] == [2]
+
+
+# ---------------------------------------------------------------- lines that are none
+
+
+def test_json_that_is_no_object_is_a_refused_line(tmp_path: Path) -> None:
+    """Arrow's parser would crash the process on null."""
+    good = '{"item": "x", "click": 1}'
+    odd = ["null", "[1]", "1", '"x"', "true", "null null", "{bad"]
+    (tmp_path / "a.jsonl").write_text("\n".join([odd[0], good, *odd, good, ""]))
+    rows, refused = _read(_schema(), tmp_path / "a.jsonl")
+    assert len(rows) == 2
+    assert [r.reason for r in refused] == ["not a JSON object"] * 7 + ["not JSON"]
+    (tmp_path / "a.jsonl").write_text("null\n")
+    with pytest.raises(UserError, match="none of its first lines is JSON"):
+        _read(_schema(), tmp_path / "a.jsonl")
+
+
+def test_a_carriage_return_within_a_line_joins_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'item,click\na,1\n\r",1\nccc""",1\nb,1\r\n')
+    rows, refused = _read(_schema(), tmp_path / "a.csv")
+    assert [row["item"] for row in rows] == ["a", 'ccc"""', "b"]
+    assert [(r.line, r.reason) for r in refused] == [(3, "a carriage return within a line")]
+
+
+def test_files_that_are_no_text_say_so(tmp_path: Path) -> None:
+    table = "item,click\nx,1\n"
+    for content, what in (
+        (table.encode("utf-16"), "is no UTF-8 text, perhaps UTF-16; convert it to UTF-8"),
+        (table.encode("utf-16-le"), "is no UTF-8 text, perhaps UTF-16"),
+        (gzip.compress(table.encode()), "is compressed by gzip; let its name end in .gz"),
+        (b"\n" + table.encode(), "the first line is empty"),
+        (table.replace(",", ";").encode(), "is the delimiter ';'. set logs.csv.delimiter"),
+    ):
+        (tmp_path / "a.csv").write_bytes(content)
+        with pytest.raises(UserError, match=what):
+            _read(_schema(), tmp_path / "a.csv")
+
+
+def test_a_file_that_two_patterns_name_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("item,click\nx,1\n")
+    assert len(_read(_schema(), "*.csv", "./a.csv", tmp_path / "a.csv")[0]) == 1
+
+
+def test_empty_files_of_every_format_are_skipped(tmp_path: Path) -> None:
+    _parquet(tmp_path / "a.parquet", item=pa.array(["x"]))
+    for name in ("b.parquet", "c.avro", "d.csv.bz2", "e.jsonl"):
+        (tmp_path / name).touch()
+    assert len(_read(_schema(), tmp_path / "*.*")[0]) == 1
+
+
+def test_ids_as_text_that_a_tool_wrote_as_floats_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("item,click\n12.0,1\n13.0,1\n")
+    _read(_schema(), tmp_path / "a.csv")
+    assert "feature 'item' is read as text, and the log has numbers such as 12.0" in capsys.readouterr().err
+
+
+def test_long_integers_that_are_carried_keep_their_digits_or_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"item": "x", "click": 1, "s": 12345678901234567890}\n')
+    with pytest.raises(UserError, match=r"passthrough 's' holds integers that .* cannot hold; log them as text"):
+        _read(_schema(passthrough=["s"]), tmp_path / "a.jsonl")

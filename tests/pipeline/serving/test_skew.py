@@ -12,11 +12,12 @@ from click.testing import CliRunner
 
 from clsd.features.errors import UserError
 from clsd.features.records import write_records
+from clsd.features.schema import MISSING_INT
 from clsd.features.tf_runtime import tf
 from clsd.pipeline.cli import main
 from clsd.pipeline.evaluation.drift import psi
 from clsd.pipeline.serving.export import export
-from clsd.pipeline.serving.predict import Predictor
+from clsd.pipeline.serving.predict import Predictor, checked_value
 from clsd.pipeline.serving.skew import _numbers, skew
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
@@ -228,3 +229,32 @@ def test_a_constant_that_becomes_another_has_moved() -> None:
         assert psi(before, after) > 1
     _, before, after = _numbers(nothing, nothing, np.full(100, 5.0), np.full(50, 5.0))
     assert psi(before, after) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "is_list", "wanted"),
+    [
+        (12.0, "int64", False, 12),
+        ([None, 1, 2.0], "int64", True, [MISSING_INT, 1, 2]),
+        ([None, "a"], "string", True, ["", "a"]),
+        (2**60, "float32", False, 2**60),
+        (None, "float32", False, None),
+    ],
+)
+def test_a_value_of_a_request_is_taken_as_in_a_log(value: Any, dtype: str, is_list: bool, wanted: Any) -> None:
+    assert checked_value(value, dtype, is_list, "rows:1", "x") == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "is_list"),
+    [
+        (3.5, "int64", False),
+        ("abc", "string", True),
+        (True, "float32", False),
+        (2.0**60, "int64", False),
+        ([[1]], "int64", True),
+    ],
+)
+def test_a_value_that_the_model_does_not_take_is_refused(value: Any, dtype: str, is_list: bool) -> None:
+    with pytest.raises(UserError, match=r"rows:1: 'x' is .*, the model takes .*; correct the row"):
+        checked_value(value, dtype, is_list, "rows:1", "x")
