@@ -186,7 +186,7 @@ def test_records_are_told_from_json_whatever_the_length_of_the_first(
         ("", "holds no request"),
         ('{"user_id": "u1"}\n{', "log:2: is not JSON"),
         ('{"name": "x"}\n', "names none of the model's inputs"),
-        ('{"user_id": "u1", "price": "dear"}\n', "log:1: 'price' is \"dear\", the model takes double"),
+        ('{"user_id": "u1", "price": "dear"}\n', "log:1: 'price' is \"dear\", the model takes float32"),
         ('{"user_id": "u1", "ctr": "high"}\n', "log:1: 'ctr' is \"high\", which is not a number"),
         ("not json\n", "log:1: is not JSON"),
         ('{"position": 9223372036854775808}\n', "log:1: 'position' is 9223372036854775808, the model takes int64"),
