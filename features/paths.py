@@ -26,6 +26,8 @@ def as_path(path: str | Path) -> Path:
     Raises:
         UserError: no client for this kind of store is installed.
     """
+    if "\0" in str(path):
+        raise UserError(str(path), "is not a path: it holds a NUL", "correct it")
     if not is_remote(path):
         return Path(str(path).removeprefix(_LOCAL))
     try:

@@ -132,11 +132,12 @@ def parse_block(schema: Schema, serialized: bytes) -> EncodedRows:
 
 
 class Written(NamedTuple):
-    """A written file: number of records, bytes, and CRC-32C."""
+    """A written file: number of records, bytes, CRC-32C, and the CRC-32C of its first record's data, which tells files apart."""
 
     records: int
     bytes: int
     crc32c: int
+    first_crc32c: int
 
 
 def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = False) -> Written:
@@ -147,9 +148,10 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
         records: serialized blocks.
         gzipped: whether to compress the file as one gzip stream. It has no name and no time, so equal records give equal bytes.
     """
-    count = size = crc = 0
+    count = size = crc = first = 0
     packer = zlib.compressobj(_GZIP_LEVEL, wbits=31) if gzipped else None
     for data in records:
+        first = first if count else int(google_crc32c.value(data))
         length = struct.pack("<Q", len(data))
         framed = b"".join((length, _masked(length), data, _masked(data)))
         framed = packer.compress(framed) if packer else framed
@@ -159,7 +161,18 @@ def write_records(file: IO[bytes], records: Iterator[bytes], *, gzipped: bool = 
         rest = packer.flush()
         file.write(rest)
         size, crc = size + len(rest), google_crc32c.extend(crc, rest)
-    return Written(count, size, crc)
+    return Written(count, size, crc, first)
+
+
+def first_crc32c(path: str) -> int:
+    """CRC-32C of the data of a file's first record; 0 if it has none.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    with open_records(path) as file:
+        data = next(read_records(file, path), None)
+    return 0 if data is None else int(google_crc32c.value(data))
 
 
 def open_records(path: str) -> IO[bytes]:

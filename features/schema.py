@@ -33,7 +33,9 @@ class Strict(BaseModel):
 
 
 class _Feature(Strict):
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the feature, and of its serving input")
+    name: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200, description="name of the feature, and of its serving input"
+    )
     column: str = Field(default="", description="column of the log; by default the feature's name")
     optional: bool = Field(
         default=False, description="whether log files may lack the column; all its values are then missing"

@@ -2,12 +2,14 @@
 
 Exit codes: 0 done; 1 a bug in clsd; 2 a user error, printed as one line; 3 a measurement out of its bounds (`validate`, `skew`,
 `export --require` and `--against`); 75 training got SIGTERM and wrote a checkpoint, or lost a machine: run it again; 130 Ctrl-C;
-143 SIGTERM outside of training.
+141 the reader of standard output ended; 143 SIGTERM outside of training.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import sys
 import threading
@@ -45,6 +47,9 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             say("interrupted; unfinished results are not used, run the same command again")
             sys.exit(143 if asked else 130)
+        except BrokenPipeError:  # the reader of standard output has ended, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+            sys.exit(141)
         except Terminated:
             say("ended by SIGTERM after a checkpoint; run the same command again to continue")
             sys.exit(75)
@@ -52,6 +57,8 @@ class _Commands(click.Group):
             known = object_store_error(error, "an address") or out_of_memory_error(error)
             if isinstance(error, OSError):
                 known = known or disk_full_error(error, str(error.filename or "the disk"))
+                if error.errno == errno.ENAMETOOLONG:
+                    known = UserError(str(error.filename)[:80], "is too long a name for a file", "choose a shorter one")
             if known is None:
                 raise
             _fail(str(known))

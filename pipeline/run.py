@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from clsd.features.errors import UserError
+from clsd.pipeline.shared.checksums import require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import as_user_error
+from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import local_path
 from clsd.pipeline.shared.json_files import read_json
 from clsd.pipeline.shared.progress import add, say, say_there_already, styled, warn, watching
@@ -116,28 +118,26 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
         overwrite: replace results of other settings instead of refusing.
         beam_options: options of Beam for the preprocessing job.
     """
-    from clsd.pipeline.preprocess.input_splits import plan
-    from clsd.pipeline.preprocess.job import is_made, preprocess
-    from clsd.pipeline.shared.dataset import Dataset
+    from clsd.pipeline.preprocess.job import preprocess
 
     _say(1, "click logs", ", ".join(config.logs.files))
     fetch_logs(config, overwrite=overwrite)
 
     _say(2, "preprocess", str(paths.dataset))
-    if is_made(config, plan(config.logs, config.row_schema), paths.dataset):
-        dataset = Dataset.load(paths.dataset)
+    dataset = _made_dataset(config, paths.dataset, overwrite)
+    if dataset is not None:
         say_there_already()
     else:
         with watching("preprocess"):
             dataset = preprocess(config, paths.dataset, overwrite=overwrite, beam_options=beam_options)
 
-    from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
+    from clsd.pipeline.training.checkpoints import RUN_FILE
     from clsd.pipeline.training.train import run_fingerprint, train
 
     _say(3, "train", str(paths.train))
     fingerprint = run_fingerprint(config, dataset)
     finished = paths.train / RUN_FILE
-    same = finished.exists() and read_run(paths.train, "remove it, or pass --overwrite")["fingerprint"] == fingerprint
+    same = finished.exists() and _is_same_run(paths.train, fingerprint, overwrite)
     train(config, dataset, paths.train, overwrite=overwrite and not same)
 
     from clsd.pipeline.evaluation.evaluate import evaluate
@@ -177,6 +177,39 @@ def run(config: Config, paths: Paths, *, overwrite: bool = False, beam_options: 
     best = max(range(len(golden["expected"]["ctr"])), key=lambda at: golden["expected"]["ctr"][at])
     row = {name: values[best] for name, values in sorted(golden["inputs"].items())}
     return Outcome(paths, metrics, model, row, Predictor(model).predict([row])[0])
+
+
+def _made_dataset(config: Config, directory: Path, overwrite: bool) -> Dataset | None:
+    """The data set of this config, if it is there; None for a damaged one that may be replaced."""
+    from clsd.pipeline.preprocess.input_splits import plan
+    from clsd.pipeline.preprocess.job import is_made
+    from clsd.pipeline.shared.dataset import Dataset
+
+    input_splits = plan(config.logs, config.row_schema)
+    try:
+        if not is_made(config, input_splits, directory):
+            return None
+        dataset = Dataset.load(directory)
+        dataset.require_small_files()
+    except UserError:
+        if not overwrite:
+            raise
+        return None
+    return dataset
+
+
+def _is_same_run(directory: Path, fingerprint: str, overwrite: bool) -> bool:
+    """Whether a finished run is this one; a damaged one that may be replaced is not."""
+    from clsd.pipeline.training.checkpoints import read_run
+
+    try:
+        run = read_run(directory, "pass --overwrite to start anew")
+        require_unchanged(directory, run["files"], "restore it, or pass --overwrite to start anew")
+    except UserError:
+        if not overwrite:
+            raise
+        return False
+    return bool(run["fingerprint"] == fingerprint)
 
 
 def _say(number: int, stage: str, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ BACKBONES: dict[str, Any] = {
 
 #: Largest width, count or size among the options of a backbone.
 _LARGEST_OPTION = 65_536
+#: Largest number of layers, or of other values in a row.
+_MOST_LAYERS = 100
 
 
 def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "float32") -> Network:
@@ -54,8 +57,8 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
             raise UserError(
                 f"model.options.{option}", f"{settings.backbone} has no such option", did_you_mean(option, known)
             )
-    if settings.backbone in BACKBONES and (large := _largest(settings.options)) > _LARGEST_OPTION:
-        raise UserError("model.options", f"holds {large}, more than {_LARGEST_OPTION}", "lower it")
+    if settings.backbone in BACKBONES and (odd := _odd_option(settings.options)):
+        raise UserError("model.options", odd, "correct it")
     policy = (
         keras.mixed_precision.global_policy()
     )  # Keras has no other way to set the policy of layers that other code creates
@@ -72,11 +75,16 @@ def build_backbone(settings: ModelSettings, spec: InputSpec, precision: str = "f
         keras.mixed_precision.set_global_policy(policy)
 
 
-def _largest(value: Any) -> int:
-    """The largest integer in an option's value; 0 if there is none."""
+def _odd_option(value: Any) -> str:
+    """What is wrong with an option's value, or with one within it; "" if nothing is."""
     if isinstance(value, dict | list):
-        return max((_largest(inner) for inner in (value.values() if isinstance(value, dict) else value)), default=0)
-    return value if isinstance(value, int) else 0
+        if len(value) > _MOST_LAYERS:
+            return f"holds {len(value)} values in a row, more than {_MOST_LAYERS}"
+        found = (_odd_option(inner) for inner in (value.values() if isinstance(value, dict) else value))
+        return next((odd for odd in found if odd), "")
+    if isinstance(value, int) and value > _LARGEST_OPTION:
+        return f"holds {value}, more than {_LARGEST_OPTION}"
+    return f"holds {value}, which is not finite" if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def _imported(path: str) -> Any:

@@ -9,6 +9,7 @@ import click
 
 from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import (
+    Bound,
     config_option,
     dataset_option,
     load,
@@ -52,8 +53,8 @@ def evaluate(
 @runs_option
 @dataset_option
 @click.option("--variants", default="", metavar="A,B,…", help="Variants besides the controls; by default `configured`.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings per variant.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at the same time.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Trainings per variant.")
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Trainings at the same time.")
 @click.option("--no-controls", is_flag=True, help="Omit the controls; no basis for a claim.")
 @click.option("--out", metavar="DIR", help="Directory of the comparison; by default the one under --runs.")
 @overwrite_option
@@ -109,7 +110,9 @@ def compare(
 @click.command()
 @click.argument("directory")
 @click.option("--against", required=True, metavar="DATASET", help="The older data set.")
-@click.option("--max-psi", default=0.25, show_default=True, help="Largest population stability index of a feature.")
+@click.option(
+    "--max-psi", type=Bound(), default=0.25, show_default=True, help="Largest population stability index of a feature."
+)
 def validate(directory: str, against: str, max_psi: float) -> None:
     """Show which features of a data set drifted since an older one.
 

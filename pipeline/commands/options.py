@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ runs_option = click.option(
     "--runs", default="runs", show_default=True, metavar="DIR", help="Results go to DIR/<name of the config>."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a result of other settings.")
+
+
+class Bound(click.ParamType):  # type: ignore[type-arg]
+    """A number from 0 on that is finite: every comparison with NaN is false, so it would bound nothing."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Part of click."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= 0):
+            self.fail(f"{value} is not a finite number from 0 on", param, ctx)
+        return number
+
+
 dataset_option = click.option(
     "--dataset", "dataset_dir", metavar="DIR", help="Data set; by default the one under --runs."
 )

@@ -11,6 +11,7 @@ import click
 from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.pipeline.commands.options import (
+    Bound,
     beam_argument,
     config_option,
     dataset_option,
@@ -113,6 +114,8 @@ def predict(model_dir: str, rows: str) -> None:
     first, warned = 1, set[str]()
     try:
         with click.open_file(rows, encoding="utf-8-sig") as file:
+            if file is None:
+                raise UserError(where, "is closed", "give a file of JSON lines")
             parsed = read_rows(file, where)
             while some := list(islice(parsed, _ROWS_AT_ONCE)):
                 for name, hint in predictor.unknown(some).items():
@@ -194,9 +197,15 @@ def score(
 )
 @click.option("--ignore", multiple=True, metavar="FEATURE", help="Feature that may drift. Repeatable.")
 @click.option(
-    "--max-difference", default=1e-4, show_default=True, help="Largest difference of a score that is accepted."
+    "--max-difference",
+    type=Bound(),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference of a score that is accepted.",
 )
-@click.option("--max-psi", default=0.25, show_default=True, help="Largest stability index that a feature may have.")
+@click.option(
+    "--max-psi", type=Bound(), default=0.25, show_default=True, help="Largest stability index that a feature may have."
+)
 def skew(
     served: str,
     dataset_dir: str,

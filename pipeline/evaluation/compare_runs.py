@@ -29,6 +29,7 @@ from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
 from clsd.pipeline.evaluation.compare_summary import compare_results
 from clsd.pipeline.evaluation.compare_variants import WARMUP, choose
+from clsd.pipeline.shared.checksums import describe_file, require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.files import make_directory, refuse_foreign_directory, write_text
@@ -156,15 +157,17 @@ def _warm_up(config: Config, dataset_dir: Path, out: Path, seed: int, names: lis
 def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, overwrite: bool) -> str:
     """Train and measure one variant with one seed, unless its result is there. If only the settings of the measurement changed,
     measure again without training."""
-    from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
+    from clsd.pipeline.training.checkpoints import RUN_FILE
     from clsd.pipeline.training.train import run_fingerprint, train
 
     dataset, run_dir = Dataset.load(dataset_dir), _run_dir(out, seed, name)
     fingerprint, measured = run_fingerprint(config, dataset), _measurement_fingerprint(config)
-    existing_fingerprint = read_run(run_dir, "pass --overwrite")["fingerprint"] if (run_dir / RUN_FILE).exists() else ""
+    existing_fingerprint = _fingerprint_of(run_dir, overwrite) if (run_dir / RUN_FILE).exists() else ""
     if (run_dir / RESULT_FILE).exists():
-        result = read_json(run_dir / RESULT_FILE, "result", "pass --overwrite")
-        if existing_fingerprint == fingerprint and result.get("measured") == measured:
+        result = _read_again(run_dir / RESULT_FILE, overwrite)
+        same = result.get("of") == [name, seed, fingerprint] and result.get("measured") == measured
+        if existing_fingerprint == fingerprint and same:
+            require_unchanged(run_dir, result["files"], "remove result.json there to measure it again")
             return "already done"
         if existing_fingerprint != fingerprint and not overwrite:
             what = "holds the result of other settings or data"
@@ -179,8 +182,31 @@ def _run(config: Config, dataset_dir: Path, out: Path, name: str, seed: int, ove
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # the best weights stay
         keys = ("fingerprint", "best_epoch", "epochs", "stopped", "collapsed", "seconds_per_step")
         kept = {key: trained[key] for key in keys}
-        write_json(run_dir / RESULT_FILE, {**kept, "measured": measured, "metrics": result})
+        about = {"of": [name, seed, fingerprint], "files": [describe_file(run_dir, SCORES_FILE)]}
+        write_json(run_dir / RESULT_FILE, {**kept, **about, "measured": measured, "metrics": result})
     return f"auc {result['auc']:.4f}" if "auc" in result else ""
+
+
+def _read_again(file: Path, overwrite: bool) -> dict[str, Any]:
+    """A result; nothing if it is damaged and may be replaced."""
+    try:
+        return read_json(file, "result", "pass --overwrite")
+    except UserError:
+        if not overwrite:
+            raise
+        return {}
+
+
+def _fingerprint_of(run_dir: Path, overwrite: bool) -> str:
+    """The fingerprint of a finished run; "?" if it is damaged and may be replaced."""
+    from clsd.pipeline.training.checkpoints import read_run
+
+    try:
+        return str(read_run(run_dir, "pass --overwrite")["fingerprint"])
+    except UserError:
+        if not overwrite:
+            raise
+        return "?"
 
 
 def _measurement_fingerprint(config: Config) -> str:

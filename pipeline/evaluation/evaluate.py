@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clsd.features.arrays import Array
+from clsd.features.errors import UserError
 from clsd.features.paths import as_path
 from clsd.features.tf_runtime import tf
 from clsd.models.calibration import Calibrator
@@ -15,6 +16,7 @@ from clsd.models.metrics import Measured, calibration_curve, measure, measure_gr
 from clsd.models.ranking import group_spread, intensity_auc, ndcg
 from clsd.pipeline.evaluation.rank_correlations import rank_correlations
 from clsd.pipeline.evaluation.report import CALIBRATION_METRICS, render
+from clsd.pipeline.shared.checksums import describe_file, require_unchanged
 from clsd.pipeline.shared.config import Config, EvaluateSettings
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
@@ -22,7 +24,7 @@ from clsd.pipeline.shared.files import atomic_directory, write_text
 from clsd.pipeline.shared.headline_metrics import headline
 from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.package_versions import versions
-from clsd.pipeline.shared.progress import say_there_already
+from clsd.pipeline.shared.progress import say_there_already, warn
 from clsd.pipeline.training.checkpoints import RUN_FILE, read_run
 from clsd.pipeline.training.popularity import item_popularity
 from clsd.pipeline.training.scoring import Scorer, cheap_calibrator
@@ -58,7 +60,7 @@ def evaluate(
     """
     run = as_path(run)
     out = as_path(out)
-    if finished := _finished(dataset, run, out, settings):
+    if finished := _finished(dataset, run, out, settings, overwrite):
         say_there_already()
         return finished
     config, model = load_trained(run, dataset)
@@ -74,16 +76,25 @@ def evaluate(
     metrics["training"] = read_run(run, "train again")
     metrics["versions"] = versions()
     with atomic_directory(out, marker=METRICS_FILE, overwrite=overwrite, sole=True) as temporary:
-        write_json(temporary / METRICS_FILE, metrics)
         write_text(temporary / REPORT_FILE, render(config, dataset.manifest, metrics, dataset.statistics))
+        metrics["files"] = [describe_file(temporary, REPORT_FILE)]
+        write_json(temporary / METRICS_FILE, metrics)
     return metrics
 
 
-def _finished(dataset: Dataset, run: Path, out: Path, settings: EvaluateSettings | None) -> dict[str, Any] | None:
-    """The metrics in ``out`` if they are of this run and of these settings."""
+def _finished(
+    dataset: Dataset, run: Path, out: Path, settings: EvaluateSettings | None, overwrite: bool
+) -> dict[str, Any] | None:
+    """The metrics in ``out`` if they are of this run and of these settings; None for a damaged result that may be replaced."""
     if not all((directory / file).exists() for directory, file in ((run, RUN_FILE), (out, METRICS_FILE))):
         return None
-    metrics = read_json(out / METRICS_FILE, "evaluation", "evaluate again with --overwrite")
+    try:
+        metrics = read_json(out / METRICS_FILE, "evaluation", "evaluate again with --overwrite")
+        require_unchanged(out, metrics.get("files", []), "evaluate again with --overwrite")
+    except UserError:
+        if not overwrite:
+            raise
+        return None
     wanted = settings or load_config(run / "config.yaml").evaluate
     trained = read_run(run, "train again")
     same_run = metrics["training"]["fingerprint"] == trained["fingerprint"]
@@ -157,7 +168,11 @@ def known_headline(evaluation: Path, run: Path) -> dict[str, float] | None:
     """The headline metrics that ``clsd evaluate`` wrote for a run; None if it did not measure this run."""
     if not (evaluation / METRICS_FILE).exists():
         return None
-    metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again")
+    try:
+        metrics = read_json(evaluation / METRICS_FILE, "evaluation", "evaluate again with --overwrite")
+    except UserError as error:
+        warn(f"{error}: taken as not evaluated")
+        return None
     mine = read_run(run, "run `clsd train` first")["fingerprint"]
     return headline(metrics) if metrics["training"]["fingerprint"] == mine else None
 

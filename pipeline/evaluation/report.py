@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from clsd.pipeline.evaluation import pictures
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
+from clsd.pipeline.shared.progress import printable
 
 #: The metrics that the correction for weights changes; ranking metrics stay about equal.
 CALIBRATION_METRICS = ("predicted_over_real", "ece")
@@ -31,6 +32,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not Markup, such as a picture
     )
 
 

@@ -54,8 +54,10 @@ def preprocess(
         earlier.require(config.row_schema)
     input_splits = plan(config.logs, config.row_schema)
     if not overwrite and is_made(config, input_splits, out, earlier):
+        made = Dataset.load(out)
+        made.require_small_files()
         progress.say_there_already()
-        return Dataset.load(out)
+        return made
     with atomic_directory(out, marker="dataset.json", overwrite=overwrite, shared=True, sole=True) as temporary:
         # Created here and not by the workers: a worker that outlives its job must not create them again.
         for name in (SPILL, "vocabularies", *SPLITS):

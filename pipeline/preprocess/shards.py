@@ -124,4 +124,5 @@ def write_shard(
         "blocks": written.records,
         "bytes": written.bytes,
         "crc32c": f"{written.crc32c:08x}",
+        "first_crc32c": f"{written.first_crc32c:08x}",
     }

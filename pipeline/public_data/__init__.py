@@ -17,6 +17,8 @@ from clsd.pipeline.public_data.movielens import MOVIELENS_1M, MOVIELENS_100K, Mo
 from clsd.pipeline.public_data.open_bandit import CAMPAIGNS, OBP, POLICIES, ROWS_PER_TABLE, read_open_bandit
 from clsd.pipeline.public_data.synthetic import SyntheticSettings, generate
 from clsd.pipeline.public_data.wheels import Wheel
+from clsd.pipeline.shared.checksums import describe_file
+from clsd.pipeline.shared.files import sole_writer
 from clsd.pipeline.shared.log_writer import LOG_FORMATS, write_log
 
 __all__ = ["DATASETS", "SOURCE_FILE", "DatasetInfo", "SyntheticSettings", "write_dataset"]
@@ -124,11 +126,24 @@ def write_dataset(
         raise UserError(f"format '{format}'", "is not a log format", did_you_mean(format, LOG_FORMATS))
     if synthetic is not None and name != "synthetic":
         raise UserError(f"data set '{name}'", "has no settings", "leave out the settings of the synthetic data set")
+    with sole_writer(out):
+        return _write_dataset(name, out, format, cache, synthetic, on_rows, overwrite)
+
+
+def _write_dataset(
+    name: str,
+    out: Path,
+    format: str,
+    cache: Path | None,
+    synthetic: SyntheticSettings | None,
+    on_rows: Callable[[int], None] | None,
+    overwrite: bool,
+) -> Path:
     wanted = _identity(name, format, synthetic or SyntheticSettings())
     log, note = out / f"log.{format}", out / SOURCE_FILE
     result = _read_note(note)
     if result is not None and {key: result.get(key) for key in wanted} == wanted:
-        if log.is_file() and log.stat().st_size == result.get("bytes"):
+        if log.is_file() and describe_file(out, log.name).items() <= result.items():
             return log
     elif not overwrite and (result is not None or note.exists() or log.exists()):
         held = f"{result['name']} as {result.get('format')}" if result and "name" in result else "other data"
@@ -138,7 +153,7 @@ def write_dataset(
         out.mkdir(parents=True, exist_ok=True)
         tally = _Tally(_batches(name, cache, synthetic or SyntheticSettings()))
         write_log(tally, log, format, on_rows)
-        counts = {"rows": tally.rows, "clicks": tally.clicks, "bytes": log.stat().st_size}
+        counts = {"rows": tally.rows, "clicks": tally.clicks, **describe_file(out, log.name)}
         about = {"licence": DATASETS[name].licence, "source": DATASETS[name].source}
         _write_note(note, {**wanted, **counts, **about})
         # A log of another format would be read together with this one.
@@ -185,7 +200,7 @@ def _read_note(note: Path) -> dict[str, Any] | None:
     """The entries of the note; None if it is missing or unreadable."""
     try:
         entries = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return entries if isinstance(entries, dict) else None
 

@@ -39,6 +39,7 @@ _CATEGORIES = 20
 _TAGS = 60
 _MOST_TAGS = 4
 _ZIPF_EXPONENT = 1.05
+_LARGEST_FACTOR = 1e30
 
 #: Largest values of the settings: users and items are held in memory.
 _LARGEST = {
@@ -254,6 +255,8 @@ def _solve(rate: Callable[[float], float], target: float) -> float:
         return 0.0
     low, high = 0.0, 1.0
     while rate(high) < target:
+        if high > _LARGEST_FACTOR:
+            raise UserError("synthetic ctr", "cannot be reached with these settings", "lower ctr, or change accidental")
         low, high = high, 2 * high
     while high - low > 1e-6 * high:
         middle = (low + high) / 2

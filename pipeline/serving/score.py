@@ -30,6 +30,7 @@ from clsd.pipeline.preprocess.sources import Reader
 from clsd.pipeline.preprocess.spill import SPILL, Spilled, load, spill
 from clsd.pipeline.serving.serving_inputs import OUTPUTS, require_free_names, serving_arrays
 from clsd.pipeline.shared import beam_private, engine, progress
+from clsd.pipeline.shared.checksums import describe_file, require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.files import atomic_directory, atomic_file, make_directory, remove_file, remove_tree
 from clsd.pipeline.shared.json_files import read_json, write_json
@@ -155,6 +156,7 @@ def score(
     if not overwrite and (out / SCORES_FILE).exists():
         earlier = read_json(out / SCORES_FILE, "directory of scores", "pass --overwrite to score again")
         if earlier.get("fingerprint") == fingerprint:
+            require_unchanged(out, earlier["parts"], "pass --overwrite to score again")
             progress.say_there_already()
             return earlier
     with atomic_directory(out, marker=SCORES_FILE, overwrite=overwrite, shared=True, sole=True) as temporary:
@@ -282,13 +284,16 @@ def _write_part(directory: str, format: str, result: Any) -> dict[str, Any]:
             for batch in table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS):
                 file.write("".join(json_lines(batch).to_pylist()).encode())
     sums = {name: float(pc.sum(table[name].cast(pa.float64())).as_py()) for name in OUTPUTS}
-    return {"file": name, "rows": table.num_rows, "sums": sums}
+    return {**describe_file(as_path(directory), name), "rows": table.num_rows, "sums": sums}
 
 
 def _write_summary(directory: str, written: list[dict[str, Any]], dead: list[dict[str, Any]]) -> None:
     rows, refused = sum(part["rows"] for part in written), sum(dead_letters["rows"] for dead_letters in dead)
     means = {name: sum(part["sums"][name] for part in written) / rows for name in OUTPUTS} if rows else {}
-    parts = [{name: part[name] for name in ("file", "rows")} for part in sorted(written, key=lambda part: part["file"])]
+    parts = [
+        {key: value for key, value in part.items() if key != "sums"}
+        for part in sorted(written, key=lambda part: part["file"])
+    ]
     summary = {
         "rows": {"read": rows + refused, "refused": refused, "scored": rows},
         "dead": dead,

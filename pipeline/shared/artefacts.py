@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from clsd.features.schema import Schema, Strict
 
@@ -21,19 +21,20 @@ class ListedFile(Strict):
 
 
 class Shard(ListedFile):
-    """A shard of a split."""
+    """A shard of a split; ``first_crc32c`` is the CRC-32C of its first record's data."""
 
-    rows: int
-    clicks: int
-    blocks: int
+    rows: int = Field(ge=1)
+    clicks: int = Field(ge=0)
+    blocks: int = Field(ge=1)
+    first_crc32c: str
 
 
 class Split(Strict):
     """A split that has rows; ``quality`` counts missing and unknown values by feature."""
 
-    rows: int
-    clicks: int
-    shards: list[Shard]
+    rows: int = Field(ge=1)
+    clicks: int = Field(ge=0)
+    shards: list[Shard] = Field(min_length=1)
     quality: dict[str, dict[str, int]]
 
 
@@ -62,19 +63,29 @@ class DatasetManifest(Strict):
     schema_digest: str
     schema_: Schema = Field(alias="schema")
     preprocess: dict[str, Any]
-    kept_negatives: float
+    kept_negatives: float = Field(gt=0, le=1)
     seed: int
     sources: list[str]
     sources_modified: list[float]
     columns_not_read: list[str]
     rows: dict[str, int]
     dead_letters: dict[str, Any]
-    rows_per_block: int
+    rows_per_block: int = Field(ge=1)
     splits: dict[str, Split]
     files: list[ListedFile]
     vocabularies: dict[str, VocabularyFile]
     numerics: dict[str, Scale]
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_its_parts(self) -> DatasetManifest:
+        if "train" not in self.splits:
+            raise ValueError("splits: has no training split")
+        listed = {file.file for file in self.files}
+        for vocabulary in self.vocabularies.values():
+            if vocabulary.file not in listed:
+                raise ValueError(f"files: does not list {vocabulary.file}")
+        return self
 
     @field_validator("format_version")
     @classmethod
@@ -99,6 +110,11 @@ class RunSummary(Strict):
     base: dict[str, str] | None
     files: list[ListedFile]
 
+    @field_validator("files")
+    @classmethod
+    def _has_its_parts(cls, files: list[ListedFile]) -> list[ListedFile]:
+        return _with(files, "config.yaml", "best/weights.index")
+
 
 class ExportMetadata(Strict):
     """The content of a version's ``assets.extra/clsd.json``; ``config`` is YAML."""
@@ -114,3 +130,15 @@ class ExportMetadata(Strict):
     variables: dict[str, str]
     versions: dict[str, str]
     files: list[ListedFile]
+
+    @field_validator("files")
+    @classmethod
+    def _has_its_parts(cls, files: list[ListedFile]) -> list[ListedFile]:
+        return _with(files, "saved_model.pb", "variables/variables.index", "assets.extra/golden.json")
+
+
+def _with(files: list[ListedFile], *names: str) -> list[ListedFile]:
+    for name in names:
+        if name not in {file.file for file in files}:
+            raise ValueError(f"does not list {name}")
+    return files

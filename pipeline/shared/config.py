@@ -302,7 +302,9 @@ class ExportSettings(Strict):
 class Config(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's directory, runs/<name>")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="name of the run's directory, runs/<name>"
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="seed of everything random")
     logs: LogSettings = Field(description="the click logs")
     row_schema: Schema = Field(alias="rows", description="the schema")

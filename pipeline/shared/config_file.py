@@ -93,6 +93,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals:
         raise UserError(f"--set {override}", "has no '='", "write it as --set train.epochs=3")
     *parents, last = path.split(".")
+    if not all([*parents, last]):
+        raise UserError(f"--set {override[:80]}", "names no setting", "write it as --set train.epochs=3")
     at = raw
     for parent in parents:
         at = at.setdefault(parent, {})
@@ -100,7 +102,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise UserError(
                 f"--set {override}", f"'{parent}' is not a group of settings", "see configs/ for their names"
             )
-    at[last] = load_yaml(value, f"--set {override}")
+    at[last] = load_yaml(value, f"--set {override[:80]}")
 
 
 def dump_config(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 from clsd.features.encoded_rows import EncodedRows
 from clsd.features.errors import UserError, did_you_mean
 from clsd.features.paths import as_path
-from clsd.features.records import open_records, parse_block, read_records
+from clsd.features.records import first_crc32c, open_records, parse_block, read_records
 from clsd.features.schema import Schema
 from clsd.features.transform import Transform, vocabulary_file
 from clsd.features.vocabulary import Vocabulary
@@ -22,11 +23,14 @@ from clsd.pipeline.shared.checksums import read_checked, require_unchanged
 from clsd.pipeline.shared.files import sizes
 from clsd.pipeline.shared.json_files import read_json
 from clsd.pipeline.shared.loaders import read_parquet
+from clsd.pipeline.shared.threads import Threads
 
 GOLDEN_FILE, STATISTICS_FILE = "golden.parquet", "statistics.json"
 #: What ``statistics.json`` holds of a feature: its most frequent values, this many, or its values at these quantiles.
 STATISTICS_TOP = 100
 STATISTICS_QUANTILES = (0.0, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 1.0)
+#: Threads that open shards: in an object store, each takes a request.
+_OPENERS = Threads(16, ahead=2)
 _AGAIN = "run `clsd preprocess` again with --overwrite"
 
 
@@ -119,7 +123,26 @@ class Dataset:
             raise UserError(
                 str(self.directory), f"has no rows in split '{split}'", f"{known}; see preprocess.split in the config"
             )
+        self._require_own_shards(split)
         return [str(self.directory / shard["file"]) for shard in self.manifest["splits"][split]["shards"]]
+
+    def _require_own_shards(self, split: str) -> None:
+        """Compare the first record of each shard once: another file of the same length has records that are whole, too."""
+        if split in self._compared:
+            return
+
+        def compare(shard: dict[str, Any]) -> None:
+            path = self.directory / shard["file"]
+            if f"{first_crc32c(str(path)):08x}" != shard["first_crc32c"]:
+                what = "is another shard than the one that preprocessing wrote"
+                raise UserError(str(path), what, f"restore it, or {_AGAIN}")
+
+        deque(_OPENERS.map(compare, self.manifest["splits"][split]["shards"]), maxlen=0)
+        self._compared.add(split)
+
+    @cached_property
+    def _compared(self) -> set[str]:
+        return set()
 
     def shards(self) -> list[str]:
         """Names of the shards of all splits, relative to the data set's directory."""
@@ -164,6 +187,14 @@ class Dataset:
             with open_records(path) as file:
                 parts += [parse_block(self.schema, record) for record in read_records(file, path)]
         return EncodedRows.concat(parts)
+
+    def require_small_files(self) -> None:
+        """Compare every file that is not a shard with its checksum.
+
+        Raises:
+            UserError: naming the first that is missing or altered.
+        """
+        require_unchanged(self.directory, self.manifest["files"], f"restore it, or {_AGAIN}")
 
     def verify(self) -> int:
         """Read every file and compare its CRC-32C with ``dataset.json``; gives the number of files.

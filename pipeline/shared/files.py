@@ -212,7 +212,7 @@ def atomic_directory(
         UserError: the target exists and ``overwrite`` is false, another process makes it, the disk is full, or writing is not
             permitted.
     """
-    with as_user_errors(str(target)), _sole_writer(target) if sole else nullcontext():
+    with as_user_errors(str(target)), sole_writer(target) if sole else nullcontext():
         if target.exists() and not _is_empty(target):
             if not overwrite:
                 raise UserError(str(target), "exists already", "choose another path, or pass --overwrite")
@@ -233,7 +233,7 @@ def atomic_directory(
 
 
 @contextmanager
-def _sole_writer(target: Path) -> Iterator[None]:
+def sole_writer(target: Path) -> Iterator[None]:
     """Hold the lock beside a directory that is made anew, and remove the temporary directories of killed processes.
 
     Raises:

@@ -38,11 +38,12 @@ def read_json(path: Path, what: str, hint: str, model: type[BaseModel] | None = 
         raise UserError(str(path.parent), f"is not a {what}: it has no {path.name}", hint) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read ({error})", hint) from None
-    if model is not None and isinstance(content, dict):
+    if model is not None and isinstance(content, dict) and CHECKSUM in content:
         try:
             model.model_validate({key: value for key, value in content.items() if key != CHECKSUM})
         except ValidationError as error:
-            raise as_user_error(error, str(path), model, "key") from None
+            found = as_user_error(error, str(path), model, "key")
+            raise UserError(found.where, found.what, found.hint if "did you mean" in found.hint else hint) from None
     return without_checksum(content, path, hint)
 
 

@@ -12,6 +12,8 @@ from clsd.features.errors import UserError
 #: Bounds of a config: bytes of text, values after aliases are expanded, and levels of nesting. The largest real ones have some
 #: hundred features of ten settings each.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 4 << 20, 200_000, 50
+#: Bound of the values before aliases are expanded: the parser takes a tenth of a millisecond for each.
+MAX_NODES = 50_000
 _BOUND_HINT = "a config holds settings, not data"
 
 
@@ -44,11 +46,14 @@ def load_yaml(text: str, where: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with a bound on levels; its errors for impossible dates and numbers name the line."""
 
-    _depth = 0
+    _depth = _nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Part of the loader."""
-        self._depth += 1
+        self._depth, self._nodes = self._depth + 1, self._nodes + 1
+        if self._nodes > MAX_NODES:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES:,} values", mark)
         if self._depth > MAX_DEPTH:
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
@@ -62,7 +67,9 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep=deep)
             if isinstance(value, int) and value.bit_length() > 64:
                 raise ValueError("an integer of more than 64 bits")
-        except (ValueError, OverflowError) as error:
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # a tag with a value that it does not take
             reason = str(error).partition(";")[0]
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
         return value

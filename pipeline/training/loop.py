@@ -22,9 +22,10 @@ from clsd.features.tf_runtime import Batch, Strategy, Tensor, TfFunction, tf
 from clsd.models import step_metrics
 from clsd.models.clsd_model import ClsdModel
 from clsd.models.metrics import Measured, measure
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.dataset import Dataset
-from clsd.pipeline.shared.files import atomic_directory, remove_unfinished
+from clsd.pipeline.shared.files import atomic_directory, files_in, remove_unfinished
 from clsd.pipeline.shared.loaders import restore_checkpoint
 from clsd.pipeline.shared.progress import say, warn
 from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
@@ -266,6 +267,8 @@ class TrainingLoop:
         best = self._out / BEST
         with atomic_directory(best.parent, marker=f"{best.name}.index", overwrite=True) as temporary:
             self._tf_checkpoint.write(str(temporary / best.name))
+        names = [str(Path(BEST).parent / name) for name in files_in(best.parent)]
+        self.state.best_files = [describe_file(self._out, name) for name in names]
 
     def _save(self, sums: Tensor | None) -> None:
         """Write a checkpoint of the model and the state, with the metric sums of the unfinished epoch."""

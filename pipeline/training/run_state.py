@@ -35,6 +35,7 @@ class RunState:
         weighted_steps: number of weighted steps.
         seconds, timed_steps: total time and number of weighted steps, without the calls that traced a function.
         history: metrics of each epoch.
+        best_files: the files of the best epoch's weights, with their checksums.
     """
 
     fingerprint: str
@@ -51,6 +52,7 @@ class RunState:
     seconds: float = 0.0
     timed_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    best_files: list[dict[str, Any]] = field(default_factory=list)
 
     def steps_done(self, steps_per_epoch: int) -> int:
         """Total number of finished steps."""

@@ -11,7 +11,7 @@ from clsd.features.paths import as_path
 from clsd.features.schema import digest_of
 from clsd.features.tf_runtime import register_file_systems
 from clsd.models.settings import ConfidenceSettings
-from clsd.pipeline.shared.checksums import describe_file
+from clsd.pipeline.shared.checksums import describe_file, require_unchanged
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config
 from clsd.pipeline.shared.dataset import Dataset
@@ -20,14 +20,13 @@ from clsd.pipeline.shared.files import (
     as_user_errors,
     clear,
     directory_lock,
-    files_in,
     refuse_foreign_directory,
     write_text,
 )
 from clsd.pipeline.shared.json_files import write_json
 from clsd.pipeline.shared.package_versions import versions
 from clsd.pipeline.shared.progress import say_there_already
-from clsd.pipeline.training.checkpoints import BEST, CHECKPOINTS, RUN_FILE, Checkpoints, read_run
+from clsd.pipeline.training.checkpoints import CHECKPOINTS, RUN_FILE, Checkpoints, read_run
 from clsd.pipeline.training.loop import TrainingLoop
 from clsd.pipeline.training.popularity import item_feature
 from clsd.pipeline.training.run_state import RunState, steps_per_epoch, warmup_steps
@@ -86,6 +85,7 @@ def train(
     if (out / RUN_FILE).exists() and not overwrite:
         run = read_run(out, "pass --overwrite to start anew")
         if run["fingerprint"] == fingerprint:
+            require_unchanged(out, run["files"], "restore it, or pass --overwrite to start anew")
             say_there_already()
             return dict(run)
         raise UserError(
@@ -115,9 +115,8 @@ def train(
             "base": {"run": str(base), "fingerprint": base_run.fingerprint} if base_run else None,
         }
         if is_chief():
-            best = Path(BEST).parent
-            names = ["config.yaml", *(str(best / name) for name in files_in(out / best))]
-            run["files"] = [describe_file(out, name) for name in names]
+            require_unchanged(out, state.best_files, "pass --overwrite to start anew")
+            run["files"] = [describe_file(out, "config.yaml"), *state.best_files]
             write_json(out / RUN_FILE, run)
         loop.wait_for_chief()
     return run
@@ -197,7 +196,7 @@ def _load_state(
     weights, state = newest[0], RunState.from_json(newest[1])
     if state.fingerprint != start_fingerprint:
         raise UserError(str(start), "is the warm-up of other settings or data", "pass --overwrite")
-    state.fingerprint, state.best_epoch, state.best_value = fingerprint, 0, None
+    state.fingerprint, state.best_epoch, state.best_value, state.best_files = fingerprint, 0, None, []
     state.weighted_steps, state.seconds, state.timed_steps = 0, 0.0, 0
     return state, weights
 

@@ -219,6 +219,25 @@ def test_too_little_address_space_is_one_line(
     )
 
 
+@pytest.mark.parametrize("bound", ["nan", "inf", "-1", "x"])
+def test_a_bound_that_bounds_nothing_is_refused(bound: str, cli: Cli, small_dataset: Dataset) -> None:
+    done = cli("validate", small_dataset.directory, "--against", small_dataset.directory, "--max-psi", bound)
+    assert done.exit_code == 2 and "is not a finite number from 0 on" in done.stderr
+
+
+def test_names_that_no_file_can_have_are_one_line(cli: Cli, config_file: Path) -> None:
+    _refused(cli("inspect", "x" * 5000), "is too long a name for a file")
+    _refused(cli("preprocess", "--config", config_file, "--runs", "x" * 300), "name")
+    _refused(cli("inspect", "a\0b"), "it holds a NUL")
+
+
+def test_a_reader_that_has_ended_is_no_bug(small_export: Path, small_log: Path) -> None:
+    words = [sys.executable, "-m", "clsd.pipeline.cli", "predict", "--model", str(small_export), str(small_log)]
+    command = f"{shlex.join(words)} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141) and "Traceback" not in done.stderr and done.stdout.count("\n") == 1
+
+
 def test_a_lack_of_memory_is_one_line(cli: Cli, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lack(*_: Any, **__: Any) -> None:
         raise MemoryError("Unable to allocate 7.1 TiB for an array")

@@ -16,15 +16,18 @@ from click.testing import CliRunner
 
 from clsd.features.errors import UserError
 from clsd.pipeline.cli import main
-from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate
+from clsd.pipeline.evaluation.evaluate import METRICS_FILE, evaluate, known_headline
+from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.serving.predict import Predictor
 from clsd.pipeline.shared.checksums import require_unchanged
+from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import load_config
 from clsd.pipeline.shared.dataset import Dataset
 from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.loaders import read_arrays
 from clsd.pipeline.shared.model_versions import read_metadata, verified_metadata
 from clsd.pipeline.training.checkpoints import BEST, Checkpoints, read_run
+from clsd.pipeline.training.train import train
 from clsd.pipeline.training.warm_start import load_base_run
 
 #: Flipped bits and truncations per file.
@@ -199,6 +202,64 @@ def test_inspect_verifies_a_run_and_a_version(small_run: Path, small_export: Pat
     count = len(read_metadata(small_export, "")["files"])
     assert done.exit_code == 0, done.stderr
     assert f"{count} files verified; golden scores differ by at most " in done.stderr
+
+
+def test_another_shard_of_the_same_length_is_refused(artefacts: dict[str, Artefact], tmp_path: Path) -> None:
+    """Its records are whole, so their checksums hold."""
+    directory = Path(shutil.copytree(artefacts["dataset"].directory, tmp_path / "dataset"))
+    first, second = (next((directory / split).glob("*.tfrecord")) for split in ("validation", "test"))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    manifest = read_json(directory / "dataset.json", "data set", "")
+    for split in ("validation", "test"):  # features of one value give shards of equal lengths
+        (shard,) = manifest["splits"][split]["shards"]
+        shard["bytes"] = (directory / shard["file"]).stat().st_size
+    write_json(directory / "dataset.json", manifest)
+    dataset = Dataset.load(directory)
+    for use in (lambda: dataset.files("test"), lambda: dataset.read("validation")):
+        with pytest.raises(UserError, match="is another shard than the one that preprocessing wrote; restore it"):
+            use()
+    assert dataset.files("train")
+
+
+def test_finished_results_are_not_reused_when_a_part_is_gone(
+    small_config: Config, small_dataset: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    (run / f"{BEST}.index").unlink()
+    with pytest.raises(UserError, match=r"weights\.index: is missing; restore it, or pass --overwrite to start anew"):
+        train(small_config, small_dataset, run)
+    evaluate(small_dataset, small_run, tmp_path / "evaluation")
+    (tmp_path / "evaluation" / "report.html").write_text("")
+    with pytest.raises(UserError, match=r"report\.html: is not the file that clsd wrote"):
+        evaluate(small_dataset, small_run, tmp_path / "evaluation")
+    (tmp_path / "evaluation" / METRICS_FILE).write_text("")
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be read .*; evaluate again with --overwrite"):
+        evaluate(small_dataset, small_run, tmp_path / "evaluation")
+    assert known_headline(tmp_path / "evaluation", small_run) is None
+    assert evaluate(small_dataset, small_run, tmp_path / "evaluation", overwrite=True)["score"]["auc"] > 0.5
+    assert known_headline(tmp_path / "evaluation", small_run)
+    directory = Path(shutil.copytree(small_dataset.directory, tmp_path / "dataset"))
+    (directory / "statistics.json").write_text("{}" + " " * ((directory / "statistics.json").stat().st_size - 2))
+    with pytest.raises(UserError, match=r"statistics\.json: is not the file that clsd wrote"):
+        preprocess(small_config, directory)
+
+
+def test_best_weights_that_were_damaged_before_the_end_are_not_sealed(
+    make_config: Callable[..., Config], small_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = make_config(train={"epochs": 2})
+    train(config, small_dataset, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()  # as if it was killed just before
+    weights = next((tmp_path / "run" / "best").glob("weights.data*"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(UserError, match=r"weights\.data.*: is not the file that clsd wrote.*pass --overwrite"):
+        train(config, small_dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+    weights.write_bytes(content)
+    assert train(config, small_dataset, tmp_path / "run")["best_epoch"]
 
 
 def test_an_unknown_or_misspelt_key_is_named(artefacts: dict[str, Artefact], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from clsd.pipeline.public_data.movielens import AGE_BANDS, MOVIELENS_100K, read_
 from clsd.pipeline.public_data.open_bandit import OBP, read_open_bandit
 from clsd.pipeline.public_data.synthetic import SyntheticSettings
 from clsd.pipeline.public_data.wheels import Wheel, default_cache, fetch_wheel, read_member, read_table
+from clsd.pipeline.shared.files import sole_writer
 
 SMALL = SyntheticSettings(rows=2_000, users=50, items=20)
 
@@ -277,3 +278,19 @@ def test_a_source_that_changed_is_refused(cache: Path, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="timestamps that are not UTC"):
         datasets.write_dataset("open-bandit", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_altered_log_is_written_again_and_two_writers_are_told(tmp_path: Path) -> None:
+    settings = SyntheticSettings(rows=200, users=20, items=10)
+    log = write_dataset("synthetic", tmp_path / "out", synthetic=settings)
+    content = log.read_bytes()
+    log.write_bytes(content.replace(b'"click":0', b'"click":1', 5).replace(b'"click": 0', b'"click": 1', 5))
+    assert log.read_bytes() != content
+    assert write_dataset("synthetic", tmp_path / "out", synthetic=settings).read_bytes() == content
+    with (
+        sole_writer(tmp_path / "out"),
+        pytest.raises(UserError, match="another process is writing there"),
+    ):
+        write_dataset("synthetic", tmp_path / "out", synthetic=settings)
+    with pytest.raises(UserError, match="synthetic ctr: cannot be reached with these settings"):
+        write_dataset("synthetic", tmp_path / "other", synthetic=SyntheticSettings(rows=100, ctr=0.9999999))

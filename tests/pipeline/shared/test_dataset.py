@@ -121,5 +121,5 @@ def test_a_damaged_vocabulary_or_manifest_is_named(copy: Path) -> None:
     with pytest.raises(UserError, match=r"item_id.parquet: is missing"):
         Dataset.load(copy)
     (copy / "dataset.json").write_text('{"format_version": 1}')
-    with pytest.raises(UserError, match=r"dataset.json: name: is missing"):
+    with pytest.raises(UserError, match=r"dataset.json: has no checksum"):
         Dataset.load(copy)

@@ -39,6 +39,9 @@ _CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1
         ("a: !!python/object/apply:os.system [ls]", r"c\.yaml:1: is not YAML \(could not determine a constructor"),
         ("a: \x00", r"c\.yaml: is not YAML \(unacceptable character"),
         ("x" * (5 << 20), r"c\.yaml: has more than 4 MiB"),
+        ("x: [" + "a," * 60_000 + "a]", r"c\.yaml:1: is not YAML \(more than 50,000 values\)"),
+        ("x: !!timestamp abc", r"c\.yaml:1: is not YAML"),
+        ("x: !!bool maybe", r"c\.yaml:1: is not YAML"),
     ],
 )
 def test_what_cannot_be_is_one_line(text: str, message: str) -> None:
@@ -92,5 +95,24 @@ def test_a_length_that_no_memory_holds_is_refused(settings: dict[str, Any], tmp_
     with pytest.raises(UserError, match="after its aliases are expanded"):
         load_config(tmp_path / "c.yaml")
     model = ModelSettings(options={"hidden_units": [16, 10**9]})
-    with pytest.raises(UserError, match=r"model\.options: holds 1000000000, more than 65536; lower it"):
+    with pytest.raises(UserError, match=r"model\.options: holds 1000000000, more than 65536; correct it"):
         build_backbone(model, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dropout": math.inf}, "holds inf, which is not finite"),
+        ({"hidden_units": [8] * 3000}, "holds 3000 values in a row"),
+    ],
+)
+def test_odd_options_of_a_backbone_are_refused(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.options: {what}"):
+        build_backbone(ModelSettings(options=options), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("override", ["=3", ".=1", "a..b=1"])
+def test_an_override_without_a_name_says_so(override: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x")
+    with pytest.raises(UserError, match=r"names no setting; write it as --set train\.epochs=3"):
+        load_config(tmp_path / "c.yaml", [override])
