@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import IO, Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -70,7 +71,9 @@ def open_parquet(path: str, file: IO[bytes], dictionary_columns: Sequence[str] =
 
 def parse_json(data: bytes, types: dict[str, pa.DataType]) -> pa.Table:
     """Parse JSON lines with the given types; without types, all columns with inferred types. Raises pa.ArrowException."""
-    if odd := _NO_OBJECT.search(data):  # Arrow's parser crashes on null, and counts no empty lines
+    all_objects = data.count(b"\n{") + data.startswith(b"{") == data.count(b"\n") + 1
+    # Arrow's parser crashes on null, and counts no empty lines.
+    if not all_objects and (odd := _NO_OBJECT.search(data)):
         raise pa.ArrowInvalid("not a JSON object" if odd[0].strip() else "an empty line")
     if is_deep(data):
         raise pa.ArrowInvalid("nested too deeply")
@@ -90,14 +93,18 @@ _NO_OBJECT = re.compile(rb"^[ \t\r]*(?:[^{\s]|$)", re.MULTILINE)
 def is_deep(data: bytes) -> bool:
     """Whether a line of JSON is nested so deeply that Arrow's parser, which calls itself, would crash the process.
 
-    Brackets are counted, and those within text count too: a cheap count first, as nearly every block is flat.
+    Brackets are counted first, those within text too: a line with few of them cannot be deep.
     """
-    opened = data.count(b"[") + data.count(b"{")
-    if opened - data.count(b"\n") <= _MAX_DEPTH:
+    if len(data) <= 2 * _MAX_DEPTH:
         return False
-    return any(
-        line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(line) > _MAX_DEPTH for line in data.split(b"\n")
-    )
+    buffer = np.frombuffer(data, np.uint8)
+    opened = np.flatnonzero((buffer | 32) == ord("{"))  # [ and { differ in that bit
+    if len(opened) <= _MAX_DEPTH:
+        return False
+    ends = np.append(np.flatnonzero(buffer == ord("\n")), len(buffer))
+    counts = np.diff(np.searchsorted(opened, ends), prepend=0)
+    starts = np.append(0, ends[:-1] + 1)
+    return any(_depth(data[starts[line] : ends[line]]) > _MAX_DEPTH for line in np.flatnonzero(counts > _MAX_DEPTH))
 
 
 def _depth(line: bytes) -> int:

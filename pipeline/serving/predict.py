@@ -18,6 +18,8 @@ from clsd.pipeline.shared.loaders import load_saved_model
 from clsd.pipeline.shared.model_versions import exported_config, newest_version, verified_metadata
 
 _HINT = "copy it again, or export it again"
+#: Brackets that any row may have.
+_FEW_BRACKETS = 100
 
 
 class Predictor:
@@ -128,7 +130,7 @@ def read_rows(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            if is_deep(line.encode(errors="replace")):
+            if line.count("[") + line.count("{") > _FEW_BRACKETS and is_deep(line.encode(errors="replace")):
                 raise ValueError("nested too deeply")
             row = json.loads(line.strip(), object_pairs_hook=each_key_once)
         except ValueError as error:
