@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from clsd.features.errors import UserError
-from clsd.features.paths import address, as_path, is_remote
+from clsd.features.paths import as_path, is_remote
 from clsd.features.schema import CategoricalFeature, Schema
 from clsd.pipeline.preprocess import avro
 from clsd.pipeline.preprocess.column_types import (
@@ -91,8 +91,9 @@ def plan(logs: LogSettings, schema: Schema) -> list[InputSplit]:
         match = _match_objects(pattern) if is_remote(pattern) else _match_local(pattern)
         if not match:
             raise UserError(pattern, "no such file", "correct logs.files, or fetch the data first with `clsd dataset`")
-        new = {path: file for path, file in match.items() if address(as_path(path)) not in seen}
-        seen |= {address(as_path(path)) for path in new}
+        same = {path: path if is_remote(path) else str(Path(path).resolve()) for path in match}
+        new = {path: file for path, file in match.items() if same[path] not in seen}
+        seen |= {same[path] for path in new}
         files |= new
     input_splits: list[InputSplit] = []
     for path, file in sorted(files.items()):
