@@ -23,9 +23,12 @@ from clsd.pipeline.preprocess.job import preprocess
 from clsd.pipeline.public_data import SyntheticSettings, write_dataset
 from clsd.pipeline.serving.export import export, scoring_function
 from clsd.pipeline.serving.serving_inputs import as_arrays
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.config import Config
 from clsd.pipeline.shared.config_file import dump_config, load_config, parse_config
 from clsd.pipeline.shared.dataset import Dataset
+from clsd.pipeline.shared.json_files import write_json
+from clsd.pipeline.training.checkpoints import read_run
 from clsd.pipeline.training.scoring import Scorer
 from clsd.pipeline.training.train import train
 from clsd.pipeline.training.trained_model import load_trained
@@ -340,6 +343,9 @@ def test_the_export_of_a_control_is_refused_in_one_line(
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     config = load_config(run / "config.yaml", ["confidence.control=permuted"])
     (run / "config.yaml").write_text(dump_config(config))
+    summary = read_run(run, "")
+    others = [file for file in summary["files"] if file["file"] != "config.yaml"]
+    write_json(run / "run.json", {**summary, "files": [describe_file(run, "config.yaml"), *others]})
     command = ["export", "--config", run / "config.yaml", "--dataset", small_dataset.directory, "--run", run]
     result = CliRunner().invoke(main, [str(word) for word in [*command, "--out", tmp_path / "out"]])
     assert result.exit_code == 2
