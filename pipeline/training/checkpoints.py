@@ -8,7 +8,7 @@ from typing import Any
 
 from clsd.features.errors import UserError
 from clsd.pipeline.shared.artefacts import RunSummary
-from clsd.pipeline.shared.checksums import describe_file, require_unchanged
+from clsd.pipeline.shared.checksums import describe_file
 from clsd.pipeline.shared.files import atomic_directory, files_in, make_directory, remove_tree, remove_unfinished
 from clsd.pipeline.shared.json_files import read_json, write_json
 from clsd.pipeline.shared.progress import warn
@@ -102,9 +102,13 @@ def _verify(path: Path) -> tuple[str, dict[str, Any]]:
     """The first fault of a checkpoint ("" if it is intact) and its state."""
     try:
         saved = read_json(path / STATE_FILE, "checkpoint", "")
-        require_unchanged(path, saved["files"], "")
+        for file in saved["files"]:
+            if describe_file(path, file["file"]) != file:
+                return f"has an altered {file['file']}", {}
         return "", dict(saved["state"])
     except UserError as error:
-        return f"has a {Path(error.where).name} that {error.what}", {}
+        return f"has a {STATE_FILE} that {error.what}", {}
+    except OSError as error:
+        return f"lacks {Path(str(error.filename)).name}", {}
     except (KeyError, TypeError):
         return f"has an incomplete {STATE_FILE}", {}
