@@ -154,7 +154,7 @@ def test_a_damaged_or_missing_model_is_named(small_dataset: Dataset, small_run: 
     copy = Path(shutil.copytree(small_run, tmp_path / "run"))
     data = next((copy / "best").glob("weights.data*"))
     data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"best/weights: cannot be restored"):
+    with pytest.raises(UserError, match=r"best/weights\.data.*: is not the file that clsd wrote"):
         load_trained(copy, small_dataset)
 
 
