@@ -76,6 +76,7 @@ def test_a_run_from_a_shared_warm_up_ends_as_one_that_did_its_own(
     assert shared["history"][0]["train"]["largest_weight"] == 1 or length in (NONE, WITHIN)
     for run in (shared, alone):
         assert (run.pop("seconds_per_step") or 1) > 0  # None where all weighted steps were traced in their call
+        assert run.pop("files")  # equal weights may give other bytes of TensorFlow's files
     assert shared == alone
     assert len(shared["history"]) > math.ceil(shared["warmup_steps"] / 19)  # something was weighed
     assert same_weights(tmp_path / "shared", tmp_path / "alone")
