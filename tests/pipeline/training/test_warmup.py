@@ -102,7 +102,10 @@ def test_a_warm_up_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
     assert not (there / "warmup.json").exists()
     warm_up(config, tiny_dataset, there)
     warm_up(config, tiny_dataset, whole)
-    assert state_of(there) == state_of(whole)
+    states = [state_of(run) for run in (there, whole)]
+    for state in states:
+        state.pop("best_files")  # equal weights may give other bytes of TensorFlow's files
+    assert states[0] == states[1]
     runs = [train(config, tiny_dataset, tmp_path / f"run-{p.name}", start=p) for p in (there, whole)]
     assert runs[0]["history"] == runs[1]["history"]
     assert same_weights(tmp_path / "run-stopped", tmp_path / "run-whole")
