@@ -266,7 +266,7 @@ def exported(thin: Dataset, thin_run: Path, tmp_path_factory: pytest.TempPathFac
     for kind in ("exact", "cheap"):
         run = Path(shutil.copytree(thin_run, root / f"run-{kind}"))
         config = load_config(run / "config.yaml", [f"export.calibration={kind}"])
-        (run / "config.yaml").write_text(dump_config(config))
+        _replace_config(run, config)
         result[kind] = export(thin, run, root / kind, version=1)
     return result
 
@@ -342,10 +342,7 @@ def test_the_export_of_a_control_is_refused_in_one_line(
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     config = load_config(run / "config.yaml", ["confidence.control=permuted"])
-    (run / "config.yaml").write_text(dump_config(config))
-    summary = read_run(run, "")
-    others = [file for file in summary["files"] if file["file"] != "config.yaml"]
-    write_json(run / "run.json", {**summary, "files": [describe_file(run, "config.yaml"), *others]})
+    _replace_config(run, config)
     command = ["export", "--config", run / "config.yaml", "--dataset", small_dataset.directory, "--run", run]
     result = CliRunner().invoke(main, [str(word) for word in [*command, "--out", tmp_path / "out"]])
     assert result.exit_code == 2
@@ -363,3 +360,11 @@ def test_a_cheap_calibration_needs_a_validation_split(
     with pytest.raises(UserError, match=r"has no validation split .*; set export.calibration: exact"):
         scoring_function(make_config(export={"calibration": "cheap"}), bare, model)
     assert scoring_function(make_config(export={"calibration": "exact"}), bare, model) == model.score_inputs
+
+
+def _replace_config(run: Path, config: Config) -> None:
+    """Give a finished run another config, and list it anew."""
+    (run / "config.yaml").write_text(dump_config(config))
+    summary = read_run(run, "")
+    others = [file for file in summary["files"] if file["file"] != "config.yaml"]
+    write_json(run / "run.json", {**summary, "files": [describe_file(run, "config.yaml"), *others]})
