@@ -37,8 +37,9 @@ class MetricsLog:
         """Read the log up to ``step`` and drop later lines."""
         if step and self._file.exists():
             lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
-            self._lines = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
-            if damaged := [number for number, line in enumerate(lines, 1) if _step_of(line) is None]:
+            steps = [_step_of(line) for line in lines]
+            self._lines = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+            if damaged := [number for number, at in enumerate(steps, 1) if at is None]:
                 warn(f"{self._file}:{damaged[0]} is damaged, and {len(damaged) - 1} other lines: left out")
 
     def log(self, part: str, step: int, metrics: dict[str, float]) -> None:
